@@ -1,0 +1,57 @@
+"""Files that are never half-written, content hashes, and the folder where computed things are kept."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import BinaryIO
+
+import platformdirs
+
+CACHE_VARIABLE = "QUANTENV_CACHE"
+
+
+def cache_dir() -> Path:
+    """Returns the folder of recomputable files: ``$QUANTENV_CACHE``, or the user's cache directory."""
+    override = os.environ.get(CACHE_VARIABLE)
+    return Path(override) if override else platformdirs.user_cache_path("quantenv")
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Writes a file aside and renames it, so that no reader or crash ever sees half of it.
+
+    Args:
+        path: Final path. Missing parent folders are made.
+        write: Receives the open binary file and writes the content.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        Path(aside).unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text atomically."""
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def content_hash(parts: Iterable[bytes | str]) -> str:
+    """Hashes a sequence of byte strings and texts, each delimited by its length.
+
+    Returns:
+        The first 16 hexadecimal digits of the SHA-256.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()[:16]
