@@ -1,0 +1,182 @@
+"""Allocation: the weight and activation bits of every quantizable layer, and its JSON file."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantenv.errors import AllocationError
+from quantenv.files import content_hash, write_text
+from quantenv.layers import LayerSpec
+
+FORMAT = "quantenv-allocation-1"
+MIN_BITS, MAX_BITS = 1, 8
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """Bits of every quantizable layer of one network, in execution order.
+
+    Raises:
+        AllocationError: If the lengths differ, a name is repeated, or bits leave 1-8.
+    """
+
+    names: tuple[str, ...]
+    """Module names of the layers: their identity."""
+    weight_bits: tuple[int, ...]
+    """Bits of each layer's weights, 1-8."""
+    activation_bits: tuple[int, ...]
+    """Bits of each layer's input activations, 1-8."""
+    task: str = ""
+    """Name of the task it was made for (informative)."""
+    scheme: str = ""
+    """Quantization scheme it was evaluated under (informative)."""
+
+    def __post_init__(self) -> None:
+        if not len(self.names) == len(self.weight_bits) == len(self.activation_bits):
+            raise AllocationError(
+                f"An allocation needs one weight and one activation bit-width per layer: got {len(self.names)} "
+                f"names, {len(self.weight_bits)} weight and {len(self.activation_bits)} activation bit-widths."
+            )
+        if len(set(self.names)) != len(self.names):
+            raise AllocationError("An allocation names a layer more than once.")
+        for name, *bits in zip(self.names, self.weight_bits, self.activation_bits, strict=True):
+            if not all(isinstance(b, int) and MIN_BITS <= b <= MAX_BITS for b in bits):
+                raise AllocationError(
+                    f"Layer {name!r} has bits {bits[0]!r}/{bits[1]!r}; "
+                    f"expected whole numbers from {MIN_BITS} to {MAX_BITS}."
+                )
+
+    @classmethod
+    def make(
+        cls,
+        layers: Sequence[LayerSpec],
+        weight_bits: int | Sequence[int],
+        activation_bits: int | Sequence[int] = 8,
+        task: str = "",
+        scheme: str = "",
+    ) -> "Allocation":
+        """Makes an allocation for described layers; a single number means the same bits everywhere.
+
+        Args:
+            layers: The network's layers.
+            weight_bits: One bit-width or one per layer.
+            activation_bits: One bit-width or one per layer.
+            task: Task name to carry.
+            scheme: Scheme name to carry.
+
+        Returns:
+            The allocation.
+        """
+
+        def spread(bits: int | Sequence[int]) -> tuple[int, ...]:
+            return (bits,) * len(layers) if isinstance(bits, int) else tuple(int(b) for b in bits)
+
+        names = tuple(layer.name for layer in layers)
+        return cls(names, spread(weight_bits), spread(activation_bits), task, scheme)
+
+    @property
+    def bits(self) -> tuple[tuple[int, int], ...]:
+        """(weight bits, activation bits) of each layer."""
+        return tuple(zip(self.weight_bits, self.activation_bits, strict=True))
+
+    @property
+    def hash(self) -> str:
+        """Hash of names and bits: equal for equal allocations of the same layers."""
+        return content_hash([json.dumps([self.names, self.weight_bits, self.activation_bits])])
+
+    def check_fits(self, layers: Sequence[LayerSpec]) -> "Allocation":
+        """Returns the allocation in the order of `layers`, or says which layers differ.
+
+        Args:
+            layers: The network's layers.
+
+        Returns:
+            The same bits, in the order of `layers`.
+
+        Raises:
+            AllocationError: If the layer names are not the same set.
+        """
+        expected = [layer.name for layer in layers]
+        missing = [name for name in expected if name not in self.names]
+        extra = [name for name in self.names if name not in expected]
+        if missing or extra:
+            parts = []
+            if missing:
+                parts.append(f"the network's {_list(missing)} have no bits")
+            if extra:
+                parts.append(f"{_list(extra)} are not in the network")
+            made_for = f" It was made for task {self.task!r}." if self.task else ""
+            raise AllocationError(f"The allocation does not fit this network: {'; '.join(parts)}.{made_for}")
+        by_name = dict(zip(self.names, self.bits, strict=True))
+        weights, activations = zip(*(by_name[name] for name in expected), strict=True)
+        return Allocation(tuple(expected), weights, activations, self.task, self.scheme)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the JSON content: format, task, scheme, hash, and per layer name and bits."""
+        layers = [
+            {"name": name, "weight_bits": weight, "activation_bits": activation}
+            for name, weight, activation in zip(self.names, self.weight_bits, self.activation_bits, strict=True)
+        ]
+        return {
+            "format": FORMAT,
+            "task": self.task,
+            "scheme": self.scheme,
+            "hash": self.hash,
+            "layers": layers,
+        }
+
+    @classmethod
+    def from_dict(cls, content: Any) -> "Allocation":
+        """Reads the content written by `to_dict`.
+
+        Raises:
+            AllocationError: If keys are missing or of the wrong type, or the hash does not match.
+        """
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise AllocationError(f"Not an allocation: expected a JSON object with format {FORMAT!r}.")
+        try:
+            rows = [(row["name"], row["weight_bits"], row["activation_bits"]) for row in content["layers"]]
+            recorded, task, scheme = content["hash"], content["task"], content["scheme"]
+        except (KeyError, TypeError) as error:
+            raise AllocationError(f"The allocation is incomplete: {error} is missing or malformed.") from error
+        if not rows or not all(isinstance(name, str) for name, _, _ in rows):
+            raise AllocationError("The allocation lists no layers, or a layer without a name.")
+        names, weights, activations = zip(*rows, strict=True)
+        allocation = cls(names, weights, activations, str(task), str(scheme))
+        if allocation.hash != recorded:
+            raise AllocationError(
+                f"The allocation's content does not match its hash ({recorded!r}): "
+                "the file was changed or damaged. Make it anew, or remove the change."
+            )
+        return allocation
+
+    def save(self, path: str | Path) -> None:
+        """Writes the allocation as JSON, atomically."""
+        write_text(Path(path), json.dumps(self.to_dict(), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Allocation":
+        """Reads an allocation file.
+
+        Raises:
+            AllocationError: If the file is missing, is not JSON, is truncated or does not match its hash.
+        """
+        path = Path(path)
+        try:
+            content = json.loads(path.read_text())
+        except OSError as error:
+            raise AllocationError(f"Cannot read the allocation file {path}: {error.strerror}.") from error
+        except ValueError as error:
+            raise AllocationError(f"{path} is not JSON, or is truncated: {error}.") from error
+        try:
+            return cls.from_dict(content)
+        except AllocationError as error:
+            raise AllocationError(f"{path}: {error}") from error
+
+
+def _list(names: Sequence[str], limit: int = 6) -> str:
+    shown = ", ".join(map(repr, names[:limit]))
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return f"layer{'s' if len(names) > 1 else ''} {shown}{more}"

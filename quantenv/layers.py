@@ -1,0 +1,164 @@
+"""The walk over a network: one `LayerSpec` for each quantizable layer, found by running the network once."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from quantenv.errors import UnsupportedLayerError
+
+Kind = Literal["conv", "depthwise", "linear"]
+
+#: Parameterised layers that stay in float and are not quantizable layers themselves.
+FLOAT_LAYERS = nn.BatchNorm1d | nn.BatchNorm2d
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """What cost tables and observations need to know of one quantizable layer.
+
+    Sizes are per sample (no batch dimension).
+    """
+
+    name: str
+    """Module path inside the network, as in ``named_modules()``: the layer's identity."""
+    kind: Kind
+    """``conv``, ``depthwise`` (a convolution with as many groups as input channels, more than one) or ``linear``."""
+    in_channels: int
+    """Input channels, or input features of a linear layer."""
+    out_channels: int
+    """Output channels, or output features of a linear layer."""
+    kernel_size: tuple[int, int]
+    """Kernel height and width; (1, 1) for a linear layer."""
+    stride: tuple[int, int]
+    """Stride of a convolution; (0, 0) for a linear layer, as in HAQ's state vector."""
+    groups: int
+    """Convolution groups; 1 for a linear layer."""
+    input_shape: tuple[int, ...]
+    """Shape of the layer's input, (C, H, W) for convolutions."""
+    output_shape: tuple[int, ...]
+    """Shape of the layer's output."""
+    params: int
+    """Quantized weights: elements of ``weight``, without the bias."""
+    bias_params: int
+    """Bias elements once batch norms are folded: one per output channel of every convolution."""
+    macs: int
+    """Multiply-accumulate operations for one sample, summed over calls if the layer runs more than once."""
+
+    @property
+    def input_elements(self) -> int:
+        """Elements of the layer's input for one sample."""
+        return math.prod(self.input_shape)
+
+    @property
+    def output_elements(self) -> int:
+        """Elements of the layer's output for one sample."""
+        return math.prod(self.output_shape)
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether the layer is a depthwise convolution."""
+        return self.kind == "depthwise"
+
+
+def describe(network: nn.Module, example: torch.Tensor) -> tuple[LayerSpec, ...]:
+    """Runs a network once and describes its quantizable layers in execution order.
+
+    Args:
+        network: Any module whose parameterised layers are Conv2d, Linear or batch norms. Its mode is restored.
+        example: One batch of inputs, shape (B, ...), on the network's device.
+
+    Returns:
+        One LayerSpec for each Conv2d and Linear that ran, in the order of first use.
+
+    Raises:
+        UnsupportedLayerError: If a module owns parameters quantenv cannot place (it is named), if no
+            quantizable layer ran, or if a weight or bias holds NaN or infinity.
+    """
+    _check_modules(network)
+    calls: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = {}
+    hooks = []
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+
+            def record(
+                _module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor, name: str = name
+            ) -> None:
+                calls.setdefault(name, []).append((tuple(args[0].shape[1:]), tuple(output.shape[1:])))
+
+            hooks.append(module.register_forward_hook(record))
+    training = network.training
+    try:
+        network.eval()
+        with torch.no_grad():
+            network(example)
+    finally:
+        network.train(training)
+        for hook in hooks:
+            hook.remove()
+    if not calls:
+        raise UnsupportedLayerError(
+            f"{type(network).__name__} ran no Conv2d or Linear layer, so there is nothing to quantize."
+        )
+    modules = dict(network.named_modules())
+    return tuple(_spec(name, modules[name], shapes) for name, shapes in calls.items())
+
+
+def _check_modules(network: nn.Module) -> None:
+    for name, module in network.named_modules():
+        parameters = dict(module.named_parameters(recurse=False))
+        if not parameters:
+            continue
+        if not isinstance(module, nn.Conv2d | nn.Linear | FLOAT_LAYERS):
+            raise UnsupportedLayerError(
+                f"Layer {name or '(the network itself)'!r} is a {type(module).__name__} with parameters of its own; "
+                "quantenv handles Conv2d, Linear and batch norms. Replace it, or express it with those layers."
+            )
+        for key, value in parameters.items():
+            if not torch.isfinite(value).all():
+                raise UnsupportedLayerError(
+                    f"Layer {name!r}: its {key} holds NaN or infinity, so the pretrained weights are unusable. "
+                    "Load a sound checkpoint."
+                )
+
+
+def _spec(name: str, module: nn.Module, shapes: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> LayerSpec:
+    input_shape, output_shape = shapes[0]
+    if isinstance(module, nn.Conv2d):
+        if module.padding_mode != "zeros":
+            raise UnsupportedLayerError(
+                f"Layer {name!r} pads with {module.padding_mode!r}; only zero padding is supported."
+            )
+        depthwise = module.groups == module.in_channels and module.groups > 1
+        kernel_macs = math.prod(module.kernel_size) * module.in_channels // module.groups
+        return LayerSpec(
+            name=name,
+            kind="depthwise" if depthwise else "conv",
+            in_channels=module.in_channels,
+            out_channels=module.out_channels,
+            kernel_size=(module.kernel_size[0], module.kernel_size[1]),
+            stride=(module.stride[0], module.stride[1]),
+            groups=module.groups,
+            input_shape=input_shape,
+            output_shape=output_shape,
+            params=module.weight.numel(),
+            bias_params=module.out_channels,
+            macs=sum(math.prod(output) * kernel_macs for _, output in shapes),
+        )
+    assert isinstance(module, nn.Linear)
+    return LayerSpec(
+        name=name,
+        kind="linear",
+        in_channels=module.in_features,
+        out_channels=module.out_features,
+        kernel_size=(1, 1),
+        stride=(0, 0),
+        groups=1,
+        input_shape=input_shape,
+        output_shape=output_shape,
+        params=module.weight.numel(),
+        bias_params=module.out_features if module.bias is not None else 0,
+        macs=sum(math.prod(output) * module.in_features for _, output in shapes),
+    )
