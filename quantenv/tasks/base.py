@@ -1,0 +1,90 @@
+"""What a task is: a float network, fixed splits and a quantization scheme."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from quantenv.errors import QuantenvError
+from quantenv.files import content_hash
+from quantenv.layers import LayerSpec, describe
+
+SPLITS = ("train", "calibration", "search", "test")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Samples held in memory."""
+
+    inputs: torch.Tensor
+    """Float32 inputs, already normalised, shape (N, ...)."""
+    labels: torch.Tensor
+    """Class indices, int64, shape (N,)."""
+
+    def __post_init__(self) -> None:
+        if len(self.inputs) != len(self.labels) or not len(self.inputs):
+            raise QuantenvError(
+                f"A split needs as many labels as inputs and at least one sample: "
+                f"got {len(self.inputs)} inputs and {len(self.labels)} labels."
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Everything that fixes what accuracy an allocation has.
+
+    The splits ``train``, ``search`` and ``test`` must be disjoint; ``calibration`` may lie within ``train``.
+
+    Raises:
+        QuantenvError: If a split is missing, or search or test samples occur in another split.
+        UnsupportedLayerError: On first use of `layers`, if the network cannot be quantized.
+    """
+
+    name: str
+    """Name used in logs, allocation files and run folders."""
+    network: nn.Module
+    """Float network with pretrained weights. It is put in eval mode and never changed."""
+    splits: Mapping[str, Split]
+    """``train`` (fine-tuning), ``calibration`` (ranges), ``search`` (the reward), ``test`` (reported once)."""
+    scheme: str = "linear"
+    """Quantizer of weights and activations."""
+
+    def __post_init__(self) -> None:
+        missing = [name for name in SPLITS if name not in self.splits]
+        if missing:
+            raise QuantenvError(
+                f"Task {self.name!r} lacks the split{'s' if len(missing) > 1 else ''} {', '.join(missing)}; "
+                f"a task needs {', '.join(SPLITS)}."
+            )
+        seen: dict[bytes, str] = {}
+        for split in ("train", "search", "test"):
+            samples = {row.tobytes() for row in self.splits[split].inputs.numpy()}
+            for sample in samples:
+                if sample in seen:
+                    raise QuantenvError(
+                        f"Task {self.name!r}: the splits {seen[sample]!r} and {split!r} share a sample; "
+                        "search and test accuracy would be training accuracy. Remove duplicates first."
+                    )
+            seen.update(dict.fromkeys(samples, split))
+        self.network.eval()
+
+    @cached_property
+    def layers(self) -> tuple[LayerSpec, ...]:
+        """The quantizable layers, in execution order."""
+        return describe(self.network, self.splits["calibration"].inputs[:1])
+
+    @cached_property
+    def identity(self) -> str:
+        """Content hash of weights, splits and scheme."""
+        parts: list[bytes | str] = [self.scheme, str(self.network)]
+        for key, value in self.network.state_dict().items():
+            parts += [key, value.detach().cpu().contiguous().numpy().tobytes()]
+        for split in SPLITS:
+            data = self.splits[split]
+            parts += [split, data.inputs.numpy().tobytes(), data.labels.numpy().tobytes()]
+        return content_hash(parts)
