@@ -1,0 +1,97 @@
+"""Ranges by minimum mean squared error, for every bit-width at once.
+
+Max-abs ranges have 3-5 times the squared error of these at 2-4 bits. The candidates of b bits include a grid that
+contains the best grid of b - 1 bits, so more bits never have a larger error on the calibration data.
+"""
+
+import torch
+
+from quantenv.quantize.quantizers import Grid, activation_bounds, quantize, weight_bounds
+
+BITS = range(1, 9)
+#: Clipping ratios tried for each range, as fractions of the largest absolute value.
+RATIOS = torch.linspace(0.1, 1.0, 91)
+#: Samples of an activation that take part in the search for its range.
+MAX_SAMPLES = 1 << 15
+
+
+def weight_grids(weight: torch.Tensor) -> dict[int, Grid]:
+    """Finds symmetric per-output-channel grids.
+
+    Args:
+        weight: Shape (O, ...).
+
+    Returns:
+        For each bit-width 1-8 the grid of least squared error among `RATIOS`, per channel, scale of shape
+        (O, 1, ...). One bit has the closed form scale = mean |w| (XNOR-Net, eq. 6). A channel of zeros gets scale 1
+        (0 at one bit), so that it stays exactly zero.
+    """
+    shape = (-1,) + (1,) * (weight.dim() - 1)
+    flat = weight.detach().flatten(1)
+    largest = flat.abs().amax(1)
+    grids = {1: Grid(1, flat.abs().mean(1).view(shape), *weight_bounds(1))}
+    for bits in BITS[1:]:
+        low, high = weight_bounds(bits)
+        candidates = [grids[bits - 1].scale.view(-1), *(largest * ratio / high for ratio in RATIOS)]
+        best, scale = torch.full_like(largest, torch.inf), torch.ones_like(largest)
+        for candidate in map(_positive, candidates):
+            grid = Grid(bits, candidate[:, None], low, high)
+            error = (quantize(flat, grid) - flat).square().mean(1)
+            better = error < best
+            best, scale = torch.where(better, error, best), torch.where(better, candidate, scale)
+        grids[bits] = Grid(bits, scale.view(shape), low, high)
+    return grids
+
+
+def activation_grids(samples: torch.Tensor) -> dict[int, Grid]:
+    """Finds affine per-tensor grids.
+
+    Args:
+        samples: Values the tensor took on calibration data, any shape. At most `MAX_SAMPLES`, evenly strided, are
+            used besides the extremes.
+
+    Returns:
+        For each bit-width 1-8 the grid of least squared error: zero-point 0 if no value is negative, otherwise the
+        best of all zero-points that the clipping ratios of the two ends give. Data that are all zero get
+        scale 1.
+    """
+    flat = samples.detach().flatten().float()
+    lowest, highest = flat.min().clamp(max=0), flat.max().clamp(min=0)
+    flat = flat[:: max(1, len(flat) // MAX_SAMPLES)]
+    signed = bool(lowest < 0)
+    grids: dict[int, Grid] = {}
+    for bits in BITS:
+        if bits == 1 and signed:
+            grids[1] = Grid(1, flat.abs().mean(), *activation_bounds(1, 1))
+            continue
+        candidates = (
+            _signed_candidates(bits, lowest, highest)
+            if signed
+            else [Grid(bits, _positive(highest * ratio / (2**bits - 1)), 0, 2**bits - 1) for ratio in RATIOS]
+        )
+        if bits > 1:
+            previous = grids[bits - 1]
+            zero_point = 1 if previous.sign else -previous.low + (2 ** (bits - 2) if signed else 0)
+            candidates.append(Grid(bits, _positive(previous.scale), *activation_bounds(bits, zero_point)))
+        errors = torch.stack([(quantize(flat, grid) - flat).square().mean() for grid in candidates])
+        grids[bits] = candidates[int(errors.argmin())]
+    return grids
+
+
+def _signed_candidates(bits: int, lowest: torch.Tensor, highest: torch.Tensor) -> list[Grid]:
+    """Clips the two ends by the same ratio, and each end alone by a few."""
+    levels = 2**bits - 1
+    pairs = [(float(r), float(r)) for r in RATIOS]
+    pairs += [(low, high) for low in (0.25, 0.5, 0.75, 1.0) for high in (0.25, 0.5, 0.75, 1.0) if low != high]
+    grids = []
+    for low_ratio, high_ratio in pairs:
+        low, high = lowest * low_ratio, highest * high_ratio
+        scale = _positive((high - low) / levels)
+        zero_point = int((-low / scale).round().clamp(1, levels))
+        grids.append(Grid(bits, scale, *activation_bounds(bits, zero_point)))
+    return grids
+
+
+def _positive(scale: torch.Tensor) -> torch.Tensor:
+    """Replaces steps too small to divide by (a tensor of zeros): with step 1, zeros stay exactly zero."""
+    return torch.where(scale > torch.finfo(torch.float32).tiny, scale, torch.ones_like(scale))
