@@ -1,0 +1,117 @@
+"""Cost tables: what every layer costs at every pair of bit-widths, compiled once from the device description."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from quantenv.allocation import MAX_BITS, MIN_BITS
+from quantenv.errors import QuantenvError, unknown_name
+from quantenv.hardware.devices import Device
+from quantenv.hardware.quantities import METRICS
+from quantenv.hardware.workload import ACTIVATION_BITS, WEIGHT_BITS, macs, weight_bytes
+from quantenv.layers import LayerSpec
+
+__all__ = ["METRICS", "CostTable", "compile_costs", "overhead_bytes"]
+
+
+@dataclass(frozen=True, eq=False)
+class CostTable:
+    """One metric of every layer at every pair of bit-widths; a network's cost is the sum of its entries.
+
+    Entries of bit-widths that the device does not support are there too, so that the 8-bit reference always exists;
+    `Device.supports` says which may be used.
+
+    Raises:
+        QuantenvError: If the metric is unknown, or the values are not (L, 8, 8), finite and non-negative.
+    """
+
+    metric: str
+    """Name of the metric, one of `METRICS`."""
+    values: np.ndarray
+    """float64 (L, 8, 8) = [layer, weight bits - 1, activation bits - 1] in bytes, bit operations, seconds or joules.
+    A read-only copy of what was given."""
+
+    def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            raise unknown_name("metric", self.metric, METRICS)
+        values = np.array(self.values, dtype=np.float64)
+        if values.ndim != 3 or values.shape[1:] != (MAX_BITS, MAX_BITS):
+            raise QuantenvError(f"A {self.metric} table has shape {values.shape}; expected (layers, 8, 8).")
+        if not (np.isfinite(values) & (values >= 0)).all():
+            raise QuantenvError(f"The {self.metric} table holds negative or non-finite costs.")
+        values.setflags(write=False)
+        object.__setattr__(self, "values", values)
+
+    def cost(self, weight_bits: Sequence[int], activation_bits: Sequence[int]) -> float:
+        """Sums the entries of an allocation.
+
+        Args:
+            weight_bits: Weight bits of each layer, length L, 1-8.
+            activation_bits: Activation bits of each layer, length L, 1-8.
+
+        Returns:
+            The network's cost, SI units.
+
+        Raises:
+            QuantenvError: If a length is not L, or a bit-width is not a whole number from 1 to 8.
+        """
+        weight, activation = self._index("weight", weight_bits), self._index("activation", activation_bits)
+        return float(self.values[np.arange(len(self.values)), weight, activation].sum())
+
+    @property
+    def reference(self) -> float:
+        """The network's cost with 8-bit weights and activations, SI units: what budget ratios refer to."""
+        bits = (MAX_BITS,) * len(self.values)
+        return self.cost(bits, bits)
+
+    def _index(self, kind: str, bits: Sequence[int]) -> np.ndarray:
+        array = np.asarray(bits)
+        if array.shape != (len(self.values),):
+            raise QuantenvError(
+                f"Got {kind} bits of shape {array.shape} for a cost table of {len(self.values)} layers: "
+                "give one bit-width per layer."
+            )
+        # Checked, because 0 bits would silently index the table from its end.
+        if array.dtype.kind not in "iu" or ((array < MIN_BITS) | (array > MAX_BITS)).any():
+            raise QuantenvError(f"{kind.capitalize()} bits are {array.tolist()}; expected whole numbers from 1 to 8.")
+        return array - 1
+
+
+def compile_costs(layers: Sequence[LayerSpec], device: Device) -> dict[str, CostTable]:
+    """Compiles the cost table of every metric that a device defines.
+
+    - ``size``, bytes: params x weight bits / 8. Only the quantized weights count, as in HAQ (Wang et al., CVPR 2019)
+      and HAWQ-V3 (Yao et al., ICML 2021); see `overhead_bytes` for the rest.
+    - ``bops``, bit operations: MACs x weight bits x activation bits, one sample, as HAWQ-V3 counts them.
+    - ``latency``, seconds, and ``energy``, joules, for one sample: the device's models, if it has them.
+
+    Args:
+        layers: The network's quantizable layers, in execution order.
+        device: The device.
+
+    Returns:
+        The tables by metric, in the order of `METRICS`.
+
+    Raises:
+        QuantenvError: If a look-up table cannot be read or does not fit the network.
+    """
+    ones = np.ones_like(ACTIVATION_BITS)
+    values = {
+        "size": weight_bytes(layers) * ones,
+        "bops": macs(layers) * WEIGHT_BITS * ACTIVATION_BITS,
+    }
+    if device.latency is not None:
+        values["latency"] = device.latency.table(layers)
+    if device.energy is not None:
+        values["energy"] = device.energy.table(layers)
+    return {metric: CostTable(metric, values[metric]) for metric in METRICS if metric in values}
+
+
+def overhead_bytes(layers: Sequence[LayerSpec]) -> int:
+    """Returns the bytes that a quantized network stores besides its quantized weights.
+
+    A float32 scale per output channel and an int32 bias per bias element. They are the same for every allocation, so
+    size tables and budgets leave them out and reports state them.
+    """
+    return sum(4 * layer.out_channels + 4 * layer.bias_params for layer in layers)
