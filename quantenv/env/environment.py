@@ -1,0 +1,361 @@
+"""QuantizationEnv: choosing the bits of every layer of a network, as a Gymnasium environment."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.error import ResetNeeded
+
+from quantenv.allocation import Allocation
+from quantenv.env.constraints import make_constraint
+from quantenv.env.decisions import Pins, make_walk
+from quantenv.env.masks import Masks, cost_of, within
+from quantenv.env.observations import Observer, feature_names
+from quantenv.env.rendering import allocation_text
+from quantenv.env.rewards import make_reward
+from quantenv.errors import QuantenvError
+from quantenv.evaluate.base import Evaluator
+from quantenv.hardware.budget import check_feasible, parse_budgets
+from quantenv.hardware.costs import compile_costs
+from quantenv.hardware.devices import load_device
+
+if TYPE_CHECKING:
+    from quantenv.tasks import Task
+
+
+class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
+    """Choosing the bits of every layer of a pretrained network under a budget.
+
+    ## Description
+    The network's quantizable layers are visited in execution order. Each decision gives one layer's weights,
+    its input activations, or both their bit-widths; the finished allocation is priced in accuracy by an
+    evaluator and in size, bit operations, latency and energy by a device's cost tables. The environment holds
+    no randomness: an episode follows from its actions.
+
+    ## Action Space
+    `Discrete(B)`: an index into the `bits` on offer, ascending; with `decisions="joint"`, `Discrete(B * B)`:
+    weight index * B + activation index. `action_masks()`, and `info["action_mask"]`, say which options are
+    open: those the device supports and, under `constraint="mask"`, those from which the budget can still be
+    met. A closed option that is taken is executed as the nearest open one in bits (ties: fewer bits), and
+    reported. An action outside the space is an error.
+
+    ## Observation Space
+    `Box(0, 1, (F,), float32)`; `feature_names` names the features, which `quantenv.env.observations` defines:
+    `haq` (10), `blog` (8), or `full`: both, and two for each budgeted metric. After the last decision its
+    layer is described once more, with everything settled.
+
+    ## Reward
+    Terminal; 0 before. `accuracy`: reward_scale * (accuracy - reference accuracy). `weighted`: reward_scale *
+    (w_accuracy * accuracy - sum of w_m * cost_m / budget_m), with a metric's 8-bit cost where it has no
+    budget. The constraint then has its say: `mask` and `project` leave it, `reject` replaces the reward of an
+    infeasible allocation, `lagrangian` subtracts lambda * sum of max(0, cost / budget - 1).
+
+    ## Starting State
+    The first decision, nothing settled but the pinned layers. `previous_bits` is 1, as in HAQ.
+
+    ## Episode End
+    Terminated after the last decision; one evaluation is charged. Never truncated.
+
+    ## Information
+    Flat and numeric. On every step: `action_mask` (int8, (n,); all ones after the last decision), `decision`
+    (index of the next decision), and but for reset `executed_action`, `corrected` (1 if the action executed
+    was not the one taken). At the end also: `accuracy`, `loss`, `cost_<metric>` (SI units),
+    `budget_<metric>`, `feasible` (0 or 1), `bits` (int64, (L, 2): weight and activation bits as evaluated),
+    `evaluations` (episodes finished since the environment was last seeded: the same seed gives the same
+    info), `executed_actions` (int64, (T,): the actions that make `bits`; what an agent should learn from),
+    and `penalty_lambda` under `lagrangian`: the lambda that priced this episode.
+
+    ## Arguments
+    See `__init__`.
+
+    ## Version History
+    - v0: first version.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}  # type: ignore[misc]
+
+    def __init__(
+        self,
+        task: "str | Task | None" = "digits",
+        *,
+        metric: str | Sequence[str] = "size",
+        budget: float | str | Sequence[float | str] | Mapping[str, float | str] = 0.4,
+        device: str = "generic",
+        decisions: str = "weights",
+        bits: Sequence[int] = (2, 3, 4, 5, 6, 7, 8),
+        activation_bits: int = 8,
+        observation: str = "full",
+        constraint: str = "mask",
+        constraint_options: Mapping[str, float] | None = None,
+        reward: str = "accuracy",
+        reward_scale: float = 1.0,
+        reward_weights: Mapping[str, float] | None = None,
+        pinned: Pins = None,
+        evaluator: str | Evaluator = "ptq",
+        sensitivity: np.ndarray | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        """Makes the environment.
+
+        Args:
+            task: A registered task or a Task; not used where `evaluator` is an object and `sensitivity` is
+                given.
+            metric: Metric or metrics the budget is about: size, bops, latency, energy.
+            budget: A ratio of the 8-bit cost, an absolute limit with a unit, one per metric, or a mapping
+                from metrics to budgets; see `quantenv.hardware.budget.parse_budgets`.
+            device: Name of a device, or path of its YAML description.
+            decisions: ``weights``, ``weights+activations`` (a layer's weights, then its activations) or
+                ``joint``.
+            bits: Bit options, 1-8.
+            activation_bits: Bits of all activations under ``decisions="weights"``.
+            observation: ``haq``, ``blog`` or ``full``.
+            constraint: ``mask``, ``project``, ``reject`` or ``lagrangian``; see `quantenv.env.constraints`.
+            constraint_options: Fields of the constraint.
+            reward: ``accuracy`` or ``weighted``.
+            reward_scale: Factor of the reward, > 0.
+            reward_weights: For ``weighted``: weights >= 0 of ``accuracy`` (1 if left out) and of metrics (0).
+            pinned: Layers that are not decided: ``first_last`` (at 8/8), or a mapping from layer names to
+                bits or to (weight bits, activation bits).
+            evaluator: A registered evaluator, made for the task, or an Evaluator.
+            sensitivity: Harm of quantizing each layer, >= 0, shape (L,); measured on the task if an
+                observation shows it and it is not given.
+            render_mode: None, ``ansi`` or ``rgb_array``.
+
+        Raises:
+            QuantenvError: If a name is unknown or a value is out of range.
+            InfeasibleBudgetError: If no allocation meets the budget.
+        """
+        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
+            raise QuantenvError(f"render_mode is {render_mode!r}: expected None, 'ansi' or 'rgb_array'.")
+        self.render_mode = render_mode
+        self._constraint = make_constraint(constraint, constraint_options)
+        self.constraint = constraint
+        """Name of the constraint."""
+        self.device = load_device(device)
+        """The device whose costs count."""
+
+        self._task = task
+        self.evaluator = self._make_evaluator(evaluator)
+        """What prices allocations in accuracy."""
+        self.layers = tuple(self.evaluator.layers)
+        """The quantizable layers, length L."""
+        self.reference = self.evaluator.reference
+        """The float network's evaluation on the search split."""
+        self.tables = compile_costs(self.layers, self.device)
+        """Cost table of every metric the device defines."""
+        self.budgets = parse_budgets(metric, budget, self.tables)
+        """The budgets, absolute, in SI units."""
+        self.walk = make_walk(decisions, bits, activation_bits, pinned, self.layers, self.device)
+        """The decisions of an episode and their options."""
+        check_feasible(self.budgets, self.tables, self.walk.allowed)
+
+        self._costs = np.stack([table.values for table in self.tables.values()])
+        self._limits = np.array([budget.limit for budget in self.budgets])
+        self._budgeted = [list(self.tables).index(budget.metric) for budget in self.budgets]
+        self._masks = self._make_masks()
+        limits = {budget.metric: budget.limit for budget in self.budgets}
+        self._reward = make_reward(
+            reward,
+            reward_scale,
+            reward_weights,
+            self.reference.accuracy,
+            {name: limits.get(name, table.reference) for name, table in self.tables.items()},
+        )
+        self.feature_names = feature_names(observation, tuple(limits))
+        """Names of the observation's features, in order."""
+        self._observer = Observer(
+            self.feature_names,
+            self.layers,
+            self.walk,
+            {name: table.values for name, table in self.tables.items()},
+            limits,
+            self._resolve_sensitivity(sensitivity) if "sensitivity" in self.feature_names else None,
+        )
+        self.observation_space = self._observer.space
+        self.action_space = spaces.Discrete(self.walk.n_actions)  # type: ignore[assignment]
+        self.evaluations = 0
+        """Evaluations charged: episodes finished in this environment's life. Seeding does not set it back."""
+        self._seeded_at = 0
+        self._names = tuple(layer.name for layer in self.layers)
+        task_in_use = self._task if not isinstance(self._task, str) else None
+        self._origin = (task_in_use.name, task_in_use.scheme) if task_in_use else ("", "")
+        self._every_option = np.ones(self.walk.n_actions, dtype=bool)
+        pinned_layers = np.flatnonzero((self.walk.start > 0).all(axis=1))
+        weight, activation = self.walk.start[pinned_layers].T - 1
+        self._pinned_cost = self._costs[:, pinned_layers, weight, activation].sum(axis=1)
+        self._decision = -1  # no episode has begun
+        self._bits = self.walk.start.copy()
+
+    # What is decided --------------------------------------------------------------------------------------
+
+    @property
+    def bits(self) -> tuple[int, ...]:
+        """Bit options, ascending; actions index into them."""
+        return self.walk.bits
+
+    @property
+    def decision_layers(self) -> np.ndarray:
+        """Layer index of each decision, int64 (T,)."""
+        return self.walk.layers
+
+    @property
+    def n_decisions(self) -> int:
+        """Decisions in an episode, T."""
+        return self.walk.n_decisions
+
+    @property
+    def allowed(self) -> np.ndarray:
+        """Which (weight bits - 1, activation bits - 1) each layer can end with, bool (L, 8, 8)."""
+        return self.walk.allowed
+
+    def action_masks(self) -> np.ndarray:
+        """Returns the open options of the decision at hand, bool (n,); sb3-contrib calls it by this name.
+
+        Raises:
+            ResetNeeded: If no episode was begun.
+        """
+        if self._decision < 0:
+            raise ResetNeeded("No episode is running: call reset() first.")
+        return self._mask.copy()
+
+    # An episode -------------------------------------------------------------------------------------------
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begins an episode. A seed also restarts what the constraint has learnt from earlier episodes."""
+        super().reset(seed=seed)
+        if seed is not None:
+            self._constraint.restart()
+            self._seeded_at = self.evaluations
+        self._decision = 0
+        self._bits = self.walk.start.copy()
+        self._spent = self._pinned_cost.copy()
+        self._previous_bits = 0.0
+        self._executed = np.zeros(self.n_decisions, dtype=np.int64)
+        return self._observe(), {"action_mask": self._mask.astype(np.int8), "decision": 0}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Executes one decision; the last one evaluates the allocation.
+
+        Raises:
+            QuantenvError: If the action is outside the action space.
+            ResetNeeded: If no episode is running.
+        """
+        if not 0 <= self._decision < self.n_decisions:
+            raise ResetNeeded("No episode is running: call reset() first.")
+        if not self.action_space.contains(action):
+            raise QuantenvError(
+                f"Action {action!r} is not in {self.action_space}: "
+                f"expected a whole number from 0 to {self.walk.n_actions - 1}."
+            )
+        taken, decision = int(action), self._decision
+        executed = taken if self._mask[taken] else self.walk.nearest(taken, self._mask)
+        self._executed[decision] = executed
+        self._previous_bits = self.walk.mean_bits(executed)
+        if self.walk.settle(self._bits, decision, executed):
+            layer = self.walk.layers[decision]
+            weight, activation = self._bits[layer] - 1
+            self._spent += self._costs[:, layer, weight, activation]
+        self._decision += 1
+
+        terminated = self._decision == self.n_decisions
+        reward, outcome = self._finish() if terminated else (0.0, {})
+        executed = int(self._executed[decision])
+        observation = self._observe()
+        info = {
+            "action_mask": self._mask.astype(np.int8),
+            "decision": self._decision,
+            "executed_action": executed,
+            "corrected": int(executed != taken),
+            **outcome,
+        }
+        return observation, reward, terminated, False, info
+
+    def render(self) -> Any:
+        """Draws the allocation so far: text for ``ansi``, an image (H, W, 3) uint8 for ``rgb_array``."""
+        if self.render_mode == "ansi":
+            return allocation_text(self.layers, self._bits)
+        if self.render_mode == "rgb_array":
+            # matplotlib takes a while to load: only where it draws
+            from quantenv.env.figures import allocation_figure, figure_pixels
+
+            return figure_pixels(allocation_figure(self.layers, self._bits))
+        return None
+
+    def _observe(self) -> np.ndarray:
+        """Works out the mask of the decision at hand and returns the observation."""
+        weight_bits = 0
+        if self._decision == self.n_decisions:
+            self._mask = self._every_option
+        else:
+            if self.walk.kinds[self._decision] == "activations":
+                weight_bits = int(self._bits[self.walk.layers[self._decision], 0])
+            spent = self._spent[self._budgeted] if self._constraint.masks_budget else self._spent[:0]
+            self._mask = self._masks.open(self._decision, weight_bits, spent)
+        return self._observer.observe(self._decision, weight_bits, self._previous_bits, self._spent)
+
+    def _finish(self) -> tuple[float, dict[str, Any]]:
+        """Evaluates the finished allocation and returns the reward and the last info's outcome."""
+        decided = self._bits
+        self._bits = self._constraint.execute(decided, self.walk, self._costs[self._budgeted], self._limits)
+        if self._bits is not decided:
+            self._executed = self.walk.actions(self._bits)
+            self._previous_bits = self.walk.mean_bits(int(self._executed[-1]))
+        costs = cost_of(self._costs, self._bits)
+        self._spent = costs
+        weights, activations = self._bits.T.tolist()
+        allocation = Allocation(self._names, tuple(weights), tuple(activations), *self._origin)
+        evaluation = self.evaluator.evaluate([allocation])[0]
+        self.evaluations += 1
+
+        penalty = self._constraint.info()
+        reward = self._constraint.reward(self._reward(evaluation.accuracy, costs), costs[self._budgeted] / self._limits)
+        return reward, {
+            "accuracy": evaluation.accuracy,
+            "loss": evaluation.loss,
+            **{f"cost_{metric}": float(cost) for metric, cost in zip(self.tables, costs, strict=True)},
+            **{f"budget_{budget.metric}": budget.limit for budget in self.budgets},
+            "feasible": int(within(costs[self._budgeted], self._limits)),
+            "bits": self._bits.copy(),
+            "evaluations": self.evaluations - self._seeded_at,
+            "executed_actions": self._executed.copy(),
+            **penalty,
+        }
+
+    # Construction -----------------------------------------------------------------------------------------
+
+    def _resolve_task(self, purpose: str) -> "Task":
+        if self._task is None:
+            raise QuantenvError(f"task is None, but {purpose}: give a task.")
+        if isinstance(self._task, str):
+            from quantenv.tasks import get_task  # may train a network: only where one is needed
+
+            self._task = get_task(self._task)
+        return self._task
+
+    def _make_evaluator(self, evaluator: str | Evaluator) -> Evaluator:
+        if not isinstance(evaluator, str):
+            if not hasattr(evaluator, "evaluate"):
+                raise QuantenvError(
+                    f"evaluator is {evaluator!r}: expected a name such as 'ptq', or an Evaluator object."
+                )
+            return evaluator
+        from quantenv.evaluate import make_evaluator
+
+        return make_evaluator(evaluator, self._resolve_task(f"evaluator={evaluator!r} needs one"))
+
+    def _resolve_sensitivity(self, sensitivity: np.ndarray | None) -> np.ndarray:
+        if sensitivity is not None:
+            return sensitivity
+        from quantenv.sensitivity import layer_sensitivity
+
+        return layer_sensitivity(self._resolve_task("the observation shows a sensitivity and none was given"))
+
+    def _make_masks(self) -> Masks:
+        costs = self._costs[self._budgeted]
+        if not self._constraint.masks_budget:
+            return Masks(self.walk, costs[:0], self._limits[:0])
+        return Masks(self.walk, costs, self._limits)

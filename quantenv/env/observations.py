@@ -1,0 +1,225 @@
+"""What an agent sees before a decision: the features, each named and sourced in one place.
+
+Every feature is in [0, 1]. Sources: HAQ (Wang et al., CVPR 2019, section 3.1, the 10 entries of its state
+vector); blog (the 8-feature state of a tutorial on HAQ); AMC (He et al., ECCV 2018, its
+state's "reduced" and "rest").
+
+Features of the layer are normalised over the network's layers, (x - min) / (max - min) as HAQ does, 0 where
+all layers agree. Features of the episode count what is settled: costs of layers all of whose bits are decided
+or pinned.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from gymnasium import spaces
+
+from quantenv.env.decisions import Walk
+from quantenv.errors import QuantenvError, unknown_name
+from quantenv.hardware.budget import TOLERANCE
+from quantenv.layers import LayerSpec
+
+#: Features of a layer, from its description and its index.
+LAYER_FEATURES: dict[str, Callable[[LayerSpec, int], float]] = {
+    "layer_index": lambda layer, index: index,  # HAQ k; blog depth
+    "in_channels": lambda layer, index: layer.in_channels,  # HAQ, blog c_in
+    "out_channels": lambda layer, index: layer.out_channels,  # HAQ, blog c_out
+    "kernel_size": lambda layer, index: layer.kernel_size[0],  # HAQ, blog
+    "stride": lambda layer, index: layer.stride[0],  # HAQ, blog; 0 for linear layers
+    "feature_map_size": lambda layer, index: _positions(layer),  # HAQ s_feat: height x width of the input
+    "parameters": lambda layer, index: layer.params,  # HAQ n_params
+    "depthwise": lambda layer, index: layer.depthwise,  # HAQ i_dw; constant features become 0
+}
+
+#: The other features of each observation; `full` adds two for each budgeted metric.
+HAQ = (
+    *LAYER_FEATURES,
+    "decides_weights",  # HAQ i_w/a: 1 for weights (or both), 0 for activations alone
+    "previous_bits",  # HAQ a_(k-1): executed bits / most bits; 1 at the first decision; joint: mean of both
+)
+BLOG = (
+    "layer_index",
+    "in_channels",
+    "out_channels",
+    "kernel_size",
+    "stride",
+    "sensitivity",  # of the layer to quantization, log scale, see `sensitivity_feature`
+    "size_so_far",  # size of settled layers / the network's 8-bit size
+    "latency_so_far",  # the same of latency; 0 if the device has no latency model
+)
+OBSERVATIONS = ("haq", "blog", "full")
+
+#: Sensitivities below this share of the greatest count as this share.
+SENSITIVITY_FLOOR = 1e-6
+
+
+def feature_names(observation: str, budgeted: Sequence[str]) -> tuple[str, ...]:
+    """Returns the features of an observation, in order.
+
+    `full` is `haq` and `blog` without repetition and, for each budgeted metric,
+    ``budget_left_<metric>``: what the budget leaves above the cheapest completion, as a share of that at the
+    episode's start; and ``reducible_<metric>``: dearest less cheapest completion, as a share of that at the
+    start (AMC's "rest"). Where the first is as large as the second, nothing needs saving any more.
+
+    Args:
+        observation: A name of `OBSERVATIONS`.
+        budgeted: Metrics that have a budget.
+
+    Raises:
+        QuantenvError: If the name is unknown.
+    """
+    if observation == "haq":
+        return HAQ
+    if observation == "blog":
+        return BLOG
+    if observation != "full":
+        raise unknown_name("observation", observation, OBSERVATIONS)
+    episode = (f"{kind}_{metric}" for metric in budgeted for kind in ("budget_left", "reducible"))
+    return (*dict.fromkeys(HAQ + BLOG), *episode)
+
+
+def normalise(values: np.ndarray) -> np.ndarray:
+    """Maps values (L,) onto [0, 1] by their least and greatest; all zeros if these are equal."""
+    low, high = values.min(), values.max()
+    return (values - low) / (high - low) if high > low else np.zeros_like(values)
+
+
+def sensitivity_feature(sensitivity: np.ndarray, layers: Sequence[LayerSpec]) -> np.ndarray:
+    """Normalises sensitivities, which span decades, on a log scale.
+
+    Args:
+        sensitivity: Harm of quantizing each layer, any unit, >= 0, shape (L,).
+        layers: The network's layers.
+
+    Returns:
+        float64 (L,) in [0, 1]: `normalise` of the logarithm, after raising what lies below
+        `SENSITIVITY_FLOOR` times the greatest to it.
+
+    Raises:
+        QuantenvError: If there is not one finite number >= 0 per layer.
+    """
+    values = np.asarray(sensitivity, dtype=np.float64)
+    if values.shape != (len(layers),):
+        raise QuantenvError(
+            f"sensitivity has shape {values.shape}: expected one number per quantizable layer, ({len(layers)},)."
+        )
+    if not (np.isfinite(values).all() and (values >= 0).all()):
+        raise QuantenvError("sensitivity holds a negative number, NaN or infinity: expected finite numbers >= 0.")
+    if values.max() == 0:
+        return values
+    return normalise(np.log10(np.maximum(values / values.max(), SENSITIVITY_FLOOR)))
+
+
+class Observer:
+    """Writes observations: float32 (F,) in [0, 1]. What does not depend on the episode is worked out once."""
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        layers: Sequence[LayerSpec],
+        walk: Walk,
+        costs: dict[str, np.ndarray],
+        limits: dict[str, float],
+        sensitivity: np.ndarray | None,
+    ) -> None:
+        """Prepares the features.
+
+        Args:
+            names: Features, from `feature_names`.
+            layers: The network's layers.
+            walk: The decisions.
+            costs: Every metric's costs, each float64 (L, 8, 8); the order is that of `observe`'s `spent`.
+            limits: Budgets by metric.
+            sensitivity: As `sensitivity_feature` takes it; None if it is not among the names.
+        """
+        self.names = tuple(names)
+        self.space = spaces.Box(0.0, 1.0, (len(names),), dtype=np.float32)
+        self._walk = walk
+        self._most_bits = walk.bits[-1]
+        columns = {name: column for column, name in enumerate(names)}
+        self._previous = columns.get("previous_bits")
+
+        self._static = np.zeros((walk.n_decisions, len(names)), dtype=np.float32)
+        for name in columns.keys() & LAYER_FEATURES.keys():
+            values = np.array([float(LAYER_FEATURES[name](layer, index)) for index, layer in enumerate(layers)])
+            self._static[:, columns[name]] = normalise(values)[walk.layers]
+        if "decides_weights" in columns:
+            self._static[:, columns["decides_weights"]] = [kind != "activations" for kind in walk.kinds]
+        if sensitivity is not None:
+            self._static[:, columns["sensitivity"]] = sensitivity_feature(sensitivity, layers)[walk.layers]
+
+        # Features of the episode are base[decision, settled weight bits] + slope @ spent.
+        episode = [name for name in names if name.startswith(("size_so", "latency_so", "budget_left", "reducible"))]
+        self._episode = np.array([columns[name] for name in episode], dtype=np.int64)
+        self._base = np.zeros((walk.n_decisions + 1, 9, len(episode)))
+        self._slope = np.zeros((len(episode), len(costs)))
+        position = {metric: index for index, metric in enumerate(costs)}
+        for row, name in enumerate(episode):
+            metric = name.removesuffix("_so_far").removeprefix("budget_left_").removeprefix("reducible_")
+            if metric not in costs:
+                continue
+            if name.endswith("_so_far"):
+                self._slope[row, position[metric]] = 1 / costs[metric][:, -1, -1].sum()
+                continue
+            least, most = _completions(walk, costs[metric])
+            pinned = _pinned_cost(walk, costs[metric])
+            if name.startswith("reducible"):
+                self._base[:, :, row] = _share(most - least, most[0, 0] - least[0, 0])
+            else:
+                spare = limits[metric] - pinned - least[0, 0]
+                if spare > TOLERANCE * limits[metric]:
+                    self._base[:, :, row] = (limits[metric] - least) / spare
+                    self._slope[row, position[metric]] = -1 / spare
+
+    def observe(self, decision: int, weight_bits: int, previous_bits: float, spent: np.ndarray) -> np.ndarray:
+        """Returns the observation before a decision, or after the last.
+
+        Args:
+            decision: Index of the decision; T after the last, whose layer is then described once more.
+            weight_bits: The weight bits of the decision's layer if they are settled and its activations are
+                not, else 0.
+            previous_bits: Bits of the previous decision, the mean of both if it was joint; 0 before the
+                first.
+            spent: Every metric's cost of all settled layers, float64 (K,).
+        """
+        observation = self._static[min(decision, len(self._static) - 1)].copy()
+        if self._previous is not None:
+            observation[self._previous] = previous_bits / self._most_bits if previous_bits else 1.0
+        if len(self._episode):
+            features = self._base[decision, weight_bits] + self._slope @ spent
+            observation[self._episode] = np.minimum(np.maximum(features, 0.0), 1.0)
+        return observation
+
+
+def _completions(walk: Walk, costs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cheapest and dearest completion, each float64 (T + 1, 9): [decision, settled weight bits]."""
+    least, most = np.where(walk.allowed, costs, np.inf), np.where(walk.allowed, costs, -np.inf)
+    low, high = np.zeros((walk.n_decisions + 1, 9)), np.zeros((walk.n_decisions + 1, 9))
+    for decision in range(walk.n_decisions):
+        layer = walk.layers[decision]
+        later = np.unique(walk.layers[walk.layers > layer])
+        low[decision] = least[later].min(axis=(1, 2)).sum()
+        high[decision] = most[later].max(axis=(1, 2)).sum()
+        if walk.kinds[decision] != "activations":
+            low[decision] += least[layer].min()
+            high[decision] += most[layer].max()
+            continue
+        settled = walk.allowed[layer].any(axis=1)
+        low[decision, 1:][settled] += least[layer].min(axis=1)[settled]
+        high[decision, 1:][settled] += most[layer].max(axis=1)[settled]
+    return low, high
+
+
+def _pinned_cost(walk: Walk, costs: np.ndarray) -> float:
+    pinned = np.setdiff1d(np.arange(len(walk.start)), walk.layers)
+    weight, activation = walk.start[pinned].T - 1
+    return float(costs[pinned, weight, activation].sum())
+
+
+def _share(part: np.ndarray, whole: float) -> np.ndarray:
+    return part / whole if whole > 0 else np.zeros_like(part)
+
+
+def _positions(layer: LayerSpec) -> int:
+    return math.prod(layer.input_shape[:-1] if layer.kind == "linear" else layer.input_shape[1:])

@@ -1,0 +1,72 @@
+"""Wrappers around QuantizationEnv for agents that act otherwise."""
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from quantenv.env.environment import QuantizationEnv
+from quantenv.errors import QuantenvError
+
+
+class ContinuousBits(gymnasium.ActionWrapper):
+    """Lets an agent choose bits by a number in [0, 1], two for joint decisions (weights, activations).
+
+    The bits are round(b_min - 0.5 + a * (b_max - b_min + 1)), HAQ's equal intervals (Wang et al., CVPR 2019),
+    kept within b_min and b_max, which HAQ's rounding leaves at the ends, and moved to the nearest
+    bits on offer (ties: fewer).
+    """
+
+    def __init__(self, env: gymnasium.Env[np.ndarray, int]) -> None:
+        """Wraps an environment.
+
+        Args:
+            env: A QuantizationEnv, wrapped or not.
+
+        Raises:
+            QuantenvError: If it is another environment.
+        """
+        super().__init__(env)
+        if not isinstance(env.unwrapped, QuantizationEnv):
+            raise QuantenvError(
+                f"ContinuousBits wraps a QuantizationEnv, not {type(env.unwrapped).__name__}: give it one."
+            )
+        walk = env.unwrapped.walk
+        self._bits = np.array(walk.bits)
+        self._dims = 2 if walk.mode == "joint" else 1
+        self.action_space = spaces.Box(0.0, 1.0, (self._dims,), dtype=np.float32)
+        whole = np.arange(self._bits[0], self._bits[-1] + 1)
+        owner = np.abs(whole[:, None] - self._bits).argmin(axis=1)  # the first, so the fewest bits, among equals
+        first, count = (np.array(x) for x in np.unique(owner, return_index=True, return_counts=True)[1:])
+        self._centres = ((first + count / 2) / len(whole)).astype(np.float32)
+
+    def action(self, action: Any) -> int:
+        """Turns numbers in [0, 1], shape (1,) or (2,), into the index of an action.
+
+        Raises:
+            QuantenvError: If the shape is wrong or a number is not finite.
+        """
+        values = np.asarray(action, dtype=np.float64)
+        if values.shape != (self._dims,) or not np.isfinite(values).all():
+            raise QuantenvError(
+                f"Continuous action {action!r}: expected {self._dims} finite number(s) in [0, 1], "
+                f"shape ({self._dims},)."
+            )
+        least, most = self._bits[0], self._bits[-1]
+        rounded = np.clip(np.round(least - 0.5 + values * (most - least + 1)), least, most)
+        indices = np.abs(rounded[:, None] - self._bits).argmin(axis=1)
+        return int(indices @ (len(self._bits), 1)) if self._dims == 2 else int(indices[0])
+
+    def continuous(self, actions: np.ndarray) -> np.ndarray:
+        """Turns executed actions into continuous ones, for replay.
+
+        Args:
+            actions: Indices of actions, int (T,), for example ``info["executed_actions"]``.
+
+        Returns:
+            float32 (T, 1), or (T, 2) for joint decisions: the centre of each option's interval.
+        """
+        actions = np.asarray(actions)
+        indices = np.stack(np.divmod(actions, len(self._bits)), axis=1) if self._dims == 2 else actions[:, None]
+        return self._centres[indices]
