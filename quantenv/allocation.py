@@ -42,7 +42,7 @@ class Allocation:
         if len(set(self.names)) != len(self.names):
             raise AllocationError("An allocation names a layer more than once.")
         for name, *bits in zip(self.names, self.weight_bits, self.activation_bits, strict=True):
-            if not all(isinstance(b, int) and MIN_BITS <= b <= MAX_BITS for b in bits):
+            if not all(type(b) is int and MIN_BITS <= b <= MAX_BITS for b in bits):
                 raise AllocationError(
                     f"Layer {name!r} has bits {bits[0]!r}/{bits[1]!r}; "
                     f"expected whole numbers from {MIN_BITS} to {MAX_BITS}."

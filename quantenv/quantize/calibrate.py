@@ -4,13 +4,18 @@ Max-abs ranges have 3-5 times the squared error of these at 2-4 bits. The candid
 contains the best grid of b - 1 bits, so more bits never have a larger error on the calibration data.
 """
 
+from collections.abc import Iterable
+
 import torch
 
 from quantenv.quantize.quantizers import Grid, activation_bounds, quantize, weight_bounds
 
 BITS = range(1, 9)
-#: Clipping ratios tried for each range, as fractions of the largest absolute value.
+#: Clipping ratios tried for activations, as fractions of the extremes.
 RATIOS = torch.linspace(0.1, 1.0, 91)
+#: The same grid of ratios for weights, of which there are more: first coarsely, then about the best.
+COARSE_RATIOS = torch.linspace(0.1, 1.0, 19)
+REFINEMENTS = (-0.04, -0.03, -0.02, -0.01, 0.01, 0.02, 0.03, 0.04)
 #: Samples of an activation that take part in the search for its range.
 MAX_SAMPLES = 1 << 15
 
@@ -22,8 +27,8 @@ def weight_grids(weight: torch.Tensor) -> dict[int, Grid]:
         weight: Shape (O, ...).
 
     Returns:
-        For each bit-width 1-8 the grid of least squared error among `RATIOS`, per channel, scale of shape
-        (O, 1, ...). One bit has the closed form scale = mean |w| (XNOR-Net, eq. 6). A channel of zeros gets scale 1
+        For each bit-width 1-8 the grid of least squared error per channel, scale of shape (O, 1, ...).
+        One bit has the closed form scale = mean |w| (XNOR-Net, eq. 6). A channel of zeros gets scale 1
         (0 at one bit), so that it stays exactly zero.
     """
     shape = (-1,) + (1,) * (weight.dim() - 1)
@@ -31,16 +36,29 @@ def weight_grids(weight: torch.Tensor) -> dict[int, Grid]:
     largest = flat.abs().amax(1)
     grids = {1: Grid(1, flat.abs().mean(1).view(shape), *weight_bounds(1))}
     for bits in BITS[1:]:
-        low, high = weight_bounds(bits)
-        candidates = [grids[bits - 1].scale.view(-1), *(largest * ratio / high for ratio in RATIOS)]
-        best, scale = torch.full_like(largest, torch.inf), torch.ones_like(largest)
-        for candidate in map(_positive, candidates):
-            grid = Grid(bits, candidate[:, None], low, high)
-            error = (quantize(flat, grid) - flat).square().mean(1)
-            better = error < best
-            best, scale = torch.where(better, error, best), torch.where(better, candidate, scale)
-        grids[bits] = Grid(bits, scale.view(shape), low, high)
+        scale = _weight_scale(flat, bits, largest, grids[bits - 1].scale.view(-1))
+        grids[bits] = Grid(bits, scale.view(shape), *weight_bounds(bits))
     return grids
+
+
+def _weight_scale(flat: torch.Tensor, bits: int, largest: torch.Tensor, coarser: torch.Tensor) -> torch.Tensor:
+    """Finds the scale (O,) of least error for weights (O, K): coarsely, about the best, and that of one bit less."""
+    low, high = weight_bounds(bits)
+    unit = largest / high
+    least, best = torch.full_like(largest, torch.inf), torch.ones_like(largest)
+
+    def attempt(scales: Iterable[torch.Tensor]) -> None:
+        nonlocal least, best
+        for scale in map(_positive, scales):
+            error = quantize(flat, Grid(bits, scale[:, None], low, high)).sub_(flat).square_().mean(1)
+            best = torch.where(error < least, scale, best)
+            least = torch.minimum(error, least)
+
+    attempt(unit * ratio for ratio in COARSE_RATIOS)
+    centre = best
+    attempt(centre + unit * step for step in REFINEMENTS)
+    attempt([coarser])
+    return best
 
 
 def activation_grids(samples: torch.Tensor) -> dict[int, Grid]:

@@ -1,0 +1,97 @@
+from itertools import pairwise
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quantenv.quantize import activation_grids, quantize, weight_grids
+
+TENSORS = st.tuples(st.integers(0, 2**31), st.sampled_from(["normal", "heavy", "uniform", "relu", "negative"]))
+
+
+def make(seed, kind, shape=(3, 40)):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return {"normal": x, "heavy": x**3, "uniform": x.clamp(-1, 1), "relu": x.relu(), "negative": -x.abs()}[kind]
+
+
+def errors(x, grids):
+    return [float((quantize(x, grids[bits]) - x).square().mean()) for bits in range(1, 9)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(TENSORS)
+def test_more_bits_never_have_a_larger_error(tensor):
+    x = make(*tensor)
+    for grids in (weight_grids(x), activation_grids(x)):
+        found = errors(x, grids)
+        assert all(finer <= coarser * (1 + 1e-5) + 1e-12 for coarser, finer in pairwise(found))
+
+
+@settings(max_examples=25, deadline=None)
+@given(TENSORS)
+def test_ranges_are_never_worse_than_max_abs(tensor):
+    x = make(*tensor)
+    grids = weight_grids(x)
+    for bits in range(2, 9):
+        high = 2 ** (bits - 1) - 1
+        scale = (x.abs().amax(1, keepdim=True) / high).clamp(min=1e-30)
+        max_abs = ((x / scale).round().clamp(-high, high) * scale - x).square().mean()
+        assert errors(x, grids)[bits - 1] <= float(max_abs) * (1 + 1e-5) + 1e-12
+
+
+def test_mse_ranges_beat_max_abs_by_far_at_few_bits_on_heavy_tails():
+    x = torch.randn(1, 20_000, generator=torch.Generator().manual_seed(0))
+    scale = x.abs().max() / 7
+    max_abs = ((x / scale).round().clamp(-7, 7) * scale - x).square().mean()
+    assert errors(x, weight_grids(x))[3] < float(max_abs) / 2
+
+
+def test_one_bit_scale_is_the_closed_form_optimum():
+    x = make(3, "normal")
+    grid = weight_grids(x)[1]
+    torch.testing.assert_close(grid.scale[:, 0], x.abs().mean(1))
+    best = (quantize(x, grid) - x).square().mean(1)
+    for factor in (0.9, 1.1):
+        worse = torch.where(x >= 0, 1.0, -1.0) * grid.scale * factor
+        assert ((worse - x).square().mean(1) > best).all()
+
+
+def test_gaussian_two_bit_error_is_near_the_published_optimum():
+    # Max (1960), table II: the best uniform 3-level quantizer of a unit Gaussian has squared error 0.1902.
+    x = torch.randn(1, 100_000, generator=torch.Generator().manual_seed(1))
+    assert abs(errors(x, weight_grids(x))[1] - 0.1902) < 0.004
+
+
+def test_zero_tensors_stay_exactly_zero():
+    x = torch.zeros(2, 5)
+    for grids in (weight_grids(x), activation_grids(x)):
+        for bits in range(1, 9):
+            assert torch.isfinite(grids[bits].scale).all()
+            assert torch.equal(quantize(x, grids[bits]), x)
+
+
+def test_a_zero_channel_does_not_disturb_its_neighbours():
+    x = make(0, "normal")
+    alone = weight_grids(x[1:])
+    x[0] = 0
+    for bits, grid in weight_grids(x).items():
+        torch.testing.assert_close(grid.scale[1:], alone[bits].scale)
+
+
+def test_constant_tensors_are_represented():
+    for value in (3.7, -0.02, 1e-20):
+        x = torch.full((2, 6), value)
+        for grids in (weight_grids(x), activation_grids(x)):
+            for bits in range(1, 9):
+                torch.testing.assert_close(quantize(x, grids[bits]), x, rtol=1e-5, atol=0)
+
+
+def test_non_negative_data_use_every_code_from_zero():
+    grids = activation_grids(make(0, "relu"))
+    assert all((grids[bits].low, grids[bits].high) == (0, 2**bits - 1) for bits in range(1, 9))
+
+
+def test_signed_data_have_zero_on_the_grid():
+    grids = activation_grids(make(0, "normal") + 1)
+    assert grids[1].sign
+    assert all(grids[bits].low < 0 <= grids[bits].high for bits in range(2, 9))

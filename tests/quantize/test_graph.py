@@ -1,0 +1,82 @@
+import pytest
+import torch
+from torch import nn
+
+from quantenv.errors import UnsupportedLayerError
+from quantenv.quantize.graph import find_sites, trace
+from quantenv.tasks.vision import torchvision
+from tests.networks import branched
+
+EXAMPLE = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def test_folding_batch_norms_changes_nothing():
+    network = branched()
+    folded = trace(network)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(folded(EXAMPLE), network(EXAMPLE), rtol=1e-4, atol=1e-5)
+    assert any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+
+
+def test_linear_batch_norms_are_folded_too():
+    network = nn.Sequential(nn.Linear(4, 6, bias=False), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2)).eval()
+    network[1].running_mean.normal_()
+    folded = trace(network)
+    assert not any(isinstance(module, nn.BatchNorm1d) for module in folded.modules())
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(folded(x), network(x))
+
+
+def test_sites_are_where_integer_hardware_stores_tensors():
+    sites = {site.node: site for site in find_sites(trace(branched()), EXAMPLE[:1])}
+    readers = [(site.layers, site.shared) for site in sites.values()]
+    assert readers == [
+        (("stem",), False),  # the network's input
+        (("block.grouped",), True),  # the stem after its ReLU; the max pool only moves it; the add reads it too
+        (("block.depthwise",), False),  # the grouped convolution after its ReLU
+        ((), True),  # the depthwise output, before the add
+        (("left", "right"), False),  # the add after its ReLU, one input of two layers
+        ((), True),  # left, before the add
+        ((), True),  # right, before the add
+        ((), True),  # the second add, before the pool
+        (("head",), False),  # the average pool
+    ]
+    assert sites["x"].features == 3 * 16 * 16
+
+
+def test_every_convolution_of_resnet18_reads_and_writes_a_site():
+    graph = trace(torchvision().models.resnet18(weights=None).eval())
+    sites = find_sites(graph, torch.randn(1, 3, 64, 64))
+    convolutions = [name for name, module in graph.named_modules() if isinstance(module, nn.Conv2d)]
+    assert len(convolutions) == 20
+    read = [name for site in sites for name in site.layers]
+    assert sorted(read) == sorted([*convolutions, "fc"])
+    # input, stem, 8 blocks with 2 convolutions and an add each, 3 shortcut convolutions, average pool
+    assert len(sites) == 1 + 1 + 8 * 3 + 3 + 1
+
+
+def test_untraceable_networks_are_named():
+    class Branching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+
+        def forward(self, x):
+            return self.layer(x) if x.sum() > 0 else x
+
+    with pytest.raises(UnsupportedLayerError, match=r"Cannot trace Branching.*Control flow"):
+        trace(Branching())
+
+
+def test_a_layer_used_twice_is_named():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+
+        def forward(self, x):
+            return self.layer(self.layer(x))
+
+    with pytest.raises(UnsupportedLayerError, match="'layer' runs 2 times"):
+        trace(Twice())

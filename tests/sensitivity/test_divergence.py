@@ -1,0 +1,41 @@
+import numpy as np
+import torch
+from scipy.special import rel_entr, softmax
+
+from quantenv.allocation import Allocation
+from quantenv.quantize import QuantizedNetwork, calibrate_task
+from quantenv.sensitivity import layer_sensitivity
+from quantenv.tasks import get_task
+
+
+def test_it_is_the_kl_divergence_that_scipy_computes():
+    task = get_task("digits")
+    network = QuantizedNetwork(calibrate_task(task))
+    inputs = task.splits["search"].inputs
+
+    def probabilities(weight_bits):
+        network.select(Allocation.make(task.layers, weight_bits))
+        return softmax(network(inputs).numpy().astype(np.float64), axis=1)
+
+    reference = probabilities(8)
+    expected = [
+        rel_entr(reference, probabilities([3 if i == layer else 8 for i in range(8)])).sum(axis=1).mean()
+        for layer in range(8)
+    ]
+    np.testing.assert_allclose(layer_sensitivity(task), expected, rtol=1e-5, atol=1e-9)
+
+
+def test_it_is_measured_once_and_cannot_be_changed():
+    task = get_task("digits")
+    first = layer_sensitivity(task)
+    assert first is layer_sensitivity(task)
+    assert not first.flags.writeable
+    assert (first >= 0).all()
+    assert first.max() > 10 * first.min()
+
+
+def test_global_random_state_is_untouched():
+    task = get_task("digits")
+    state = torch.get_rng_state()
+    layer_sensitivity.__wrapped__(task)
+    assert torch.equal(torch.get_rng_state(), state)

@@ -1,0 +1,79 @@
+"""A synthetic additive task: every allocation's accuracy is a sum over layers, so the optimum is known."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from quantenv.allocation import Allocation
+from quantenv.evaluate.base import Evaluation
+from quantenv.layers import LayerSpec
+
+
+def synthetic_layers(count: int = 6, seed: int = 0) -> tuple[LayerSpec, ...]:
+    """Makes plausible convolution layers of very unequal sizes, the last one linear."""
+    rng = np.random.default_rng(seed)
+    layers = []
+    channels = 4
+    for index in range(count):
+        out = int(rng.integers(4, 40))
+        linear = index == count - 1
+        kernel = 1 if linear else int(rng.choice([1, 3]))
+        size = 1 if linear else 8
+        params = channels * out * kernel * kernel
+        layers.append(
+            LayerSpec(
+                name=f"layer{index}",
+                kind="linear" if linear else "conv",
+                in_channels=channels,
+                out_channels=out,
+                kernel_size=(kernel, kernel),
+                stride=(0, 0) if linear else (1, 1),
+                groups=1,
+                input_shape=(channels,) if linear else (channels, size, size),
+                output_shape=(out,) if linear else (out, size, size),
+                params=params,
+                bias_params=out,
+                macs=params * size * size,
+            )
+        )
+        channels = out
+    return tuple(layers)
+
+
+class AdditiveEvaluator:
+    """Evaluator whose error is the sum of `harm[layer, weight bits - 1, activation bits - 1]`."""
+
+    samples = 10_000
+    identity = "synthetic-additive"
+
+    def __init__(self, layers: tuple[LayerSpec, ...] | None = None, seed: int = 0) -> None:
+        self.layers = layers if layers is not None else synthetic_layers(seed=seed)
+        rng = np.random.default_rng(seed + 1)
+        count = len(self.layers)
+        scale = 0.3 * rng.dirichlet(np.full(count, 0.5))  # very unequal layers
+        decay = 4.0 ** -np.arange(8)  # halving the step divides the squared error by four
+        weight = scale[:, None, None] * decay[None, :, None]
+        activation = 0.5 * rng.permutation(scale)[:, None, None] * decay[None, None, :]
+        self.harm = 8.0 * (weight + activation)
+        self.reference = Evaluation(correct=9_600, samples=self.samples, loss=0.1)
+        self.calls = 0
+
+    @property
+    def sensitivity(self) -> np.ndarray:
+        """Harm of 4-bit weights in each layer, shape (L,)."""
+        return self.harm[:, 3, 7]
+
+    def total_harm(self, allocation: Allocation) -> float:
+        """Sum of the layers' harms."""
+        bits = np.array(allocation.bits) - 1
+        return float(self.harm[np.arange(len(bits)), bits[:, 0], bits[:, 1]].sum())
+
+    def evaluate(self, allocations: Sequence[Allocation], split: str = "search") -> list[Evaluation]:
+        """Looks the harms up."""
+        results = []
+        for allocation in allocations:
+            self.calls += 1
+            harm = self.total_harm(allocation.check_fits(self.layers))
+            correct = round(self.samples * max(0.0, 0.96 - harm))
+            results.append(Evaluation(correct=correct, samples=self.samples, loss=0.1 + harm))
+        return results

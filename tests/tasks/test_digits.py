@@ -1,0 +1,89 @@
+import pytest
+import torch
+
+from quantenv.allocation import Allocation
+from quantenv.errors import QuantenvError
+from quantenv.evaluate import make_evaluator
+from quantenv.tasks import get_task, task_descriptions, task_names
+from quantenv.tasks.digits import DigitsNet, digits_splits, make_digits
+from quantenv.tasks.training import TrainingRecipe, train_float
+
+
+@pytest.fixture(scope="module")
+def task():
+    return get_task("digits")
+
+
+def test_the_network_is_accurate_on_images_it_never_saw(task):
+    assert make_evaluator("ptq", task).float_evaluation("test").accuracy >= 0.96
+
+
+def test_structure(task):
+    assert [layer.kind for layer in task.layers] == ["conv"] + ["depthwise", "conv"] * 3 + ["linear"]
+    assert sum(layer.params for layer in task.layers) == 3144
+    assert 3000 <= sum(parameter.numel() for parameter in task.network.parameters()) <= 6000
+
+
+def test_splits_are_fixed_disjoint_and_cover_every_image(task):
+    sizes = {name: len(split) for name, split in task.splits.items()}
+    assert sizes == {"train": 897, "calibration": 256, "search": 450, "test": 450}
+    rows = [{image.numpy().tobytes() for image in task.splits[name].inputs} for name in ("train", "search", "test")]
+    assert len(set.union(*rows)) == sum(map(len, rows)) == 1797
+    again = digits_splits()
+    assert all(torch.equal(again[name].inputs, task.splits[name].inputs) for name in again)
+    calibration = {image.numpy().tobytes() for image in task.splits["calibration"].inputs}
+    assert calibration <= rows[0]
+
+
+def test_fewer_bits_hurt_and_layers_are_very_unequal(task):
+    evaluator = make_evaluator("ptq", task)
+    uniform = {bits: evaluator.evaluate([Allocation.make(task.layers, bits)])[0].accuracy for bits in (8, 6, 4, 3, 2)}
+    assert uniform[8] > 0.95
+    assert uniform[6] >= uniform[4] - 0.02 >= uniform[3] - 0.04
+    assert uniform[2] < uniform[6] - 0.3
+    one_layer = [[2 if i == index else 8 for i in range(8)] for index in range(8)]
+    alone = [e.accuracy for e in evaluator.evaluate([Allocation.make(task.layers, bits) for bits in one_layer])]
+    assert max(alone) - min(alone) > 0.15
+
+
+def test_training_is_deterministic_and_private():
+    split = digits_splits()["train"]
+    recipe = TrainingRecipe(epochs=1)
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    first = train_float(DigitsNet, split, recipe).state_dict()
+    torch.manual_seed(99)
+    second = train_float(DigitsNet, split, recipe).state_dict()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    other = train_float(DigitsNet, split, TrainingRecipe(epochs=1, seed=2)).state_dict()
+    assert not torch.equal(first["stem.weight"], other["stem.weight"])
+    torch.set_rng_state(state)
+    train_float(DigitsNet, split, recipe)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
+
+
+def test_trained_weights_are_cached_and_a_damaged_cache_is_replaced(monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("QUANTENV_CACHE", str(tmp_path))
+    monkeypatch.setattr("quantenv.tasks.digits.TrainingRecipe", lambda: TrainingRecipe(epochs=1))
+    identity = make_digits().identity
+    (path,) = (tmp_path / "weights").iterdir()
+    written = path.read_bytes()
+    monkeypatch.setattr("quantenv.tasks.digits.train_float", None)  # a second training would fail
+    assert make_digits().identity == identity
+    monkeypatch.undo()
+    monkeypatch.setenv("QUANTENV_CACHE", str(tmp_path))
+    monkeypatch.setattr("quantenv.tasks.digits.TrainingRecipe", lambda: TrainingRecipe(epochs=1))
+    for damaged in (written[: len(written) // 2], b"", written[:-1] + bytes([written[-1] ^ 1])):
+        path.write_bytes(damaged)
+        with caplog.at_level("WARNING"):
+            assert make_digits().identity == identity
+        assert "damaged" in caplog.text
+        assert path.read_bytes() == written
+        caplog.clear()
+
+
+def test_registry():
+    assert "digits" in task_names()
+    assert set(task_descriptions()) == set(task_names())
+    with pytest.raises(QuantenvError, match="Did you mean 'digits'"):
+        get_task("digit")

@@ -1,0 +1,90 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quantenv.allocation import Allocation
+from quantenv.errors import AllocationError
+from tests.synthetic import synthetic_layers
+
+LAYERS = synthetic_layers(4)
+BITS = st.lists(st.integers(1, 8), min_size=4, max_size=4)
+
+
+@given(BITS, BITS)
+def test_json_round_trip(weights, activations):
+    allocation = Allocation.make(LAYERS, weights, activations, task="t", scheme="linear")
+    assert Allocation.from_dict(json.loads(json.dumps(allocation.to_dict()))) == allocation
+
+
+@given(BITS, BITS)
+def test_hash_is_equal_exactly_for_equal_bits(first, second):
+    a, b = Allocation.make(LAYERS, first), Allocation.make(LAYERS, second, task="elsewhere")
+    assert (a.hash == b.hash) == (first == second)
+
+
+def test_file_round_trip(tmp_path):
+    allocation = Allocation.make(LAYERS, [2, 3, 4, 8], 8)
+    allocation.save(tmp_path / "deep" / "allocation.json")
+    assert Allocation.load(tmp_path / "deep" / "allocation.json") == allocation
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["allocation.json"]
+
+
+def test_layers_are_matched_by_name_not_by_position():
+    allocation = Allocation.make(LAYERS[::-1], [1, 2, 3, 4])
+    assert allocation.check_fits(LAYERS).weight_bits == (4, 3, 2, 1)
+
+
+def test_a_misfit_says_which_layers_differ():
+    allocation = Allocation(("layer0", "elsewhere"), (8, 8), (8, 8), task="other")
+    with pytest.raises(AllocationError, match=r"'layer1', 'layer2', 'layer3' have no bits.*'elsewhere'.*'other'"):
+        allocation.check_fits(LAYERS)
+
+
+@pytest.mark.parametrize("bits", [0, 9, -1, 2.5, True, "4"])
+def test_bits_outside_one_to_eight_are_refused(bits):
+    with pytest.raises(AllocationError, match="from 1 to 8"):
+        Allocation(("a",), (bits,), (8,))
+
+
+def test_lengths_and_repeated_names_are_refused():
+    with pytest.raises(AllocationError, match="one weight and one activation"):
+        Allocation(("a", "b"), (8,), (8, 8))
+    with pytest.raises(AllocationError, match="more than once"):
+        Allocation(("a", "a"), (8, 8), (8, 8))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "not JSON, or is truncated"),
+        ('{"format": "quantenv-allocation-1", "lay', "truncated"),
+        ("[1, 2]", "Not an allocation"),
+        ('{"format": "something else"}', "Not an allocation"),
+        ('{"format": "quantenv-allocation-1", "task": "", "scheme": "", "hash": ""}', "'layers'"),
+        ('{"format": "quantenv-allocation-1", "task": "", "scheme": "", "hash": "", "layers": [3]}', "malformed"),
+        ('{"format": "quantenv-allocation-1", "task": "", "scheme": "", "hash": "", "layers": []}', "no layers"),
+    ],
+)
+def test_damaged_files_are_clear_errors(tmp_path, content, message):
+    path = tmp_path / "allocation.json"
+    path.write_text(content)
+    with pytest.raises(AllocationError, match=message):
+        Allocation.load(path)
+
+
+def test_an_edited_file_does_not_match_its_hash(tmp_path):
+    path = tmp_path / "allocation.json"
+    Allocation.make(LAYERS, 4).save(path)
+    path.write_text(path.read_text().replace('"weight_bits": 4', '"weight_bits": 5', 1))
+    with pytest.raises(AllocationError, match="does not match its hash"):
+        Allocation.load(path)
+
+
+def test_binary_and_missing_files_are_clear_errors(tmp_path):
+    (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(AllocationError, match="not JSON"):
+        Allocation.load(tmp_path / "binary.json")
+    with pytest.raises(AllocationError, match="No such file"):
+        Allocation.load(tmp_path / "missing.json")

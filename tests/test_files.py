@@ -1,0 +1,27 @@
+import pytest
+
+from quantenv.files import cache_dir, content_hash, write_atomically, write_text
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "file.txt"
+    write_text(path, "old")
+
+    def fail(file):
+        file.write(b"half")
+        raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError, match="disk full"):
+        write_atomically(path, fail)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_hash_separates_its_parts():
+    assert content_hash(["ab", "c"]) != content_hash(["a", "bc"])
+    assert content_hash(["a"]) == content_hash([b"a"])
+
+
+def test_cache_folder_can_be_moved(monkeypatch, tmp_path):
+    monkeypatch.setenv("QUANTENV_CACHE", str(tmp_path))
+    assert cache_dir() == tmp_path

@@ -1,0 +1,80 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from quantenv.errors import UnsupportedLayerError
+from quantenv.layers import describe
+from quantenv.tasks.vision import torchvision
+from tests.networks import branched
+
+
+def test_every_structure_is_described_by_name_and_shape():
+    layers = {layer.name: layer for layer in describe(branched(), torch.randn(2, 3, 16, 16))}
+    assert list(layers) == ["stem", "block.grouped", "block.depthwise", "left", "right", "head"]
+    stem, grouped, depthwise, right, head = (
+        layers[name] for name in ("stem", "block.grouped", "block.depthwise", "right", "head")
+    )
+    assert (stem.kind, stem.stride, stem.input_shape, stem.output_shape) == ("conv", (2, 2), (3, 16, 16), (8, 8, 8))
+    assert (grouped.kind, grouped.groups, grouped.params) == ("conv", 2, 8 * 4 * 9)
+    assert (depthwise.kind, depthwise.groups, depthwise.params) == ("depthwise", 8, 72)
+    assert right.kernel_size == (1, 3)
+    assert (head.kind, head.kernel_size, head.stride, head.input_shape, head.bias_params) == (
+        "linear",
+        (1, 1),
+        (0, 0),
+        (6,),
+        5,
+    )
+    assert grouped.input_elements == math.prod((8, 4, 4))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "squeezenet1_0", "regnet_y_400mf"])
+def test_macs_agree_with_torchs_flop_counter(name):
+    network = getattr(torchvision().models, name)(weights=None).eval()
+    example = torch.randn(1, 3, 64, 64)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(example)
+    assert 2 * sum(layer.macs for layer in describe(network, example)) == counter.get_total_flops()
+
+
+def test_params_are_the_weights_without_biases():
+    network = branched()
+    layers = describe(network, torch.randn(1, 3, 16, 16))
+    modules = dict(network.named_modules())
+    assert [layer.params for layer in layers] == [modules[layer.name].weight.numel() for layer in layers]
+
+
+def test_describing_leaves_the_network_as_it_was():
+    network = branched().train()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    describe(network, torch.randn(4, 3, 16, 16))
+    assert network.training
+    assert not any(module._forward_hooks for module in network.modules())
+    for key, value in network.state_dict().items():
+        torch.testing.assert_close(value, before[key], rtol=0, atol=0)
+
+
+def test_an_unsupported_layer_is_named():
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Sequential(nn.ConvTranspose2d(4, 2, 3)))
+    with pytest.raises(UnsupportedLayerError, match=r"'1\.0' is a ConvTranspose2d"):
+        describe(network, torch.randn(1, 1, 8, 8))
+
+
+def test_nan_weights_are_refused_and_located():
+    network = branched()
+    network.block.grouped.weight.data[0, 0, 0, 0] = math.nan
+    with pytest.raises(UnsupportedLayerError, match=r"'block\.grouped'.*NaN"):
+        describe(network, torch.randn(1, 3, 16, 16))
+
+
+def test_a_network_without_layers_is_refused():
+    with pytest.raises(UnsupportedLayerError, match="nothing to quantize"):
+        describe(nn.ReLU(), torch.randn(1, 3))
+
+
+def test_other_padding_than_zeros_is_refused():
+    with pytest.raises(UnsupportedLayerError, match="'0' pads with 'reflect'"):
+        describe(nn.Sequential(nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect")), torch.randn(1, 1, 8, 8))
