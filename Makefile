@@ -1,0 +1,58 @@
+# `make` or `make help` lists the targets. Everything runs in .venv, which is made on first use.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
+
+# Options of train-agent are handed on only when they are set: the rest comes from experiments/configs/train.yaml.
+TRAIN_OPTIONS := $(if $(TASK),--task '$(TASK)') $(if $(AGENT),--agent '$(AGENT)') $(if $(METRIC),--metric '$(METRIC)') \
+	$(if $(BUDGET),--budget '$(BUDGET)') $(if $(EVALUATIONS),--evaluations '$(EVALUATIONS)') $(if $(SEED),--seed '$(SEED)')
+
+.DEFAULT_GOAL := help
+.PHONY: help install train-agent finetune validate tensorboard test lint check clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo "  Variables: AGENT TASK METRIC BUDGET EVALUATIONS SEED (train-agent), RUN=<folder>, ARGS=\"--option value\""
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "quantenv needs Python 3.11 or newer, but '$(PYTHON)' is not (or is missing); say which: make PYTHON=python3.12"; \
+		exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+install: $(VENV)/.installed ## make .venv and install quantenv into it
+
+train-agent: $(VENV)/.installed ## search, fine-tune and compare: AGENT= TASK= METRIC= BUDGET= EVALUATIONS= SEED=
+	$(BIN)/quantenv train $(TRAIN_OPTIONS) $(ARGS)
+
+finetune: $(VENV)/.installed ## fine-tune a run's best allocation: RUN=<folder>
+	$(BIN)/quantenv finetune $(if $(RUN),--run '$(RUN)') $(ARGS)
+
+validate: $(VENV)/.installed ## evaluate what a run recorded again and compare: RUN=<folder>
+	$(BIN)/quantenv validate $(if $(RUN),'$(RUN)') $(ARGS)
+
+tensorboard: $(VENV)/.installed ## look at the runs' curves in a browser
+	$(BIN)/tensorboard --logdir $(or $(RUN),runs) --host localhost $(ARGS)
+
+test: $(VENV)/.installed-dev ## run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check: lint test ## what continuous integration runs
+
+clean: ## remove .venv and the tools' caches
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
