@@ -1,6 +1,7 @@
 """The distribution, the directions of imports, and the promises of README and Makefile."""
 
 import ast
+import os
 import re
 import shlex
 import subprocess
@@ -150,16 +151,11 @@ def test_readme_names_every_subcommand_and_no_other():
 def test_readme_s_python_example_runs(tmp_path):
     (example,) = blocks("python")
     assert len(example.splitlines()) <= 22
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
-        [sys.executable, "-c", example], capture_output=True, text=True, check=True, env=environment()
+        [sys.executable, "-c", example], capture_output=True, text=True, check=True, env=environment, cwd=tmp_path
     )
     assert "bytes: weight bits" in result.stdout
-
-
-def environment() -> dict[str, str]:
-    import os
-
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 def test_readme_says_that_names_may_clash():

@@ -1,0 +1,1 @@
+"""What people run: `quantenv train | finetune | validate | tasks | agents | devices`."""

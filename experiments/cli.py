@@ -1,0 +1,89 @@
+"""The console script `quantenv`: finds the command, runs it, and turns the user's mistakes into one sentence.
+
+Only the command that was asked for is imported, so `quantenv --help` loads no torch.
+"""
+
+import argparse
+import importlib
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from quantenv import __version__
+from quantenv.errors import QuantenvError, unknown_name
+
+PROGRAM = "quantenv"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: where its `main` lives and what it is for."""
+
+    target: str
+    """``module:function`` of a function from arguments to exit code."""
+    summary: str
+    """One line for `quantenv --help`."""
+
+
+COMMANDS = {
+    "train": Command(
+        "experiments.train:main", "search with an agent, fine-tune the best allocation, compare with uniform"
+    ),
+    "finetune": Command(
+        "experiments.finetune:main", "quantization-aware fine-tuning of a run's or any file's allocation"
+    ),
+    "validate": Command("experiments.validate:main", "evaluate a run's recorded allocations again and compare"),
+    "tasks": Command("experiments.listing:list_tasks", "list the tasks"),
+    "agents": Command("experiments.listing:list_agents", "list the agents and their options"),
+    "devices": Command("experiments.listing:list_devices", "list the devices"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        arguments: Command line without the program's name; None means the process's own.
+
+    Returns:
+        Exit code: 0; 1 if a validation found a mismatch; 2 for a mistake in the input, said in one sentence on
+        stderr; 130 or 143 if interrupted by Ctrl-C or SIGTERM.
+    """
+    name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        if name.startswith("-"):
+            _top_level([name, *rest])
+            return 0
+        if name not in COMMANDS:
+            raise unknown_name("command", name, COMMANDS)
+        module, _, function = COMMANDS[name].target.partition(":")
+        return getattr(importlib.import_module(module), function)(rest)
+    except QuantenvError as error:
+        sys.stderr.write(f"{PROGRAM}: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{PROGRAM}: interrupted.\n")
+        return 128 + signal.SIGINT
+
+
+def _top_level(arguments: list[str]) -> None:
+    """Answers ``--help`` and ``--version``, which exit by themselves; anything else is an unknown option."""
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        usage=f"{PROGRAM} <command> [options]",
+        description="Mixed-precision quantization: bits per layer under a budget, found by an agent.",
+        epilog=f"commands:\n{commands}\n\n`{PROGRAM} <command> --help` explains every option of a command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=True,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    _, unknown = parser.parse_known_args(arguments)
+    raise unknown_name("option", unknown[0], ["--help", "--version"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

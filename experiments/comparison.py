@@ -1,0 +1,176 @@
+"""The comparison that every run ends with: what was found against the best uniform allocation under the same budget."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from experiments.report import Row
+from quantenv.allocation import Allocation
+from quantenv.env.environment import QuantizationEnv
+from quantenv.env.masks import cost_of, within
+from quantenv.evaluate.base import Evaluation, Evaluator
+from quantenv.layers import LayerSpec
+
+POST_TRAINING, QAT = "post-training", "QAT"
+#: Bits of an IEEE single: weights and activations of the float network.
+FLOAT_BITS = 32
+
+#: Fine-tunes an allocation for the row of that name and evaluates it on the test split.
+FineTune = Callable[[str, Allocation], Evaluation]
+
+
+def uniform_allocations(env: QuantizationEnv) -> list[Allocation]:
+    """Lists the uniform allocations that meet every budget.
+
+    Args:
+        env: Gives the bits to choose from, what the device supports, the pinned layers and the budgets.
+
+    Returns:
+        Every allocation with the same bits in all layers that are decided, and the pinned bits in the others.
+    """
+    decided = np.unique(env.decision_layers)
+    everywhere = env.allowed[decided].all(axis=0)
+    allocations = []
+    for weight, activation in np.argwhere(everywhere) + 1:
+        bits = np.array([np.argwhere(layer)[0] + 1 for layer in env.allowed])
+        bits[decided] = weight, activation
+        allocation = Allocation.make(env.layers, bits[:, 0].tolist(), bits[:, 1].tolist())
+        if meets_budgets(env, costs_of(env, allocation)):
+            allocations.append(allocation)
+    return allocations
+
+
+def best_uniform(env: QuantizationEnv, evaluator: Evaluator) -> Allocation | None:
+    """Finds the feasible uniform allocation that is best on the search split: by accuracy, then loss, then bits.
+
+    Args:
+        env: See `uniform_allocations`.
+        evaluator: The evaluator of the search.
+
+    Returns:
+        The allocation, or None if none is feasible.
+    """
+    candidates = uniform_allocations(env)
+    if not candidates:
+        return None
+    evaluations = evaluator.evaluate(candidates)
+    ranked = sorted(
+        zip(candidates, evaluations, strict=True),
+        key=lambda pair: (-pair[1].accuracy, pair[1].loss, sum(map(sum, pair[0].bits))),
+    )
+    return ranked[0][0]
+
+
+def costs_of(env: QuantizationEnv, allocation: Allocation) -> dict[str, float]:
+    """Returns an allocation's cost in every metric of the device, in SI units."""
+    tables = np.stack([table.values for table in env.tables.values()])
+    costs = cost_of(tables, np.array(allocation.bits))  # summed as in the environment: the same to the last digit
+    return dict(zip(env.tables, costs.tolist(), strict=True))
+
+
+def meets_budgets(env: QuantizationEnv, costs: dict[str, float]) -> bool:
+    """Whether costs meet every budget, by the environment's own comparison."""
+    return within(np.array([costs[budget.metric] for budget in env.budgets]), np.array([b.limit for b in env.budgets]))
+
+
+def float_costs(layers: Sequence[LayerSpec]) -> dict[str, float]:
+    """Returns the float network's size in bytes and its BOPs; devices say nothing of its latency and energy."""
+    return {
+        "size": sum(layer.params for layer in layers) * FLOAT_BITS / 8,
+        "bops": float(sum(layer.macs for layer in layers) * FLOAT_BITS**2),
+    }
+
+
+def float_row(env: QuantizationEnv, evaluation: Evaluation) -> Row:
+    """Makes the row of the float network."""
+    costs = {metric: cost for metric, cost in float_costs(env.layers).items() if metric in env.tables}
+    defined = all(budget.metric in costs for budget in env.budgets)
+    return _row("float", "", evaluation, costs, meets_budgets(env, costs) if defined else None, None)
+
+
+def quantized_row(name: str, stage: str, env: QuantizationEnv, allocation: Allocation, evaluation: Evaluation) -> Row:
+    """Makes the row of an allocation."""
+    costs = costs_of(env, allocation)
+    return _row(name, stage, evaluation, costs, meets_budgets(env, costs), allocation)
+
+
+def compare(
+    env: QuantizationEnv,
+    ptq: Evaluator,
+    float_evaluation: Evaluation,
+    uniform: Allocation | None,
+    found: Allocation | None,
+    fine_tune: FineTune | None,
+) -> tuple[Row, ...]:
+    """Makes the final table's rows, all on the test split.
+
+    Args:
+        env: The environment of the search.
+        ptq: Evaluates post-training.
+        float_evaluation: The float network on the test split.
+        uniform: Best feasible uniform allocation, if any.
+        found: What the search found, if anything.
+        fine_tune: Fine-tunes an allocation, given the row's name too, and evaluates it; None leaves QAT out.
+
+    Returns:
+        float, uniform 8, best uniform (post-training, QAT), found (post-training, QAT).
+    """
+    eight = Allocation.make(env.layers, 8, 8)
+    (evaluation,) = ptq.evaluate([eight], "test")
+    rows = [
+        float_row(env, float_evaluation),
+        quantized_row("uniform 8", POST_TRAINING, env, eight, evaluation),
+    ]
+    for name, allocation in (("best uniform", uniform), ("found", found)):
+        if allocation is None:
+            continue
+        (evaluation,) = ptq.evaluate([allocation], "test")
+        rows.append(quantized_row(name, POST_TRAINING, env, allocation, evaluation))
+        if fine_tune is not None:
+            rows.append(quantized_row(name, QAT, env, allocation, fine_tune(name, allocation)))
+    return tuple(rows)
+
+
+def verdicts(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Says, for each stage in the table, whether mixed precision beat the best feasible uniform allocation."""
+    by_key = {(row.name, row.stage): row for row in rows}
+    uniform, found = (by_key.get((name, POST_TRAINING)) for name in ("best uniform", "found"))
+    if found is None:
+        return ("The search found no feasible allocation.",)
+    if uniform is None:
+        return ("No uniform allocation meets the budget, so only mixed precision does.",)
+    sentences = []
+    for stage in (POST_TRAINING, QAT):
+        if ("found", stage) in by_key:
+            sentences.append(_verdict(stage, by_key["found", stage], by_key["best uniform", stage]))
+    return tuple(sentences)
+
+
+def _verdict(stage: str, found: Row, uniform: Row) -> str:
+    where = "Post-training" if stage == POST_TRAINING else "After QAT"
+    against = f"the best feasible uniform allocation ({uniform.title.removeprefix('best uniform ')})"
+    scores = f"{found.accuracy:.2%} against {uniform.accuracy:.2%} of {found.samples} test images"
+    if found.correct == uniform.correct:
+        return f"{where}, mixed precision tied with {against}: {scores}."
+    # Two proportions of one sample size. Both are of the same images, which makes this error too large, if anything.
+    variance = sum(row.accuracy * (1 - row.accuracy) / row.samples for row in (found, uniform))
+    points, error = 100 * (found.accuracy - uniform.accuracy), 100 * math.sqrt(variance)
+    verb = "beat" if points > 0 else "lost to"
+    noise = "" if abs(points) > 2 * error else ", so within the noise of this test split"
+    return (
+        f"{where}, mixed precision {verb} {against} by {abs(points):.2f} percentage points: {scores}, "
+        f"binomial standard error of the difference {error:.2f} points{noise}."
+    )
+
+
+def _row(
+    name: str,
+    stage: str,
+    evaluation: Evaluation,
+    costs: dict[str, float],
+    within_budget: bool | None,
+    allocation: Allocation | None,
+) -> Row:
+    content = None if allocation is None else allocation.to_dict()
+    return Row(name, stage, evaluation.correct, evaluation.samples, evaluation.loss, costs, within_budget, content)

@@ -1,0 +1,147 @@
+"""`quantenv finetune`: quantization-aware fine-tuning of a run's best allocation, or of any allocation file."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from experiments.command_line import flatten, parse_options
+from experiments.console import announcements, results
+from experiments.options import FinetuneOptions
+from experiments.progress import ProgressView, epoch_text
+from experiments.report import Report
+from experiments.run_folder import RunFolder
+from experiments.signals import GracefulStop, Interrupted
+from quantenv.allocation import Allocation
+from quantenv.errors import QuantenvError
+from quantenv.evaluate.base import Evaluation
+from quantenv.files import write_atomically, write_text
+from quantenv.finetune import FinetuneConfig, FinetuneResult, finetune
+from quantenv.tasks import Task, get_task
+
+Curves = Callable[[int, Mapping[str, float]], None]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Fine-tunes one allocation, prints the result and saves it.
+
+    Args:
+        arguments: The command line after ``finetune``.
+
+    Returns:
+        Exit code: 0, or 128 + the signal's number if interrupted.
+
+    Raises:
+        QuantenvError: For a mistake in the options, or a damaged or foreign allocation.
+    """
+    options = parse_options(FinetuneOptions, "finetune", arguments)
+    if options.run is not None:
+        recipe = _recipe_of(RunFolder.open(options.run))
+        options = parse_options(FinetuneOptions, "finetune", arguments, defaults=recipe)
+    source, allocation = _allocation(options)
+    torch.set_num_threads(options.threads)
+    task = get_task(_task_name(options, allocation))
+    allocation = allocation.check_fits(task.layers)
+    try:
+        with GracefulStop() as stop:
+            result = run_finetune(task, allocation, options.qat, source.stem, None, stop)
+    except Interrupted as interruption:
+        announcements().print("Interrupted: nothing was saved.")
+        return interruption.exit_code
+
+    output = Path(options.output) if options.output else source.parent / "finetune"
+    content = {
+        "allocation": allocation.to_dict(),
+        "recipe": dataclasses.asdict(options.qat),
+        "best_epoch": result.best_epoch,
+        "search": dataclasses.asdict(result.search),
+        "test": dataclasses.asdict(result.test),
+    }
+    write_text(output / "finetune.json", json.dumps(content, indent=1) + "\n")
+    save_weights(result, output / "finetuned.pt")
+    say = results()
+    say.print(
+        f"{source}, fine-tuned with quantization: test accuracy {result.test.accuracy:.2%} "
+        f"({result.test.correct} of {result.test.samples}), cross-entropy {result.test.loss:.4f}; "
+        f"best checkpoint on search: epoch {result.best_epoch} of {options.qat.epochs}."
+    )
+    say.print(f"Saved finetune.json and finetuned.pt in {output}.")
+    if options.run is not None and options.allocation is None:
+        _compare_with_table(RunFolder.open(options.run), options.qat, result.test)
+    return 0
+
+
+def run_finetune(
+    task: Task,
+    allocation: Allocation,
+    recipe: FinetuneConfig,
+    name: str,
+    curves: Curves | None,
+    stop: GracefulStop,
+) -> FinetuneResult:
+    """Fine-tunes an allocation under a progress bar.
+
+    Args:
+        task: The task.
+        allocation: Bits of its layers.
+        recipe: Epochs, learning rate and so on.
+        name: Shown beside the bar.
+        curves: Also receives every epoch's metrics.
+        stop: Says when to end early.
+
+    Returns:
+        The best checkpoint by the search split.
+
+    Raises:
+        Interrupted: If a signal came.
+    """
+    with ProgressView(announcements(), f"fine-tune {name}", recipe.epochs) as view:
+
+        def on_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
+            if curves is not None:
+                curves(epoch, metrics)
+            view.show(epoch, epoch_text(metrics))
+            stop.check()
+
+        return finetune(task, allocation, recipe, on_epoch)
+
+
+def save_weights(result: FinetuneResult, path: Path) -> None:
+    """Writes a fine-tuned network's state dict, atomically; it loads with ``weights_only=True``."""
+    write_atomically(path, lambda file: torch.save(result.state, file))
+
+
+def _recipe_of(folder: RunFolder) -> dict[str, object]:
+    """Returns what a run fixes of the fine-tuning, by option."""
+    options = folder.options()
+    recipe = {f"qat.{name}": value for name, value in flatten(options.qat).items()}
+    return {**recipe, "threads": options.threads, "task": options.task}
+
+
+def _allocation(options: FinetuneOptions) -> tuple[Path, Allocation]:
+    if options.allocation is not None:
+        path = Path(options.allocation)
+    elif options.run is not None:
+        path = RunFolder.open(options.run).best
+    else:
+        raise QuantenvError("Nothing to fine-tune: give --run FOLDER or --allocation FILE.")
+    return path, Allocation.load(path)
+
+
+def _task_name(options: FinetuneOptions, allocation: Allocation) -> str:
+    name = options.task or allocation.task
+    if not name:
+        raise QuantenvError("The allocation file names no task: say which with --task; `quantenv tasks` lists them.")
+    return name
+
+
+def _compare_with_table(folder: RunFolder, recipe: FinetuneConfig, test: Evaluation) -> None:
+    """Says whether the run's final table holds the same result."""
+    if not folder.report.exists() or recipe != folder.options().qat:
+        return
+    row = folder.read_json(folder.report, Report.from_dict).row("found", "QAT")
+    if row is not None:
+        same = "The same as" if row.evaluation == test else f"Differs from ({row.accuracy:.2%}, {row.loss:.4f})"
+        results().print(f"{same} the found row of the run's final table.")

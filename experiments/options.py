@@ -1,0 +1,121 @@
+"""Options of `train`, `finetune` and `validate`: the docstring under each field is its ``--help``."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from quantenv.errors import QuantenvError
+from quantenv.finetune import FinetuneConfig
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Searches for the bits of every layer with an agent and fine-tunes the best allocation found.
+
+    Ends with a table on the test split that compares it with the best uniform allocation under the same budget.
+    """
+
+    task: str = "digits"
+    """Network, weights and data to quantize; `quantenv tasks` lists them."""
+    agent: str = "reinforce"
+    """Who searches; `quantenv agents` lists them."""
+    metric: str | list[str] = "size"
+    """What the budget bounds: size, bops, latency or energy; several as "size,latency"."""
+    budget: float | str | list[float | str] | dict[str, float | str] = 0.4
+    """Upper bound: a ratio of the cost at 8 bits, in (0, 1]; an absolute limit such as 18KiB, 3ms, 2mJ or 1.2GBOPs; or
+    several as "size=0.4,latency=3ms", which replaces --metric."""
+    evaluations: int = 500
+    """Allocations that the agent may evaluate: one for each episode."""
+    seed: int = 0
+    """Fixes everything random in the search: same seed, same run."""
+    device: str = "generic"
+    """Whose costs count: a name from `quantenv devices`, or the path of a YAML file."""
+    decisions: str = "weights"
+    """What the agent decides: weights (activations stay at 8 bits), weights+activations (one after the other, as in
+    HAQ) or joint (both at once)."""
+    bits: list[int] = field(default_factory=lambda: [2, 3, 4, 5, 6, 7, 8])
+    """Bit-widths to choose from, 1-8, as [2,4,8]."""
+    observation: str = "full"
+    """What the agent sees: haq, blog or full."""
+    constraint: str = "mask"
+    """How the budget is held: mask, project, reject or lagrangian."""
+    constraint_options: dict[str, float] = field(default_factory=dict)
+    """Options of the constraint, such as {infeasible_reward: -1} for reject."""
+    reward: str = "accuracy"
+    """accuracy, or weighted (accuracy less costs, see --reward_weights)."""
+    reward_weights: dict[str, float] = field(default_factory=dict)
+    """Weights of accuracy and metrics for --reward weighted, as {accuracy: 1, latency: 0.1}."""
+    pinned: str | dict[str, int] | None = None
+    """Layers that are not decided: first_last (both at 8 bits), or bits by layer name as {classifier: 8}."""
+    evaluator: str = "ptq"
+    """How an allocation's accuracy is measured while searching: ptq (post-training) or finetune (a short fine-tune)."""
+    agent_options: dict[str, Any] = field(default_factory=dict)
+    """Options of the agent by name, as {learning_rate: 0.001}; `quantenv agents --agent NAME` lists them."""
+    top_k: int = 10
+    """Best allocations to keep in top_k.json."""
+    qat: FinetuneConfig = field(default_factory=FinetuneConfig)
+    """Fine-tuning recipe, the same for the found and the uniform allocation."""
+    threads: int = 1
+    """Threads of torch. Part of a run's identity: other counts can sum in another order. For networks as small as the
+    digits task's, more than one is slower."""
+    runs: str = "runs"
+    """Folder in which runs are kept, as <task>/<agent>/<seed>-<time>."""
+    resume: str | None = None
+    """Folder of a run to continue. It has its own options, so no others can be given."""
+
+    def __post_init__(self) -> None:
+        for name in ("evaluations", "top_k", "threads"):
+            _require_at_least(1, self, name)
+        _require_at_least(0, self, "seed")
+
+
+@dataclass(frozen=True)
+class FinetuneOptions:
+    """Fine-tunes an allocation with quantization in the loop and reports it on the test split.
+
+    On a run folder it uses the run's own recipe and repeats the found row of its final table.
+    """
+
+    run: str | None = None
+    """Run folder whose best allocation and recipe to use."""
+    allocation: str | None = None
+    """Allocation file to fine-tune; with --run, instead of the run's best."""
+    task: str | None = None
+    """Task of the allocation; by default the one that the run or the file names."""
+    qat: FinetuneConfig = field(default_factory=FinetuneConfig)
+    """Fine-tuning recipe; with --run, the run's unless given here."""
+    threads: int = 1
+    """Threads of torch; with --run, the run's unless given here."""
+    output: str | None = None
+    """Folder for finetune.json and finetuned.pt; by default ``finetune`` beside the allocation file."""
+
+    def __post_init__(self) -> None:
+        _require_at_least(1, self, "threads")
+
+
+@dataclass(frozen=True)
+class ValidateOptions:
+    """Evaluates a run's recorded allocations again and compares every count, loss and cost exactly.
+
+    Exits with code 1 and a list if anything differs.
+    """
+
+    folder: str
+    """Run folder."""
+    sample: int = 20
+    """Recorded episodes to evaluate again, drawn at random, besides the best ones."""
+    all: bool = False
+    """Evaluate every recorded episode again."""
+    qat: bool = False
+    """Repeat the fine-tuning of the final table, too."""
+    seed: int = 0
+    """Draws the sample."""
+
+    def __post_init__(self) -> None:
+        _require_at_least(0, self, "sample")
+        _require_at_least(0, self, "seed")
+
+
+def _require_at_least(least: int, options: Any, name: str) -> None:
+    value = getattr(options, name)
+    if value < least:
+        raise QuantenvError(f"--{name} is {value}; expected a whole number of at least {least}.")

@@ -1,0 +1,153 @@
+"""The final table: its rows as data, as JSON, as Markdown and on the terminal."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from quantenv.evaluate.base import Evaluation
+from quantenv.hardware import METRICS, Budget, format_quantity
+
+FORMAT = "quantenv-report-1"
+HEADINGS = {"size": "size", "bops": "BOPs", "latency": "latency", "energy": "energy"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network on the test split."""
+
+    name: str
+    """``float``, ``uniform 8``, ``best uniform`` or ``found``."""
+    stage: str
+    """``post-training``, ``QAT``, or empty for the float network."""
+    correct: int
+    """Test samples classified correctly."""
+    samples: int
+    """Test samples."""
+    loss: float
+    """Mean cross-entropy in nats."""
+    costs: dict[str, float]
+    """Cost by metric, SI units; without the metrics that are not defined for the row."""
+    within_budget: bool | None
+    """Whether every budget is met; None if that is not defined."""
+    allocation: dict[str, Any] | None
+    """Content of the allocation's file; None for the float network."""
+
+    @property
+    def accuracy(self) -> float:
+        """Top-1 accuracy, 0-1."""
+        return self.correct / self.samples
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """The row's result on the test split."""
+        return Evaluation(self.correct, self.samples, self.loss)
+
+    @property
+    def title(self) -> str:
+        """Name and bits: ``best uniform 4/8``."""
+        if self.allocation is None or self.name == "found":
+            return self.name
+        pairs = {(layer["weight_bits"], layer["activation_bits"]) for layer in self.allocation["layers"]}
+        bits = ", ".join(f"{weight}/{activation}" for weight, activation in sorted(pairs))
+        return f"{self.name.removesuffix(' 8')} {bits}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """The final table of a run and what it says."""
+
+    complete: bool
+    """Whether the run went to its end; False if it was interrupted."""
+    evaluations: int
+    """Evaluations of the search."""
+    budgets: dict[str, float]
+    """Limit by metric, SI units."""
+    rows: tuple[Row, ...]
+    """The networks compared, all on the test split."""
+    verdicts: tuple[str, ...]
+    """Whether mixed precision beat uniform, one sentence for each comparison."""
+    notes: tuple[str, ...]
+    """What has to be known to read the table."""
+
+    def row(self, name: str, stage: str) -> Row | None:
+        """Returns a row by name and stage, if there is one."""
+        return next((row for row in self.rows if (row.name, row.stage) == (name, stage)), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the content of `report.json`."""
+        return {"format": FORMAT, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, content: Any) -> "Report":
+        """Reads the content of a `report.json`.
+
+        Raises:
+            KeyError, TypeError, ValueError: If something is missing or of the wrong type.
+        """
+        values = dict(content)
+        if values.pop("format") != FORMAT:
+            raise ValueError(f"expected format {FORMAT}")
+        values["rows"] = tuple(Row(**row) for row in values["rows"])
+        values["verdicts"], values["notes"] = tuple(values["verdicts"]), tuple(values["notes"])
+        return cls(**values)
+
+
+def budgets_text(budgets: dict[str, float]) -> str:
+    """Returns the limits in pretty units: ``size <= 1.71 KiB``."""
+    return ", ".join(f"{metric} <= {format_quantity(metric, limit)}" for metric, limit in budgets.items())
+
+
+def limits(budgets: Sequence[Budget]) -> dict[str, float]:
+    """Returns limits by metric."""
+    return {budget.metric: budget.limit for budget in budgets}
+
+
+def print_report(report: Report, console: Console) -> None:
+    """Prints the table, then notes and verdicts."""
+    title = f"On the test split, budget {budgets_text(report.budgets)}"
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for index, heading in enumerate(_headings(report)):
+        table.add_column(heading, justify="left" if index < 2 else "right", no_wrap=index < 2)
+    for row in report.rows:
+        table.add_row(*_cells(report, row), style="bold" if row.name == "found" else "")
+    console.print(table)
+    for note in report.notes:
+        console.print(Text(note, style="dim"))
+    for verdict in report.verdicts:
+        console.print(Text(verdict, style="bold"))
+
+
+def to_markdown(report: Report) -> str:
+    """Returns table, notes and verdicts as Markdown, the content of `report.md`."""
+    headings = _headings(report)
+    lines = [
+        f"Test split; budget {budgets_text(report.budgets)}; {report.evaluations} evaluations.",
+        "",
+        f"| {' | '.join(headings)} |",
+        f"|{'|'.join(['---'] * 2 + ['---:'] * (len(headings) - 2))}|",
+        *(f"| {' | '.join(_cells(report, row))} |" for row in report.rows),
+        "",
+        *report.notes,
+        "",
+        *report.verdicts,
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _metrics(report: Report) -> list[str]:
+    return [metric for metric in METRICS if any(metric in row.costs for row in report.rows)]
+
+
+def _headings(report: Report) -> list[str]:
+    costs = [HEADINGS[metric] for metric in _metrics(report)]
+    return ["network", "stage", "accuracy", "cross-entropy", *costs, "in budget"]
+
+
+def _cells(report: Report, row: Row) -> list[str]:
+    costs = [format_quantity(metric, row.costs[metric]) if metric in row.costs else "-" for metric in _metrics(report)]
+    within = "-" if row.within_budget is None else "yes" if row.within_budget else "no"
+    return [row.title, row.stage or "-", f"{row.accuracy:.2%}", f"{row.loss:.4f}", *costs, within]

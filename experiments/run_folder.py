@@ -1,0 +1,144 @@
+"""A run's folder, ``<runs>/<task>/<agent>/<seed>-<time>/``: its files, and reading them with clear errors."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from experiments.command_line import parse_options, to_yaml
+from experiments.options import TrainOptions
+from quantenv.errors import QuantenvError
+from quantenv.files import write_text
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run's files; every file but `episodes` is written atomically."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """Resolved options; loads again with ``--config``."""
+        return self.path / "config.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, git revision, threads, CPU and the evaluator's identity."""
+        return self.path / "environment.json"
+
+    @property
+    def episodes(self) -> Path:
+        """One line of JSON for each evaluation."""
+        return self.path / "episodes.jsonl"
+
+    @property
+    def top_k(self) -> Path:
+        """The best allocations with their search results."""
+        return self.path / "top_k.json"
+
+    @property
+    def best(self) -> Path:
+        """The best allocation, an allocation file."""
+        return self.path / "best.json"
+
+    @property
+    def agent(self) -> Path:
+        """The trained agent."""
+        return self.path / "agent.pt"
+
+    @property
+    def finetuned(self) -> Path:
+        """Weights of the fine-tuned best allocation, a state dict."""
+        return self.path / "finetuned.pt"
+
+    @property
+    def report(self) -> Path:
+        """The final table; `report.md` beside it is the same for reading."""
+        return self.path / "report.json"
+
+    @classmethod
+    def create(cls, options: TrainOptions) -> "RunFolder":
+        """Makes the folder of a new run and writes its config.
+
+        Raises:
+            QuantenvError: If the folder cannot be made.
+        """
+        parent = Path(options.runs) / options.task / options.agent
+        stem = f"{options.seed}-{datetime.now():%Y%m%d-%H%M%S}"
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            folder = cls(_make_new(parent, stem))
+        except OSError as error:
+            raise QuantenvError(f"Cannot make a run folder in {parent}: {error.strerror}.") from error
+        header = "# Resolved options of this run; run it again with `quantenv train --config <this file>`.\n"
+        write_text(folder.config, header + to_yaml(options))
+        return folder
+
+    @classmethod
+    def open(cls, path: str | Path) -> "RunFolder":
+        """Opens an existing run's folder.
+
+        Raises:
+            QuantenvError: If it is missing or holds no run.
+        """
+        folder = cls(Path(path))
+        if not folder.path.is_dir():
+            raise QuantenvError(f"There is no run folder {path}; give one as `quantenv train` prints it.")
+        if not folder.config.is_file():
+            raise QuantenvError(f"{path} is not a run folder: it holds no {folder.config.name}.")
+        return folder
+
+    def options(self) -> TrainOptions:
+        """Reads the run's options.
+
+        Raises:
+            QuantenvError: If the file is damaged or an option is unknown.
+        """
+        try:
+            content = yaml.safe_load(self.config.read_text())
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise QuantenvError(f"{self.config} cannot be read as YAML: restore it.") from error
+        if not isinstance(content, dict):
+            raise QuantenvError(f"{self.config} is empty or damaged: restore it.")
+        return parse_options(TrainOptions, "train", ["--config", str(self.config)])
+
+    def write_json(self, path: Path, content: Any) -> None:
+        """Writes one of the run's JSON files, atomically."""
+        write_text(path, json.dumps(content, indent=1) + "\n")
+
+    def read_json(self, path: Path, parse: Callable[[Any], Any] = lambda content: content) -> Any:
+        """Reads one of the run's JSON files.
+
+        Args:
+            path: The file.
+            parse: Turns the content into what is wanted; its KeyError, TypeError or ValueError means damage.
+
+        Raises:
+            QuantenvError: If the file is missing, is not JSON or lacks something.
+        """
+        try:
+            return parse(json.loads(path.read_text()))
+        except OSError as error:
+            raise QuantenvError(f"Cannot read {path}: {error.strerror}.") from error
+        except QuantenvError as error:
+            raise QuantenvError(f"{path}: {error}") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise QuantenvError(f"{path} is damaged or truncated ({error}): restore it.") from error
+
+
+def _make_new(parent: Path, stem: str) -> Path:
+    """Makes and returns `parent/stem`, or the first free `parent/stem-2`, `-3`, ..."""
+    number = 1
+    while True:
+        path = parent / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            path.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return path

@@ -1,0 +1,57 @@
+"""The parts that every command builds from a run's options: the evaluator and the environment."""
+
+from typing import cast
+
+import gymnasium
+
+from agents import agent_class
+from experiments.options import TrainOptions
+from quantenv.env.environment import QuantizationEnv
+from quantenv.evaluate.base import Evaluator
+from quantenv.hardware import load_device
+from quantenv.tasks import Task
+
+
+def check_names(options: TrainOptions) -> None:
+    """Looks up what can be looked up at once, before a task's network is trained for the first time.
+
+    Raises:
+        QuantenvError: If the agent or the device is unknown.
+    """
+    agent_class(options.agent)
+    load_device(options.device)
+
+
+def make_env(options: TrainOptions, task: Task, evaluator: Evaluator) -> tuple[gymnasium.Env, QuantizationEnv]:
+    """Makes a run's environment.
+
+    Args:
+        options: The run's options.
+        task: The task of that name.
+        evaluator: Prices allocations on the search split.
+
+    Returns:
+        The environment as Gymnasium wraps it, and the bare one.
+
+    Raises:
+        QuantenvError: If a name is unknown or a value is out of range.
+        InfeasibleBudgetError: If no allocation meets the budget.
+    """
+    env = gymnasium.make(
+        "quantenv/HAQ-v0",
+        task=task,
+        metric=options.metric,
+        budget=options.budget,
+        device=options.device,
+        decisions=options.decisions,
+        bits=options.bits,
+        observation=options.observation,
+        constraint=options.constraint,
+        constraint_options=options.constraint_options,
+        reward=options.reward,
+        reward_scale=1.0,
+        reward_weights=options.reward_weights or None,
+        pinned=options.pinned,
+        evaluator=evaluator,
+    )
+    return env, cast(QuantizationEnv, env.unwrapped)

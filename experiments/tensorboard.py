@@ -1,0 +1,154 @@
+"""What TensorBoard shows of a run. The x axis is evaluations, but for the fine-tuning curves: epochs."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from experiments.episodes import Episode
+from experiments.progress import Rate
+from experiments.report import Report
+from experiments.top_k import TopK
+from quantenv.allocation import MAX_BITS
+from quantenv.env.figures import allocation_figure, figure_pixels
+from quantenv.env.rendering import allocation_text
+from quantenv.hardware import Budget
+from quantenv.layers import LayerSpec
+
+#: Heat maps drawn over a run, each of the whole run so far, and the fewest evaluations between two: one takes 0.2 s.
+HEAT_MAPS, EVALUATIONS_BETWEEN = 10, 50
+
+
+class TensorBoard:
+    """Writes a run's curves, heat maps, best allocation and hyper-parameters."""
+
+    def __init__(
+        self, folder: Path, layers: Sequence[LayerSpec], budgets: Sequence[Budget], evaluations: int, top: TopK
+    ) -> None:
+        """Opens a new event file; those of an earlier part of the run go, since a resumed run is replayed whole.
+
+        Args:
+            folder: The run folder.
+            layers: The network's layers.
+            budgets: The budgets.
+            evaluations: Evaluations of the whole search.
+            top: The best allocations; must have seen an episode before this object does.
+        """
+        for old in folder.glob("events.out.tfevents.*"):
+            old.unlink()
+        self._writer = SummaryWriter(str(folder))
+        self._layers, self._budgets, self._top = layers, budgets, top
+        self._every = max(EVALUATIONS_BETWEEN, evaluations // HEAT_MAPS)
+        self._bits: list[tuple[tuple[int, int], ...]] = []
+        self._best: Episode | None = None
+        self._rate = Rate()
+        self._step = 0
+
+    def __call__(self, episode: Episode) -> None:
+        """Writes an episode's curves, and now and then the heat map."""
+        self._step = episode.evaluation
+        scalars = {
+            "rollout/reward": episode.reward,
+            "rollout/accuracy": episode.accuracy,
+            "rollout/loss": episode.loss,
+            "rollout/feasible": float(episode.feasible),
+            "time/evaluations_per_second": self._rate.tick(),
+        }
+        for budget in self._budgets:
+            scalars[f"rollout/cost_over_budget_{budget.metric}"] = episode.costs[budget.metric] / budget.limit
+        if episode.penalty_lambda is not None:
+            scalars["rollout/lambda"] = episode.penalty_lambda
+        if self._top.best is not None:
+            scalars["rollout/best_accuracy"] = self._top.best.accuracy
+            scalars["rollout/best_loss"] = self._top.best.loss
+        self.log(scalars)
+        self._bits.append(episode.bits)
+        if self._step % self._every == 0:
+            self._draw()
+
+    def log(self, metrics: Mapping[str, float]) -> None:
+        """Writes numbers at the present evaluation; agents log their own through this."""
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, self._step)
+
+    def fine_tuning(self, name: str) -> Callable[[int, Mapping[str, float]], None]:
+        """Returns the callback that writes the curves of one allocation's fine-tuning, as ``qat/<name>_...``."""
+
+        def log(epoch: int, metrics: Mapping[str, float]) -> None:
+            for key, value in metrics.items():
+                self._writer.add_scalar(f"qat/{name}_{key.removeprefix('qat/')}", value, epoch)
+
+        return log
+
+    def finish(self, options: Mapping[str, Any], report: Report) -> None:
+        """Writes the last heat map, the hyper-parameters and the final results, and closes the file.
+
+        Args:
+            options: Resolved options by dotted name.
+            report: The final table.
+        """
+        if self._bits and self._step % self._every:
+            self._draw()
+        results = {f"test/{row.name}_{row.stage or 'float'}".replace(" ", "_"): row.accuracy for row in report.rows}
+        self.log(results)
+        values = {
+            name: value if isinstance(value, bool | int | float | str) else json.dumps(value)
+            for name, value in options.items()
+        }
+        file_writer = self._writer._get_file_writer()
+        for summary in hparams(values, dict.fromkeys(results)):
+            file_writer.add_summary(summary)
+        self._writer.close()
+
+    def _draw(self) -> None:
+        bits = np.array(self._bits)
+        self._image("allocation/weight_bits", bits_figure(self._layers, bits[:, :, 0], "weight bits"))
+        if len(np.unique(bits[:, :, 1])) > 1:
+            self._image("allocation/activation_bits", bits_figure(self._layers, bits[:, :, 1], "activation bits"))
+        best = self._top.best
+        if best is not None and best is not self._best:
+            self._best = best
+            title = f"best: {best.accuracy:.2%} on search, evaluation {best.evaluation}"
+            self._image("allocation/best", allocation_figure(self._layers, np.array(best.bits), title))
+            text = f"{title}\n{allocation_text(self._layers, np.array(best.bits))}"
+            block = "\n".join(f"    {line}" for line in text.splitlines())  # four blanks: verbatim in Markdown
+            self._writer.add_text("allocation/best", block, self._step)
+
+    def _image(self, tag: str, figure: Figure) -> None:
+        self._writer.add_image(tag, figure_pixels(figure), self._step, dataformats="HWC")
+
+
+def bits_figure(layers: Sequence[LayerSpec], bits: np.ndarray, title: str) -> Figure:
+    """Draws bits per layer over the episodes as a heat map.
+
+    Args:
+        layers: The network's layers, L.
+        bits: Bits of each episode's layers, int (N, L).
+        title: What the bits are of.
+
+    Returns:
+        The figure, with an Agg canvas: a row per layer, a column per episode.
+    """
+    figure = Figure(figsize=(8.0, 1.2 + 0.28 * len(layers)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    image = axes.imshow(
+        bits.T,
+        aspect="auto",
+        interpolation="nearest",
+        cmap="viridis",
+        vmin=1,
+        vmax=MAX_BITS,
+        extent=(0.5, len(bits) + 0.5, len(layers) - 0.5, -0.5),
+    )
+    axes.set_yticks(range(len(layers)), [layer.name for layer in layers], fontsize=8)
+    axes.set_xlabel("evaluation")
+    axes.set_title(title)
+    figure.colorbar(image, ax=axes, label="bits", ticks=range(1, MAX_BITS + 1))
+    return figure

@@ -1,0 +1,227 @@
+"""`quantenv train`: search with an agent, fine-tune the best allocation, compare it with the best uniform one.
+
+Read it from top to bottom: `main` opens a new or an earlier run, `train` is the story, the rest are its chapters.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from agents import Agent, make_agent
+from experiments.command_line import flatten, parse_options
+from experiments.comparison import FineTune, best_uniform, compare, verdicts
+from experiments.console import announcements, results
+from experiments.episodes import Episode, EpisodeLog, read_episodes
+from experiments.finetune import run_finetune, save_weights
+from experiments.options import TrainOptions
+from experiments.progress import ProgressView, Rate, summary
+from experiments.provenance import changes, check_identity, environment
+from experiments.recorder import EpisodeRecorder
+from experiments.replay import RecordedEvaluator
+from experiments.report import Report, limits, print_report, to_markdown
+from experiments.run_folder import RunFolder
+from experiments.search import check_names, make_env
+from experiments.signals import GracefulStop, Interrupted
+from experiments.tensorboard import TensorBoard
+from experiments.top_k import TopK
+from quantenv.allocation import Allocation
+from quantenv.env.environment import QuantizationEnv
+from quantenv.errors import QuantenvError
+from quantenv.evaluate import make_evaluator
+from quantenv.evaluate.base import Evaluation
+from quantenv.evaluate.ptq import PTQEvaluator
+from quantenv.files import write_text
+from quantenv.finetune import FinetuneConfig
+from quantenv.hardware import overhead_bytes
+from quantenv.tasks import Task, get_task
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs or resumes a search.
+
+    Args:
+        arguments: The command line after ``train``.
+
+    Returns:
+        Exit code: 0, or 128 + the signal's number if interrupted.
+
+    Raises:
+        QuantenvError: For a mistake in the options or a damaged run folder.
+    """
+    options = parse_options(TrainOptions, "train", arguments)
+    with GracefulStop() as stop:
+        if options.resume is None:
+            return train(options, None, stop)
+        folder = RunFolder.open(options.resume)
+        _refuse_other_options(options)
+        options = folder.options()
+        if folder.report.exists():
+            report = folder.read_json(folder.report, Report.from_dict)
+            if report.complete:
+                announcements().print(f"{folder.path} is finished; this is its table.")
+                print_report(report, results())
+                return 0
+        return train(options, folder, stop)
+
+
+def train(options: TrainOptions, earlier: RunFolder | None, stop: GracefulStop) -> int:
+    """Searches, fine-tunes and compares.
+
+    Args:
+        options: What to run.
+        earlier: The run folder to continue, whose options these are; None starts a new one.
+        stop: Says when to end early.
+
+    Returns:
+        Exit code: 0, or 128 + the signal's number if interrupted.
+    """
+    say = announcements()
+    torch.set_num_threads(options.threads)
+    check_names(options)
+    say.print(f"Preparing task {options.task!r} with {options.threads} thread{'s' * (options.threads > 1)}.")
+    task = get_task(options.task)
+    recorded, sound = read_episodes(earlier.episodes) if earlier else ([], 0)
+    evaluator = RecordedEvaluator(make_evaluator(options.evaluator, task), recorded)
+    env, bare = make_env(options, task, evaluator)
+    recorder = EpisodeRecorder(env, evaluator.reference.samples)
+    agent = make_agent(options.agent, recorder, options.seed, options.agent_options)
+
+    where = environment(evaluator.identity, options.threads)
+    if earlier is not None:
+        _announce_resume(earlier, where, recorded, sound)
+    folder = earlier or _new_folder(options, where)
+    top = TopK(options.top_k, bare.budgets)
+    board = TensorBoard(folder.path, bare.layers, bare.budgets, options.evaluations, top)
+    fine_tune: FineTune | None = _fine_tuner(folder, task, options.qat, board, stop)
+    code = 0
+    try:
+        _search(
+            agent, recorder, options.evaluations, bare, EpisodeLog(folder.episodes, recorded, sound), top, board, stop
+        )
+        agent.save(folder.agent)
+        _save_best(folder, top, bare, task)
+        report = _report(options, task, bare, top, recorder.evaluations, fine_tune)
+    except Interrupted as interruption:
+        code = interruption.exit_code
+        _save_best(folder, top, bare, task)
+        report = _report(options, task, bare, top, recorder.evaluations, None)
+
+    folder.write_json(folder.report, report.to_dict())
+    write_text(folder.path / "report.md", to_markdown(report))
+    board.finish(flatten(options), report)
+    print_report(report, results())
+    if code:
+        say.print(
+            f"Interrupted after {recorder.evaluations} of {options.evaluations} evaluations, before fine-tuning was "
+            f"done. Continue with: quantenv train --resume {folder.path}"
+        )
+    return code
+
+
+def _new_folder(options: TrainOptions, where: dict[str, Any]) -> RunFolder:
+    folder = RunFolder.create(options)
+    folder.write_json(folder.environment, where)
+    announcements().print(f"Run folder: {folder.path}")
+    return folder
+
+
+def _search(
+    agent: Agent,
+    recorder: EpisodeRecorder,
+    evaluations: int,
+    env: QuantizationEnv,
+    log: EpisodeLog,
+    top: TopK,
+    board: TensorBoard,
+    stop: GracefulStop,
+) -> None:
+    """Lets the agent learn; every episode is logged, ranked, drawn and shown before a signal can end the search."""
+    rate = Rate()
+    with ProgressView(announcements(), "search", evaluations) as view:
+
+        def show(episode: Episode) -> None:
+            view.show(episode.evaluation, summary(episode, top, env.budgets, rate.tick()))
+
+        recorder.listeners = [log, top, board, show, stop.check]
+        try:
+            agent.learn(evaluations, board.log)
+        finally:
+            log.close()
+
+
+def _report(
+    options: TrainOptions,
+    task: Task,
+    env: QuantizationEnv,
+    top: TopK,
+    evaluations: int,
+    fine_tune: FineTune | None,
+) -> Report:
+    """Compares what was found with float and uniform; without `fine_tune` the run counts as interrupted."""
+    ptq = PTQEvaluator(task)
+    uniform = best_uniform(env, env.evaluator)
+    if uniform is not None:
+        uniform = dataclasses.replace(uniform, task=task.name, scheme=task.scheme)
+    found = top.best.allocation(env.layers, task.name, task.scheme) if top.best else None
+    rows = compare(env, ptq, ptq.float_evaluation("test"), uniform, found, fine_tune)
+    notes = [
+        f"Scales and biases take {overhead_bytes(env.layers):,.0f} bytes more in every quantized network.",
+        f"uniform is the best of all feasible uniform allocations on the search split, found that of "
+        f"{evaluations} evaluations by agent {options.agent!r}, seed {options.seed}.",
+    ]
+    return Report(
+        complete=fine_tune is not None,
+        evaluations=evaluations,
+        budgets=limits(env.budgets),
+        rows=rows,
+        verdicts=verdicts(rows),
+        notes=tuple(notes),
+    )
+
+
+def _fine_tuner(
+    folder: RunFolder, task: Task, recipe: FinetuneConfig, board: TensorBoard, stop: GracefulStop
+) -> FineTune:
+    """Returns what fine-tunes a row's allocation, shows it, and keeps the found one's weights."""
+
+    def fine_tune(name: str, allocation: Allocation) -> Evaluation:
+        result = run_finetune(task, allocation, recipe, name, board.fine_tuning(name.replace(" ", "_")), stop)
+        if name == "found":
+            save_weights(result, folder.finetuned)
+        return result.test
+
+    return fine_tune
+
+
+def _save_best(folder: RunFolder, top: TopK, env: QuantizationEnv, task: Task) -> None:
+    folder.write_json(folder.top_k, top.to_dict(env.layers, task.name, task.scheme))
+    if top.best is not None:
+        top.best.allocation(env.layers, task.name, task.scheme).save(folder.best)
+
+
+def _refuse_other_options(given: TrainOptions) -> None:
+    """Raises QuantenvError if options were given beside ``--resume``."""
+    plain = flatten(parse_options(TrainOptions, "train", []))
+    other = [name for name, value in flatten(given).items() if name != "resume" and value != plain[name]]
+    if other:
+        raise QuantenvError(
+            f"--resume continues a run with its own options, so --{other[0]} cannot be given with it: "
+            "leave it out, or start a new run."
+        )
+
+
+def _announce_resume(folder: RunFolder, where: dict[str, Any], recorded: Sequence[Episode], sound: int) -> None:
+    """Checks that the run can be continued here and says how.
+
+    Raises:
+        QuantenvError: If the evaluator measures something else than when the run was recorded.
+    """
+    say = announcements()
+    folder.read_json(folder.environment, lambda recorded: check_identity(recorded, where["evaluator_identity"]))
+    for change in folder.read_json(folder.environment, lambda recorded: list(changes(recorded, where))):
+        say.print(f"Not as when the run was recorded: {change}.")
+    if folder.episodes.exists() and folder.episodes.stat().st_size > sound:
+        say.print(f"The last line of {folder.episodes.name} was torn by a crash; it is dropped and evaluated again.")
+    say.print(f"Resuming {folder.path}: replaying {len(recorded)} recorded evaluations.")

@@ -1,0 +1,152 @@
+"""`quantenv validate`: evaluates what a run recorded again and lists every difference."""
+
+import random
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from experiments.command_line import parse_options
+from experiments.comparison import POST_TRAINING, QAT, costs_of, float_row, meets_budgets, quantized_row
+from experiments.console import announcements, results
+from experiments.episodes import Episode, read_episodes
+from experiments.finetune import run_finetune
+from experiments.options import TrainOptions, ValidateOptions
+from experiments.progress import ProgressView
+from experiments.provenance import check_identity
+from experiments.report import Report, Row
+from experiments.run_folder import RunFolder
+from experiments.search import make_env
+from experiments.signals import GracefulStop, Interrupted
+from experiments.top_k import TopK
+from quantenv.allocation import Allocation
+from quantenv.env.environment import QuantizationEnv
+from quantenv.errors import QuantenvError
+from quantenv.evaluate import make_evaluator
+from quantenv.evaluate.base import Evaluation, Evaluator
+from quantenv.evaluate.ptq import PTQEvaluator
+from quantenv.tasks import Task, get_task
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Validates a run folder.
+
+    Args:
+        arguments: The command line after ``validate``.
+
+    Returns:
+        Exit code: 0 if everything agrees, 1 if something differs, 128 + the signal's number if interrupted.
+
+    Raises:
+        QuantenvError: For a mistake in the options, a damaged file, or a run whose task is not the one here.
+    """
+    options = parse_options(ValidateOptions, "validate", arguments)
+    folder = RunFolder.open(options.folder)
+    run = folder.options()
+    torch.set_num_threads(run.threads)
+    episodes, _ = read_episodes(folder.episodes)
+    if not episodes:
+        raise QuantenvError(f"{folder.path} has recorded no episode yet, so there is nothing to validate.")
+    task = get_task(run.task)
+    evaluator = make_evaluator(run.evaluator, task)
+    folder.read_json(folder.environment, lambda recorded: check_identity(recorded, evaluator.identity))
+    _, env = make_env(run, task, evaluator)
+
+    top = TopK(run.top_k, env.budgets)
+    for episode in episodes:
+        top(episode)
+    chosen = _choose(episodes, top, options)
+    try:
+        with GracefulStop() as stop:
+            differences = [
+                *_episode_differences(chosen, env, evaluator, stop),
+                *_file_differences(folder, top, env, task),
+                *_report_differences(folder, run, env, task, options.qat, stop),
+            ]
+    except Interrupted as interruption:
+        announcements().print("Interrupted.")
+        return interruption.exit_code
+    say = results()
+    for difference in differences:
+        say.print(difference, markup=False, soft_wrap=True)
+    verdict = f"{len(differences)} differences" if differences else "everything agrees"
+    say.print(f"{len(chosen)} of {len(episodes)} recorded evaluations, top {len(top.episodes)}, report: {verdict}.")
+    return 1 if differences else 0
+
+
+def _choose(episodes: Sequence[Episode], top: TopK, options: ValidateOptions) -> list[Episode]:
+    """Returns the episodes to evaluate again: the best ones and a random sample, or all."""
+    if options.all:
+        return list(episodes)
+    sample = random.Random(options.seed).sample(episodes, min(options.sample, len(episodes)))
+    numbers = {episode.evaluation for episode in (*top.episodes, *sample)}
+    return [episode for episode in episodes if episode.evaluation in numbers]
+
+
+def _episode_differences(
+    episodes: Sequence[Episode], env: QuantizationEnv, evaluator: Evaluator, stop: GracefulStop
+) -> Iterator[str]:
+    with ProgressView(announcements(), "validate", len(episodes)) as view:
+        for done, episode in enumerate(episodes, start=1):
+            allocation = episode.allocation(env.layers)
+            (now,) = evaluator.evaluate([allocation])
+            recorded = Evaluation(episode.correct, episode.samples, episode.loss)
+            where = f"evaluation {episode.evaluation}"
+            yield from _differ(where, "result", recorded, now)
+            costs = costs_of(env, allocation)
+            yield from _cost_differences(where, episode.costs, costs)
+            yield from _differ(where, "feasible", episode.feasible, meets_budgets(env, costs))
+            view.show(done, "")
+            stop.check()
+
+
+def _file_differences(folder: RunFolder, top: TopK, env: QuantizationEnv, task: Task) -> Iterator[str]:
+    """Compares top_k.json and best.json, which an interrupted run may lack, with the recorded episodes."""
+    expected = top.to_dict(env.layers, task.name, task.scheme)
+    if folder.top_k.exists():
+        recorded = folder.read_json(folder.top_k)
+        if recorded != expected:
+            yield f"{folder.top_k.name}: not the best {len(top.episodes)} of the recorded episodes"
+    if folder.best.exists():
+        best = Allocation.load(folder.best)
+        yield from _differ(folder.best.name, "bits", best.bits, top.best.bits if top.best else None)
+
+
+def _report_differences(
+    folder: RunFolder, run: TrainOptions, env: QuantizationEnv, task: Task, qat: bool, stop: GracefulStop
+) -> Iterator[str]:
+    """Evaluates the final table's rows again; those after fine-tuning only if `qat` is set."""
+    if not folder.report.exists():
+        return
+    report: Report = folder.read_json(folder.report, Report.from_dict)
+    ptq = PTQEvaluator(task)
+    for row in report.rows:
+        if row.stage == QAT and not qat:
+            continue
+        now = _row_now(row, env, run, task, ptq, stop)
+        where = f"report, {row.title} {row.stage}".rstrip()
+        yield from _differ(where, "result", row.evaluation, now.evaluation)
+        yield from _cost_differences(where, row.costs, now.costs)
+        yield from _differ(where, "in budget", row.within_budget, now.within_budget)
+
+
+def _row_now(
+    row: Row, env: QuantizationEnv, run: TrainOptions, task: Task, ptq: PTQEvaluator, stop: GracefulStop
+) -> Row:
+    if row.allocation is None:
+        return float_row(env, ptq.float_evaluation("test"))
+    allocation = Allocation.from_dict(row.allocation)
+    if row.stage == POST_TRAINING:
+        (evaluation,) = ptq.evaluate([allocation], "test")
+    else:
+        evaluation = run_finetune(task, allocation, run.qat, row.name, None, stop).test
+    return quantized_row(row.name, row.stage, env, allocation, evaluation)
+
+
+def _cost_differences(where: str, recorded: dict[str, float], now: dict[str, float]) -> Iterator[str]:
+    for metric in sorted({*recorded, *now}):
+        yield from _differ(where, metric, recorded.get(metric), now.get(metric))
+
+
+def _differ(where: str, what: str, recorded: object, now: object) -> Iterator[str]:
+    if recorded != now:
+        yield f"{where}: {what} was recorded as {recorded} and is {now}"

@@ -1,0 +1,125 @@
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+from experiments.cli import COMMANDS, main
+from experiments.listing import AgentsOptions, DevicesOptions, TasksOptions
+from experiments.options import FinetuneOptions, TrainOptions, ValidateOptions
+
+OPTIONS = {
+    "train": TrainOptions,
+    "finetune": FinetuneOptions,
+    "validate": ValidateOptions,
+    "tasks": TasksOptions,
+    "agents": AgentsOptions,
+    "devices": DevicesOptions,
+}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["agents"], ["agents", "--help"], ["devices", "--help"], ["tasks", "--help"]],
+)
+def test_commands_that_need_no_network_load_no_torch(arguments):
+    program = f"""
+import sys
+from experiments.cli import main
+try:
+    code = main({arguments!r})
+except SystemExit as exit:
+    code = exit.code
+assert not code
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
+def test_help_lists_every_command(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for name, command in COMMANDS.items():
+        assert name in text
+        assert command.summary in text
+
+
+def test_no_arguments_is_help(capsys):
+    with pytest.raises(SystemExit):
+        main([])
+    assert "commands:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_explains_every_option(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    names = []
+    for field in dataclasses.fields(OPTIONS[command]):
+        if dataclasses.is_dataclass(field.type):
+            names += [f"--{field.name}.{inner.name}" for inner in dataclasses.fields(field.type)]
+        else:
+            names.append(field.name if field.name == "folder" else f"--{field.name}")
+    for name in names:
+        (start,) = [number for number, line in enumerate(lines) if line.startswith(f"  {name} ") or line == f"  {name}"]
+        explanation = " ".join(lines[start : start + 3])
+        assert "type:" in explanation, name
+        words = explanation.split("(type:")[0].split()
+        assert len(words) > 3, f"{name} is not explained"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["trian"], "Did you mean 'train'"),
+        (["--halp"], "'--help'"),
+        (["train", "--task=digit"], "Did you mean 'digits'"),
+        (["train", "--agent=reinforc"], "Did you mean 'reinforce'"),
+        (["train", "--device=generik"], "Did you mean 'generic'"),
+        (["train", "--metric=bopps"], "Did you mean 'bops'"),
+        (["train", "--constraint=masc"], "Did you mean 'mask'"),
+        (["train", "--evaluator=ptk"], "Did you mean 'ptq'"),
+        (["train", "--agent_options.hiden=3"], "Did you mean 'hidden'"),
+        (["train", "--agent_options.hidden=many"], "must be of type int"),
+        (["train", "--pinned.stam=8"], "Did you mean 'stem'"),
+        (["train", "--budget=1.5"], "1.5"),
+        (["train", "--budget=-0.1"], "-0.1"),
+        (["train", "--budget=0.05"], "0.25"),  # 2-bit weights are a quarter of 8-bit ones
+        (["train", "--evaluations=0"], "at least 1"),
+        (["train", "--evaluations=many"], "--evaluations"),
+        (["train", "--seed=-1"], "at least 0"),
+        (["train", "--qat.epochs=-1"], "epochs"),
+        (["train", "--qat.epoch=1"], "Did you mean '--qat.epochs'"),
+        (["train", "--bits=3"], "--bits"),
+        (["train", "extra"], "'extra'"),
+        (["train", "--task"], "expected one argument"),
+        (["train", "--config=missing.yaml"], "missing.yaml"),
+        (["train", "--resume=missing"], "no run folder missing"),
+        (["finetune"], "--run FOLDER or --allocation FILE"),
+        (["finetune", "--allocation=missing.json"], "missing.json"),
+        (["validate"], "folder"),
+        (["validate", "missing"], "no run folder missing"),
+        (["validate", "missing", "--sample=-1"], "at least 0"),
+        (["agents", "--agent=pp"], "Did you mean 'ppo'"),
+        (["devices", "--device=generik"], "Did you mean 'generic'"),
+        (["tasks", "--task=digit"], "Did you mean 'digits'"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(arguments, expected, refused, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert expected in refused(*arguments)
+    assert not list(tmp_path.iterdir())  # no debris
+
+
+def test_ctrl_c_before_a_run_has_begun_is_exit_code_130(monkeypatch, capsys):
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("experiments.listing.list_tasks", interrupted)
+    assert main(["tasks"]) == 130
+    assert "interrupted" in capsys.readouterr().err

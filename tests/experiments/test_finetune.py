@@ -1,0 +1,66 @@
+import json
+
+import pytest
+import torch
+
+from experiments.cli import main
+from experiments.report import Report
+from quantenv.allocation import Allocation
+from quantenv.evaluate import Evaluation
+from quantenv.tasks import get_task
+
+
+def test_a_run_s_best_allocation_repeats_the_table_s_row(run_copy, capsys):
+    assert main(["finetune", "--run", str(run_copy)]) == 0
+    content = json.loads((run_copy / "finetune" / "finetune.json").read_text())
+    row = Report.from_dict(json.loads((run_copy / "report.json").read_text())).row("found", "QAT")
+    assert Evaluation(**content["test"]) == row.evaluation
+    assert "The same as the found row" in capsys.readouterr().out
+    ours, theirs = (torch.load(path / "finetuned.pt", weights_only=True) for path in (run_copy, run_copy / "finetune"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_the_command_line_overrides_the_run_s_recipe(run_copy, tmp_path):
+    output = tmp_path / "out"
+    assert main(["finetune", "--run", str(run_copy), "--qat.epochs=0", f"--output={output}"]) == 0
+    content = json.loads((output / "finetune.json").read_text())
+    assert content["recipe"]["epochs"] == 0
+    assert content["best_epoch"] == 0
+
+
+def test_any_allocation_file(tmp_path, capsys):
+    task = get_task("digits")
+    file = tmp_path / "mine.json"
+    Allocation.make(task.layers, 4).save(file)
+    arguments = ["finetune", "--allocation", str(file), "--task=digits", "--qat.epochs=1"]
+    assert main(arguments) == 0
+    content = json.loads((tmp_path / "finetune" / "finetune.json").read_text())
+    assert content["allocation"] == Allocation.load(file).to_dict()
+    assert f"{content['test']['correct'] / content['test']['samples']:.2%}" in capsys.readouterr().out
+
+
+def test_an_allocation_without_a_task_asks_for_one(tmp_path, refused):
+    file = tmp_path / "mine.json"
+    Allocation.make(get_task("digits").layers, 4).save(file)
+    assert "--task" in refused("finetune", "--allocation", str(file))
+
+
+def test_an_allocation_of_another_network_is_refused(tmp_path, refused):
+    file = tmp_path / "foreign.json"
+    Allocation(("conv1", "fc"), (4, 4), (8, 8), task="digits").save(file)
+    sentence = refused("finetune", "--allocation", str(file))
+    assert "does not fit this network" in sentence
+    assert "'conv1', 'fc' are not in the network" in sentence
+
+
+@pytest.mark.parametrize("damage", [lambda text: text[: len(text) // 2], lambda text: text.replace(": 8", ": 7", 1)])
+def test_a_damaged_allocation_is_refused(run_copy, refused, damage):
+    best = run_copy / "best.json"
+    best.write_text(damage(best.read_text()))
+    assert "best.json" in refused("finetune", "--run", str(run_copy))
+
+
+def test_a_run_without_a_best_allocation_is_refused(run_copy, refused):
+    (run_copy / "best.json").unlink()
+    assert "best.json" in refused("finetune", "--run", str(run_copy))

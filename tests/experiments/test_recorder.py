@@ -1,0 +1,59 @@
+import numpy as np
+
+from agents import make_agent
+from experiments.recorder import EpisodeRecorder
+from quantenv.env.environment import QuantizationEnv
+from tests.synthetic import AdditiveEvaluator
+
+
+def make(constraint="mask", **options):
+    evaluator = AdditiveEvaluator()
+    env = QuantizationEnv(
+        None, evaluator=evaluator, sensitivity=evaluator.sensitivity, constraint=constraint, budget=0.5, **options
+    )
+    return evaluator, EpisodeRecorder(env, evaluator.samples)
+
+
+def test_every_finished_episode_is_shown_once_and_as_it_was_evaluated():
+    evaluator, recorder = make()
+    episodes = []
+    recorder.listeners = [episodes.append]
+    make_agent("random", recorder, 3).learn(25, lambda metrics: None)
+    assert [episode.evaluation for episode in episodes] == list(range(1, 26))
+    assert recorder.evaluations == evaluator.calls == 25
+    tables = recorder.unwrapped.tables
+    for episode in episodes:
+        allocation = episode.allocation(evaluator.layers)
+        (again,) = evaluator.evaluate([allocation])
+        assert (episode.correct, episode.samples, episode.loss) == (again.correct, again.samples, again.loss)
+        assert episode.reward == again.accuracy - evaluator.reference.accuracy
+        assert episode.feasible
+        assert episode.penalty_lambda is None
+        for metric, table in tables.items():
+            expected = sum(table.values[i, w - 1, a - 1] for i, (w, a) in enumerate(episode.bits))
+            np.testing.assert_allclose(episode.costs[metric], expected, rtol=1e-12)
+
+
+def test_lambda_is_recorded_under_the_lagrangian():
+    _, recorder = make("lagrangian", constraint_options={"initial": 2.0, "learning_rate": 0.0})
+    episodes = []
+    recorder.listeners = [episodes.append]
+    make_agent("random", recorder, 0).learn(5, lambda metrics: None)
+    assert [episode.penalty_lambda for episode in episodes] == [2.0] * 5
+    assert not all(episode.feasible for episode in episodes)
+
+
+def test_an_abandoned_episode_is_not_counted():
+    _, recorder = make()
+    episodes = []
+    recorder.listeners = [episodes.append]
+    recorder.reset()
+    recorder.step(0)
+    make_agent("random", recorder, 0).learn(1, lambda metrics: None)
+    assert [episode.evaluation for episode in episodes] == [1]
+
+
+def test_masks_pass_through():
+    _, recorder = make()
+    _, info = recorder.reset()
+    np.testing.assert_array_equal(recorder.action_masks(), info["action_mask"].astype(bool))

@@ -1,0 +1,76 @@
+import json
+
+import pytest
+
+from experiments.cli import main
+from quantenv.allocation import Allocation
+from quantenv.tasks import get_task
+
+
+def change_episode(folder, number, **changes):
+    path = folder / "episodes.jsonl"
+    lines = path.read_text().splitlines()
+    lines[number - 1] = json.dumps(json.loads(lines[number - 1]) | changes)
+    path.write_text("\n".join(lines) + "\n")
+
+
+def test_a_sound_run_agrees_to_the_last_digit(finished, capsys):
+    assert main(["validate", str(finished), "--all", "--qat"]) == 0
+    assert "40 of 40 recorded evaluations" in capsys.readouterr().out
+
+
+def test_a_sample_is_smaller(finished, capsys):
+    assert main(["validate", str(finished), "--sample=1"]) == 0
+    assert int(capsys.readouterr().out.split(" of 40")[0].split()[-1]) <= 4  # the best three, and one
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"correct": 3}, "evaluation 7: result"),
+        ({"loss": 0.125}, "evaluation 7: result"),
+        ({"costs": {"size": 1.0}}, "evaluation 7: size was recorded as 1.0"),
+        ({"feasible": False}, "evaluation 7: feasible was recorded as False and is True"),
+    ],
+)
+def test_a_changed_episode_is_listed(run_copy, capsys, changes, expected):
+    change_episode(run_copy, 7, **changes)
+    assert main(["validate", str(run_copy), "--all"]) == 1
+    assert expected in capsys.readouterr().out
+
+
+def test_a_changed_report_is_listed(run_copy, capsys):
+    path = run_copy / "report.json"
+    report = json.loads(path.read_text())
+    report["rows"][0]["correct"] -= 1
+    report["rows"][4]["loss"] += 1e-12
+    report["rows"][5]["correct"] -= 1
+    path.write_text(json.dumps(report))
+    assert main(["validate", str(run_copy)]) == 1
+    text = capsys.readouterr().out
+    assert "report, float: result" in text
+    assert "report, found post-training: result" in text
+    assert "QAT" not in text
+    assert main(["validate", str(run_copy), "--qat"]) == 1
+    assert "report, found QAT: result" in capsys.readouterr().out
+
+
+def test_a_wrong_best_allocation_is_listed(run_copy, capsys):
+    Allocation.make(get_task("digits").layers, 2, task="digits").save(run_copy / "best.json")
+    (run_copy / "top_k.json").write_text("{}")
+    assert main(["validate", str(run_copy)]) == 1
+    text = capsys.readouterr().out
+    assert "best.json: bits" in text
+    assert "top_k.json: not the best 3" in text
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "environment.json", "episodes.jsonl", "report.json", "best.json"])
+def test_a_damaged_file_is_refused(run_copy, refused, name):
+    content = (run_copy / name).read_bytes()
+    (run_copy / name).write_bytes(content[: len(content) // 3].rstrip() + b"\n\0\n")
+    assert name in refused("validate", str(run_copy))
+
+
+def test_a_run_without_episodes_is_refused(run_copy, refused):
+    (run_copy / "episodes.jsonl").write_bytes(b"")
+    assert "nothing to validate" in refused("validate", str(run_copy))
