@@ -11,7 +11,9 @@ from quantenv.files import content_hash
 from quantenv.quantize import SCHEMES, QuantizedNetwork, calibrate_task
 from quantenv.tasks import Split, Task
 
-BATCH = 512
+#: Bytes of a network's largest stored tensor for one batch: larger batches leave the processor's caches. On ResNet-20,
+#: 1,000 images at once take 1.6 times as long as batches of 64.
+BATCH_BYTES = 4 << 20
 
 
 class PTQEvaluator:
@@ -32,6 +34,7 @@ class PTQEvaluator:
         self.task = task
         self.layers = task.layers
         self.network = QuantizedNetwork(calibrate_task(task))
+        self.batch = batch_size(self.network)
         self.identity = content_hash(["ptq", SCHEMES[task.scheme], task.identity])
         self.reference = self.float_evaluation("search")
 
@@ -44,27 +47,34 @@ class PTQEvaluator:
         results = []
         for allocation in allocations:
             self.network.select(allocation)
-            results.append(evaluate_logits(self.network, self.task.splits[split]))
+            results.append(evaluate_logits(self.network, self.task.splits[split], self.batch))
         return results
 
     def float_evaluation(self, split: str) -> Evaluation:
         """Evaluates the float network."""
-        return evaluate_logits(self.task.network, self.task.splits[split])
+        return evaluate_logits(self.task.network, self.task.splits[split], self.batch)
 
 
-def evaluate_logits(network: Callable[[torch.Tensor], torch.Tensor], split: Split) -> Evaluation:
+def batch_size(network: QuantizedNetwork) -> int:
+    """Returns how many samples to run at once, so that a stored tensor takes at most `BATCH_BYTES`."""
+    largest = max(site.features for site in network.calibration.sites)
+    return max(1, BATCH_BYTES // (4 * largest))
+
+
+def evaluate_logits(network: Callable[[torch.Tensor], torch.Tensor], split: Split, batch: int = 256) -> Evaluation:
     """Evaluates a classifier on a split, in batches, without gradients.
 
     Args:
         network: Maps inputs (B, ...) to logits (B, classes).
         split: Samples.
+        batch: Samples run at once.
 
     Returns:
         Correct predictions and mean cross-entropy (summed in double precision).
     """
     correct, loss = 0, 0.0
     with torch.inference_mode():
-        for inputs, labels in zip(split.inputs.split(BATCH), split.labels.split(BATCH), strict=True):
+        for inputs, labels in zip(split.inputs.split(batch), split.labels.split(batch), strict=True):
             logits = network(inputs)
             correct += int((logits.argmax(1) == labels).sum())
             loss += float(F.cross_entropy(logits.double(), labels, reduction="sum"))

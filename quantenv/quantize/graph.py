@@ -1,8 +1,9 @@
 """The network as a graph: batch norms folded, and the places found where integer hardware quantizes.
 
 A *site* is a tensor that integer hardware stores: the network's input, every convolution and linear output (after the
-ReLU that follows it), every residual add, every average pool and every float operation's output. Max pools, reshapes
-and dropout only move stored values, and the network's outputs leave as dequantized accumulators: they are no sites.
+ReLU that follows it), every residual add, every average pool and every float operation's output. Max pools, reshapes,
+zero padding and dropout only move stored values, and the network's outputs leave as dequantized accumulators: they are
+no sites.
 """
 
 import copy
@@ -137,8 +138,14 @@ def moves(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     if node.op == "call_module":
         return isinstance(modules[str(node.target)], _MOVING_MODULES)
     if node.op == "call_function":
-        return node.target in _MOVING_FUNCTIONS
+        return node.target in _MOVING_FUNCTIONS or _pads_with_zeros(node)
     return node.op == "call_method" and node.target in _MOVING_METHODS
+
+
+def _pads_with_zeros(node: fx.Node) -> bool:
+    """Zero is on every grid, so the zero-padded shortcuts of CIFAR ResNets need no rounding of their own."""
+    settings = {**dict(zip(("mode", "value"), node.args[2:], strict=False)), **node.kwargs}
+    return node.target is F.pad and settings.get("mode", "constant") == "constant" and not settings.get("value")
 
 
 def is_relu(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:

@@ -80,3 +80,17 @@ def test_a_layer_used_twice_is_named():
 
     with pytest.raises(UnsupportedLayerError, match="'layer' runs 2 times"):
         trace(Twice())
+
+
+def test_zero_padding_moves_values_and_other_padding_makes_them():
+    class Padded(nn.Module):
+        def __init__(self, value):
+            super().__init__()
+            self.value = value
+            self.first, self.second = nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1)
+
+        def forward(self, x):
+            return self.second(nn.functional.pad(self.first(x)[:, :, ::2], (1, 1), value=self.value))
+
+    for value, sites in ((None, 2), (0.0, 2), (1.0, 3)):
+        assert len(find_sites(trace(Padded(value)), torch.randn(1, 2, 4, 4))) == sites
