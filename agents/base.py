@@ -1,0 +1,234 @@
+"""What an agent is, and the registry that finds agents by name and imports only the one asked for."""
+
+import ast
+import dataclasses
+import importlib
+import importlib.util
+import math
+from collections.abc import Callable, Mapping
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import gymnasium
+import numpy as np
+
+from quantenv.errors import QuantenvError, unknown_name
+
+#: Receives training metrics by name, in SB3's style: ``{"train/policy_loss": 0.1}``.
+Log = Callable[[Mapping[str, float]], None]
+
+#: Entry point group in which other distributions name their agents: ``name = "module:Class"``.
+ENTRY_POINTS = "quantenv.agents"
+
+#: The agents of this package. A name here wins over an entry point of the same name.
+BUILT_IN = {
+    "ddpg": "agents.ddpg:DDPGAgent",
+    "ppo": "agents.ppo:PPOAgent",
+    "random": "agents.random:RandomAgent",
+    "reinforce": "agents.reinforce:ReinforceAgent",
+}
+
+
+class Agent(Protocol):
+    """Learns by acting in a quantization environment and then acts deterministically.
+
+    An agent is a deterministic function of (env, seed, config): runs are resumed by replaying them, so it
+    draws from its own generators, reads no clock and leaves the global random states as they were.
+    """
+
+    name: ClassVar[str]
+    """Registered name."""
+    config_class: ClassVar[type]
+    """Frozen dataclass of the agent's options, every field with a default."""
+    config: Any
+    """The options in force, an instance of `config_class`."""
+
+    def __init__(self, env: gymnasium.Env, seed: int = 0, config: Any = None) -> None:
+        """Makes an untrained agent for one environment; does not reset the environment.
+
+        Args:
+            env: A QuantizationEnv, wrapped or not.
+            seed: Fixes everything random in the agent.
+            config: Instance of `config_class`; None means its defaults.
+        """
+        ...
+
+    def learn(self, evaluations: int, log: Log) -> None:
+        """Acts and learns until exactly this many further episodes have finished.
+
+        Args:
+            evaluations: Episodes to finish in this call, each one evaluation.
+            log: Receives the agent's own training metrics after each update.
+
+        Raises:
+            QuantenvError: If the environment gives a reward that is not finite.
+        """
+        ...
+
+    def start_episode(self) -> None:
+        """Forgets the running episode; call it before the first `act` of each episode."""
+        ...
+
+    def act(self, observation: np.ndarray, action_mask: np.ndarray) -> int:
+        """Chooses greedily.
+
+        Args:
+            observation: Shape (F,).
+            action_mask: Shape (A,), nonzero where the action is allowed.
+
+        Returns:
+            An action of the plain environment: an index into its (pairs of) bits.
+        """
+        ...
+
+    def save(self, path: Path) -> None:
+        """Writes what `load` needs to act as now, atomically."""
+        ...
+
+    def load(self, path: Path) -> None:
+        """Reads what `save` wrote.
+
+        Raises:
+            QuantenvError: If the file is missing or damaged, is another agent's or fits another environment.
+        """
+        ...
+
+
+def agent_names() -> list[str]:
+    """Returns every registered name, sorted: built in or from entry points."""
+    return sorted({*BUILT_IN, *_third_party()})
+
+
+def agent_class(name: str) -> type[Agent]:
+    """Imports the class of a registered agent.
+
+    Raises:
+        QuantenvError: If the name is not registered, or a third party's entry point cannot be loaded.
+    """
+    if name in BUILT_IN:
+        module, _, attribute = BUILT_IN[name].partition(":")
+        return getattr(importlib.import_module(module), attribute)
+    third_party = _third_party()
+    if name not in third_party:
+        raise unknown_name("agent", name, agent_names())
+    entry = third_party[name]
+    try:
+        return entry.load()
+    except Exception as error:  # importing runs the third party's code, which may fail in any way
+        raise QuantenvError(
+            f"Agent {name!r} is registered as {entry.value!r}{_origin(entry)} but cannot be imported: "
+            f"{error}. Repair or uninstall that distribution."
+        ) from error
+
+
+def make_agent(name: str, env: gymnasium.Env, seed: int = 0, config: Any = None) -> Agent:
+    """Makes a registered agent.
+
+    Args:
+        name: One of `agent_names`.
+        env: A QuantizationEnv, wrapped or not.
+        seed: Fixes everything random in the agent.
+        config: Instance of the agent's `config_class`, or a mapping of fields that differ from its defaults.
+
+    Raises:
+        QuantenvError: If the name or a field of the mapping is unknown, or a value has a wrong type or range.
+    """
+    kind = agent_class(name)
+    if isinstance(config, Mapping):
+        config = _fill(kind.config_class, name, config)
+    elif config is not None and not isinstance(config, kind.config_class):
+        raise QuantenvError(
+            f"Agent {name!r} is configured by a {kind.config_class.__name__} or a mapping of its fields, "
+            f"not by a {type(config).__name__}."
+        )
+    return kind(env, seed, config)
+
+
+def describe() -> dict[str, str]:
+    """Returns the first docstring line of every agent by name, read from its source: none is imported."""
+    targets = BUILT_IN | {name: entry.value for name, entry in _third_party().items() if name not in BUILT_IN}
+    return {name: _first_line(target) for name, target in sorted(targets.items())}
+
+
+def problem_size(env: gymnasium.Env) -> tuple[int, int, int]:
+    """Returns the numbers of observed features F, of actions A and of decisions in an episode T.
+
+    Raises:
+        QuantenvError: If the environment is not a QuantizationEnv, wrapped or not, with its own action space.
+    """
+    features, actions = env.observation_space.shape, env.action_space
+    decisions = getattr(env.unwrapped, "n_decisions", None)
+    if features is None or not isinstance(actions, gymnasium.spaces.Discrete) or decisions is None:
+        raise QuantenvError(
+            f"Agents act in a QuantizationEnv with its own discrete actions, not in {env}: "
+            "give that, and leave ContinuousBits to the agents that need it."
+        )
+    return features[0], int(actions.n), decisions
+
+
+def finite_reward(reward: Any) -> float:
+    """Returns a reward as a float, for learners.
+
+    Raises:
+        QuantenvError: If it is infinite or NaN: one such reward would turn every weight into NaN.
+    """
+    value = float(reward)
+    if not math.isfinite(value):
+        raise QuantenvError(
+            f"The environment gave the reward {value}, from which no agent can learn: "
+            "set a finite infeasible_reward in constraint_options."
+        )
+    return value
+
+
+def require_in_range(config: Any, low: float, high: float, *names: str) -> None:
+    """Checks fields of an agent's config.
+
+    Raises:
+        QuantenvError: If a field lies outside [low, high] or is NaN.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if not low <= value <= high:
+            bounds = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+            raise QuantenvError(f"{type(config).__name__}: {name} must be {bounds}, not {value!r}.")
+
+
+def _third_party() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
+
+
+def _origin(entry: EntryPoint) -> str:
+    return f" by distribution {entry.dist.name!r}" if entry.dist else ""
+
+
+def _fill(config_class: type, agent: str, options: Mapping[str, Any]) -> Any:
+    fields = {field.name: field for field in dataclasses.fields(config_class)}
+    values: dict[str, Any] = {}
+    for name, value in options.items():
+        if name not in fields:
+            raise unknown_name(f"option of agent {agent!r}", name, fields)
+        expected = type(fields[name].default)
+        if expected is float and type(value) is int:
+            value = float(value)
+        if type(value) is not expected:
+            raise QuantenvError(
+                f"Option {name!r} of agent {agent!r} must be of type {expected.__name__}, not {value!r}."
+            )
+        values[name] = value
+    return config_class(**values)
+
+
+def _first_line(target: str) -> str:
+    module, _, attribute = target.partition(":")
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError) as error:
+        return f"(cannot be found: {error})"
+    if spec is None or not spec.has_location or spec.origin is None or not spec.origin.endswith(".py"):
+        return f"(no source for {target})"
+    for node in ast.parse(Path(spec.origin).read_text()).body:
+        if isinstance(node, ast.ClassDef) and node.name == attribute:
+            return (ast.get_docstring(node) or "(no docstring)").splitlines()[0]
+    return f"(no class {attribute} in {module})"

@@ -1,0 +1,259 @@
+"""HAQ's DDPG (Wang et al. 2019; Lillicrap et al. 2016): a deterministic actor names bits as numbers.
+
+This is a version of our own, not Stable-Baselines3's DDPG. SB3 stores a transition before the episode's
+reward is known, adds Gaussian noise that it clips, and knows no reward baseline; HAQ needs the final reward on
+every step, the executed action in place of the proposed one, noise truncated to the interval, and a moving
+baseline. Bending SB3 would override `_store_transition`, `_sample_action` and `train`: nearly all of it.
+
+The constants are those of HAQ's published code (`rl_quantize.py`, `lib/rl/ddpg.py`). What HAQ lacks are masks, and with
+them its actor runs into a dead end: options above the budget are never executed, so no experience ever contradicts a
+critic that expects ever more of ever more bits. The actor therefore follows inverted gradients (Hausknecht and Stone
+2016): beyond the open options they turn around, and lead it back.
+"""
+
+import copy
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from agents.base import Log, finite_reward, problem_size, require_in_range
+from agents.checkpoint import load_modules, save_modules
+from quantenv.env.wrappers import ContinuousBits
+
+
+@dataclass(frozen=True)
+class DDPGConfig:
+    """Options of the DDPG agent."""
+
+    hidden: int = 300
+    """Units of both hidden layers of actor and critic."""
+    actor_learning_rate: float = 1e-4
+    """Adam's step size for the actor."""
+    critic_learning_rate: float = 1e-3
+    """Adam's step size for the critic."""
+    tau: float = 0.01
+    """Share of the networks that enters their slowly following targets at each update."""
+    gamma: float = 1.0
+    """Discount."""
+    batch_size: int = 64
+    """Transitions in an update."""
+    replay_episodes: int = 128
+    """Episodes that replay holds; older ones are overwritten."""
+    warmup_episodes: int = 20
+    """Episodes of uniformly random actions before the first update."""
+    updates_per_step: int = 1
+    """Updates for every step of an episode, made when it has ended."""
+    noise: float = 0.5
+    """Standard deviation of the truncated normal exploration noise right after the warm-up."""
+    noise_decay: float = 0.99
+    """Factor on the noise for every episode after the warm-up."""
+    baseline_rate: float = 0.5
+    """How far the reward baseline moves to the mean of each batch."""
+
+    def __post_init__(self) -> None:
+        require_in_range(self, 1, math.inf, "hidden", "batch_size", "replay_episodes", "updates_per_step")
+        require_in_range(self, 0, math.inf, "actor_learning_rate", "critic_learning_rate", "warmup_episodes", "noise")
+        require_in_range(self, 0, 1, "tau", "gamma", "noise_decay", "baseline_rate")
+
+
+class Actor(nn.Module):
+    """Observation to action."""
+
+    def __init__(self, features: int, dims: int, hidden: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(features, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, dims),
+        )
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """(B, F) -> (B, D) in [0, 1]."""
+        return torch.sigmoid(self.net(observations))
+
+
+class Critic(nn.Module):
+    """Observation and action to the return from there on."""
+
+    def __init__(self, features: int, dims: int, hidden: int) -> None:
+        super().__init__()
+        self.observation = nn.Linear(features, hidden)
+        self.action = nn.Linear(dims, hidden)
+        self.net = nn.Sequential(nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+
+    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """(B, F), (B, D) -> (B,)."""
+        return self.net(self.observation(observations) + self.action(actions)).squeeze(-1)
+
+
+#: What an agent sees before a decision: the observation (F,), and the lowest and highest open action (2, D).
+State = tuple[np.ndarray, np.ndarray]
+
+
+class Replay:
+    """Ring buffer of transitions."""
+
+    def __init__(self, size: int, features: int, dims: int) -> None:
+        self.observations = np.zeros((size, features), np.float32)
+        self.actions = np.zeros((size, dims), np.float32)
+        self.rewards = np.zeros(size, np.float32)
+        self.next_observations = np.zeros((size, features), np.float32)
+        self.continues = np.zeros(size, np.float32)  # 0 where the episode ended
+        self.open = np.zeros((size, 2, dims), np.float32)  # lowest and highest open action
+        self.next_open = np.zeros((size, 2, dims), np.float32)
+        self.added = 0
+
+    def add(self, state: State, action: np.ndarray, reward: float, following: State, ended: bool) -> None:
+        """Stores one transition over the oldest."""
+        at = self.added % len(self.rewards)
+        (self.observations[at], self.open[at]), self.actions[at], self.rewards[at] = state, action, reward
+        (self.next_observations[at], self.next_open[at]), self.continues[at] = following, 1.0 - ended
+        self.added += 1
+
+    def sample(self, count: int, generator: np.random.Generator) -> tuple[Tensor, ...]:
+        """Draws transitions uniformly: (B, F), (B, 2, D), (B, D), (B,), (B, F), (B, 2, D), (B,)."""
+        at = generator.integers(min(self.added, len(self.rewards)), size=count)
+        before = (self.observations, self.open, self.actions, self.rewards)
+        return tuple(
+            torch.as_tensor(field[at]) for field in (*before, self.next_observations, self.next_open, self.continues)
+        )
+
+
+class DDPGAgent:
+    """HAQ's DDPG: continuous bits, truncated-normal exploration, the final reward on every step."""
+
+    name: ClassVar[str] = "ddpg"
+    config_class: ClassVar[type] = DDPGConfig
+
+    def __init__(self, env: gymnasium.Env, seed: int = 0, config: DDPGConfig | None = None) -> None:
+        """See `agents.base.Agent`."""
+        self.config = config or DDPGConfig()
+        features, _, decisions = problem_size(env)
+        self.env = ContinuousBits(env)
+        dims = int(np.prod(self.env.action_space.shape or ()))  # D: 1, or 2 for joint decisions
+        hidden = self.config.hidden
+        with torch.random.fork_rng(devices=[]):  # initial weights come from torch's global generator
+            torch.manual_seed(seed)
+            self.actor, self.critic = Actor(features, dims, hidden), Critic(features, dims, hidden)
+        self.actor_target, self.critic_target = copy.deepcopy(self.actor), copy.deepcopy(self.critic)
+        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), self.config.actor_learning_rate)
+        self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), self.config.critic_learning_rate)
+        self.replay = Replay(self.config.replay_episodes * decisions, features, dims)
+        self._generator = np.random.default_rng(seed)
+        self._seed = seed
+        self._episodes = 0
+        self._baseline: float | None = None
+
+    def learn(self, evaluations: int, log: Log) -> None:
+        """Acts for this many episodes; after the warm-up, each one is followed by updates."""
+        for _ in range(evaluations):
+            steps = self._run_episode()
+            if self._episodes > self.config.warmup_episodes:
+                for _ in range(steps * self.config.updates_per_step):
+                    metrics = self._update()
+                log(metrics | {"train/noise": self._noise()})
+
+    def _run_episode(self) -> int:
+        """Plays an episode, puts it into replay and returns its number of steps."""
+        observation, info = self.env.reset(seed=None if self._episodes else self._seed)
+        states, ended = [(observation, self._open(info["action_mask"]))], False
+        while not ended:
+            observation, reward, terminated, truncated, info = self.env.step(self._explore(observation))
+            states.append((observation, self._open(info["action_mask"])))
+            final_reward = finite_reward(reward)
+            ended = terminated or truncated
+        self._episodes += 1
+        # The reward belongs to the executed bits (after masks and projection), so they are what replay holds:
+        # HAQ stored the proposed ones, and its critic learned the value of allocations that nobody evaluated.
+        actions = self.env.continuous(info["executed_actions"])  # (T, D)
+        for step, action in enumerate(actions):
+            last = step == len(actions) - 1
+            self.replay.add(states[step], action, final_reward, states[step + 1], last)
+        return len(actions)
+
+    def _open(self, mask: np.ndarray) -> np.ndarray:
+        """Gives the lowest and the highest open action in each dimension, shape (2, D)."""
+        options = self.env.continuous(np.flatnonzero(mask))  # (open options, D)
+        return np.stack([options.min(axis=0), options.max(axis=0)])
+
+    def _noise(self) -> float:
+        since_warmup = max(0, self._episodes - self.config.warmup_episodes)
+        return self.config.noise * self.config.noise_decay**since_warmup
+
+    def _explore(self, observation: np.ndarray) -> np.ndarray:
+        """Draws an action, shape (D,): uniform in the warm-up, then normal around the actor's, in [0, 1]."""
+        if self._episodes < self.config.warmup_episodes:
+            return self._generator.random(self.env.action_space.shape, dtype=np.float32)
+        mean, noise = self._greedy(observation), self._noise()
+        action = self._generator.normal(mean, noise)
+        # Rejection draws the truncated normal exactly; with the mean in [0, 1], half of the draws pass.
+        while (outside := (action < 0) | (action > 1)).any():
+            action = np.where(outside, self._generator.normal(mean, noise), action)
+        return action.astype(np.float32)
+
+    def _greedy(self, observation: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return self.actor(torch.as_tensor(observation)[None])[0].numpy()
+
+    def _update(self) -> dict[str, float]:
+        config = self.config
+        batch = self.replay.sample(config.batch_size, self._generator)
+        observations, bounds, actions, rewards, following, next_bounds, continues = batch
+        mean = rewards.mean().item()
+        old = mean if self._baseline is None else self._baseline
+        self._baseline = old + config.baseline_rate * (mean - old)
+        with torch.no_grad():
+            # The environment would execute the nearest open option, so that is what the next state is worth.
+            next_actions = self.actor_target(following).clamp(next_bounds[:, 0], next_bounds[:, 1])  # (B, D)
+            next_values = self.critic_target(following, next_actions)  # (B,)
+            targets = rewards - self._baseline + config.gamma * continues * next_values  # (B,)
+        critic_loss = nn.functional.mse_loss(self.critic(observations, actions), targets)
+        self.critic_optimizer.zero_grad()
+        critic_loss.backward()
+        self.critic_optimizer.step()
+
+        proposed = self.actor(observations)  # (B, D)
+        at = proposed.detach().requires_grad_()
+        values = self.critic(observations, at)  # (B,)
+        (slope,) = torch.autograd.grad(values.sum(), at)  # (B, D)
+        low, high = bounds[:, 0], bounds[:, 1]  # (B, D)
+        slope = slope * torch.where(slope > 0, high - at, at - low).detach()
+        self.actor_optimizer.zero_grad()
+        proposed.backward(-slope / len(slope))
+        self.actor_optimizer.step()
+        self._copy_to_targets(config.tau)
+        return {
+            "train/critic_loss": critic_loss.item(),
+            "train/actor_loss": -values.mean().item(),
+            "train/baseline": self._baseline,
+        }
+
+    @torch.no_grad()
+    def _copy_to_targets(self, share: float) -> None:
+        for target, source in ((self.actor_target, self.actor), (self.critic_target, self.critic)):
+            for slow, fast in zip(target.parameters(), source.parameters(), strict=True):
+                slow.lerp_(fast, share)
+
+    def start_episode(self) -> None:
+        """Does nothing: the actor has no memory."""
+
+    def act(self, observation: np.ndarray, action_mask: np.ndarray) -> int:
+        """Rounds the actor's output to an action; one that is not allowed is the environment's to correct."""
+        return int(self.env.action(self._greedy(observation)))
+
+    def save(self, path: Path) -> None:
+        """Writes actor and critic."""
+        save_modules(path, self.name, {"actor": self.actor, "critic": self.critic})
+
+    def load(self, path: Path) -> None:
+        """Reads actor and critic, targets included; see `agents.base.Agent` for the errors."""
+        load_modules(path, self.name, {"actor": self.actor, "critic": self.critic})
+        self._copy_to_targets(1.0)

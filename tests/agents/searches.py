@@ -1,0 +1,95 @@
+"""Searches on the synthetic additive task, recorded episode by episode."""
+
+import itertools
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from agents import make_agent
+from agents.base import Agent
+from quantenv.env.environment import QuantizationEnv
+from tests.synthetic import AdditiveEvaluator, synthetic_layers
+
+LEARNERS = ("ddpg", "ppo", "reinforce")
+
+#: Sizes that keep tests quick where learning is not what is tested.
+SMALL: dict[str, dict[str, Any]] = {
+    "ddpg": {"hidden": 16, "warmup_episodes": 3, "batch_size": 8},
+    "ppo": {"hidden": 8, "episodes_per_update": 4, "episodes_per_minibatch": 2, "epochs": 2},
+    "random": {},
+    "reinforce": {"hidden": 8, "episodes_per_update": 4},
+}
+
+
+class Recorder(gymnasium.Wrapper):
+    """Keeps the reward, the bits and the steps of every finished episode."""
+
+    def __init__(self, env: gymnasium.Env) -> None:
+        super().__init__(env)
+        self.rewards: list[float] = []
+        self.bits: list[list[list[int]]] = []
+        self.taken: list[list[int]] = []
+        self.masks: list[np.ndarray] = []
+        self.infos: list[dict[str, Any]] = []
+
+    def reset(self, **kwargs: Any) -> Any:
+        self._actions: list[int] = []
+        observation, info = self.env.reset(**kwargs)
+        self._mask = info["action_mask"]
+        return observation, info
+
+    def step(self, action: Any) -> Any:
+        self._actions.append(int(action))
+        self.masks.append(self._mask)
+        result = self.env.step(action)
+        info = result[4]
+        self._mask = info["action_mask"]
+        if result[2]:
+            self.rewards.append(float(result[1]))
+            self.bits.append(info["bits"].tolist())
+            self.taken.append(self._actions)
+            self.infos.append(info)
+        return result
+
+
+def make_env(count: int = 4, problem: int = 0, **options: Any) -> Recorder:
+    """Makes a recorded environment over a synthetic task of `count` layers."""
+    evaluator = AdditiveEvaluator(synthetic_layers(count, problem), problem)
+    options = {"evaluator": evaluator, "sensitivity": evaluator.sensitivity, **options}
+    return Recorder(QuantizationEnv(None, **options))
+
+
+def search(name: str, evaluations: int, seed: int = 0, small: bool = True, **options: Any) -> Recorder:
+    """Lets an agent learn and returns the environment that recorded it."""
+    env = make_env(**options)
+    agent(name, env, seed, small).learn(evaluations, lambda metrics: None)
+    return env
+
+
+def agent(name: str, env: gymnasium.Env, seed: int = 0, small: bool = True) -> Agent:
+    """Makes an agent of a size fit for tests, or of its default size."""
+    return make_agent(name, env, seed, SMALL[name] if small else None)
+
+
+def play_greedily(env: Recorder, player: Agent) -> list[list[int]]:
+    """Plays one episode by `act` and returns its bits."""
+    observation, info = env.reset()
+    player.start_episode()
+    ended = False
+    while not ended:
+        observation, _, ended, _, info = env.step(player.act(observation, info["action_mask"]))
+    return env.bits[-1]
+
+
+def best_reward(env: Recorder) -> float:
+    """Finds the best reward of any feasible weight allocation by trying them all."""
+    inner: Any = env.unwrapped
+    table, (budget,) = inner.tables["size"], inner.budgets
+    best = -np.inf
+    for bits in itertools.product(inner.bits, repeat=len(inner.layers)):
+        rows = np.arange(len(bits)), np.array(bits) - 1, 7
+        if table.values[rows].sum() <= budget.limit:
+            harm = inner.evaluator.harm[rows].sum()
+            best = max(best, max(0.0, 0.96 - harm) - 0.96)
+    return float(best)
