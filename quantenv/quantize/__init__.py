@@ -2,6 +2,7 @@
 
 from quantenv.quantize.calibrate import activation_grids, weight_grids
 from quantenv.quantize.network import SCHEMES, Calibration, QuantizedNetwork, calibrate, calibrate_task
+from quantenv.quantize.prefix import PrefixRunner
 from quantenv.quantize.quantizers import Grid, LinearQuantizer, LSQQuantizer, Quantizer, quantize
 from quantenv.quantize.trainable import trainable_network
 
@@ -11,6 +12,7 @@ __all__ = [
     "Grid",
     "LSQQuantizer",
     "LinearQuantizer",
+    "PrefixRunner",
     "QuantizedNetwork",
     "Quantizer",
     "activation_grids",

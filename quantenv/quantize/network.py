@@ -1,8 +1,9 @@
 """The post-training quantized network: every bit option prepared once, an allocation chosen by swapping tensors."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from quantenv.errors import QuantenvError, unknown_name
 from quantenv.layers import LayerSpec, describe
 from quantenv.quantize.calibrate import MAX_SAMPLES, activation_grids, weight_grids
 from quantenv.quantize.graph import Site, find_sites, trace
-from quantenv.quantize.quantizers import Grid, LinearQuantizer, quantize
+from quantenv.quantize.quantizers import Grid, quantize
 from quantenv.tasks import Task
 
 CALIBRATION_BATCH = 64
@@ -137,56 +138,87 @@ def rewire(
     return graph_module
 
 
-class SwitchedLayer(nn.Module):
-    """A Conv2d or Linear whose quantized weights are all at hand, chosen by `bits`."""
+#: (weight bits, activation bits) of every layer, in execution order: `Allocation.bits`.
+Bits = tuple[tuple[int, int], ...]
+#: What one switched module is told by an allocation.
+Setting = tuple[int, ...]
 
-    def __init__(self, layer: nn.Module, grids: dict[int, Grid], input_grids: dict[int, Grid]) -> None:
+
+class Switched(nn.Module):
+    """A module of the quantized graph that an allocation switches."""
+
+    def setting(self, bits: Bits) -> Setting:
+        """Returns the part of an allocation that this module depends on: equal settings, equal outputs."""
+        raise TypeError(f"{type(self).__name__} does not say what it depends on.")
+
+    def select(self, setting: Setting) -> None:
+        """Switches to a setting."""
+        raise TypeError(f"{type(self).__name__} cannot be switched.")
+
+
+class SwitchedSite(Switched):
+    """A site whose grids are all at hand, chosen by the bits it is stored at: the most any of its readers wants."""
+
+    def __init__(self, grids: dict[int, Grid], readers: Sequence[int], shared: bool) -> None:
         super().__init__()
-        if not isinstance(layer, nn.Conv2d | nn.Linear):
-            raise QuantenvError(f"Cannot quantize a {type(layer).__name__}.")
+        self.grids, self.readers, self.floor = grids, readers, 8 if shared else 0
+        self.grid = grids[8]
+
+    def setting(self, bits: Bits) -> Setting:
+        """Returns (stored bits,)."""
+        return (max([bits[index][1] for index in self.readers] + [self.floor]),)
+
+    def select(self, setting: Setting) -> None:
+        """Chooses the stored bits."""
+        self.grid = self.grids[setting[0]]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Rounds to the chosen grid."""
+        return quantize(x, self.grid)
+
+
+class SwitchedLayer(Switched):
+    """A Conv2d or Linear whose quantized weights are all at hand, chosen by bits."""
+
+    def __init__(self, layer: nn.Module, grids: dict[int, Grid], index: int, source: SwitchedSite) -> None:
+        super().__init__()
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
         self.float_weight = _weight(layer).detach()
         self.bias = None if layer.bias is None else layer.bias.detach()
         self.convolution = (
             (layer.stride, layer.padding, layer.dilation, layer.groups) if isinstance(layer, nn.Conv2d) else None
         )
-        self.grids, self.input_grids = grids, input_grids
+        self.grids, self.index = grids, index
+        self._source = (source,)  # in a tuple, so that it does not become a submodule
         self.cache: dict[int, torch.Tensor] = {}
         self.weight = self.float_weight
-        self.requantizer: LinearQuantizer | None = None
+        self.input_grid: Grid | None = None
 
-    def select(self, weight_bits: int, activation_bits: int, stored_bits: int) -> None:
+    @property
+    def source(self) -> SwitchedSite:
+        """The site that the layer reads."""
+        return self._source[0]
+
+    def setting(self, bits: Bits) -> Setting:
+        """Returns (weight bits, activation bits, stored bits of the input)."""
+        return (*bits[self.index], *self.source.setting(bits))
+
+    def select(self, setting: Setting) -> None:
         """Chooses the weights' bits, and a coarser grid for the input where it is stored finer than wanted."""
+        weight_bits, activation_bits, stored_bits = setting
         if weight_bits not in self.cache:
             self.cache[weight_bits] = quantize(self.float_weight, self.grids[weight_bits])
         self.weight = self.cache[weight_bits]
-        coarser = activation_bits < stored_bits
-        self.requantizer = LinearQuantizer(self.input_grids[activation_bits]) if coarser else None
+        self.input_grid = self.source.grids[activation_bits] if activation_bits < stored_bits else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Runs the layer on (B, C, H, W) or (B, ..., F)."""
-        if self.requantizer is not None:
-            x = self.requantizer(x)
+        if self.input_grid is not None:
+            x = quantize(x, self.input_grid)
         if self.convolution is None:
             return F.linear(x, self.weight, self.bias)
         stride, padding, dilation, groups = self.convolution
         return F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
-
-
-class SwitchedSite(nn.Module):
-    """A site whose grids are all at hand, chosen by bits."""
-
-    def __init__(self, grids: dict[int, Grid]) -> None:
-        super().__init__()
-        self.grids = grids
-        self.grid = grids[8]
-
-    def select(self, bits: int) -> None:
-        """Chooses the stored bits."""
-        self.grid = self.grids[bits]
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Rounds to the chosen grid."""
-        return quantize(x, self.grid)
 
 
 class QuantizedNetwork:
@@ -196,22 +228,51 @@ class QuantizedNetwork:
         calibration: The calibrated network.
     """
 
+    value_bytes: ClassVar[int] = 4
+    """Bytes of a stored value."""
+
     def __init__(self, calibration: Calibration) -> None:
         self.calibration = calibration
-        self._sites: dict[str, SwitchedSite] = {}
-        self._layers: dict[str, SwitchedLayer] = {}
+        self.module = self._build()
+        self._switched = [
+            module
+            for node in self.module.graph.nodes
+            if node.op == "call_module" and isinstance(module := self.module.get_submodule(str(node.target)), Switched)
+        ]
+        self._selected: list[Setting | None] = [None] * len(self._switched)
+        self.select(Allocation.make(calibration.layers, 8, 8))
+
+    def _build(self) -> fx.GraphModule:
+        calibration = self.calibration
+        indices = {layer.name: index for index, layer in enumerate(calibration.layers)}
+        sites: dict[str, SwitchedSite] = {}
 
         def make_site(site: Site) -> nn.Module:
-            self._sites[site.node] = SwitchedSite(calibration.site_grids[site.node])
-            return self._sites[site.node]
+            readers = [indices[name] for name in site.layers]
+            sites[site.node] = SwitchedSite(calibration.site_grids[site.node], readers, site.shared)
+            return sites[site.node]
 
         def make_layer(layer: LayerSpec, module: nn.Module) -> nn.Module:
-            input_grids = calibration.site_grids[calibration.site_of(layer.name).node]
-            self._layers[layer.name] = SwitchedLayer(module, calibration.weight_grids[layer.name], input_grids)
-            return self._layers[layer.name]
+            source = sites[calibration.site_of(layer.name).node]
+            return SwitchedLayer(module, calibration.weight_grids[layer.name], indices[layer.name], source)
 
-        self.module = rewire(calibration, make_site, make_layer)
-        self.select(Allocation.make(calibration.layers, 8, 8))
+        return rewire(calibration, make_site, make_layer)
+
+    def settings(self, allocation: Allocation) -> tuple[Setting, ...]:
+        """Returns what an allocation tells every switched module, in execution order.
+
+        Raises:
+            AllocationError: If the allocation is for other layers.
+        """
+        bits = allocation.check_fits(self.calibration.layers).bits
+        return tuple(module.setting(bits) for module in self._switched)
+
+    def switch(self, settings: Sequence[Setting], start: int = 0) -> None:
+        """Switches the modules from the `start`-th on, in execution order, to their settings."""
+        for index in range(start, len(self._switched)):
+            if self._selected[index] != settings[index]:
+                self._switched[index].select(settings[index])
+                self._selected[index] = settings[index]
 
     def select(self, allocation: Allocation) -> None:
         """Gives every layer and site the allocation's bits.
@@ -219,13 +280,7 @@ class QuantizedNetwork:
         Raises:
             AllocationError: If the allocation is for other layers.
         """
-        allocation = allocation.check_fits(self.calibration.layers)
-        for site in self.calibration.sites:
-            stored = self.calibration.stored_bits(site, allocation)
-            self._sites[site.node].select(stored)
-            for name in site.layers:
-                index = allocation.names.index(name)
-                self._layers[name].select(allocation.weight_bits[index], allocation.activation_bits[index], stored)
+        self.switch(self.settings(allocation))
 
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
         """Returns the logits, shape (B, classes), under the selected allocation."""

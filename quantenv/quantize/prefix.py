@@ -1,0 +1,136 @@
+"""Running many allocations of one network so that what they share is computed once.
+
+Allocations whose first switched modules have equal settings share the activations up to there. `PrefixRunner` keeps,
+in front of every switched module, the live tensors of the allocation at hand, and starts the next allocation at the
+first setting that differs. Given allocations in sorted order this walks them depth first: each module runs once for
+each distinct prefix.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import fx
+
+from quantenv.quantize.network import QuantizedNetwork, Setting, Switched
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One call of the graph. Values live in numbered registers."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+    target: int
+    dead: tuple[int, ...]
+    """Registers that no later step reads."""
+
+
+@dataclass(frozen=True)
+class _Register:
+    index: int
+
+
+class PrefixRunner:
+    """Runs a quantized network's graph, each distinct prefix of settings once.
+
+    Args:
+        network: The network; its selected allocation is changed by running.
+    """
+
+    def __init__(self, network: QuantizedNetwork) -> None:
+        self._network = network
+        nodes = list(network.module.graph.nodes)
+        registers = {node: index for index, node in enumerate(nodes)}
+        last_use = {node: max((registers[user] for user in node.users), default=-1) for node in nodes}
+        (self._input,) = (registers[node] for node in nodes if node.op == "placeholder")
+        self._steps: list[_Step] = []
+        self._switch_steps: list[int] = []
+        for node in nodes:
+            if node.op == "placeholder":
+                continue
+            if node.op == "output":
+                self._output = registers[node.args[0]]
+                continue
+            function, first = _callable(network.module, node)
+            if isinstance(function, Switched):
+                self._switch_steps.append(len(self._steps))
+            # map_arg's types know only values that a graph may hold
+            arguments, keywords = cast(Any, fx.map_arg)((first, node.kwargs), lambda n: _Register(registers[n]))
+            dead = tuple(registers[n] for n in node.all_input_nodes if last_use[n] == registers[node])
+            self._steps.append(_Step(function, arguments, keywords, registers[node], dead))
+        self._size = len(nodes)
+
+    def run(self, inputs: torch.Tensor, settings: Sequence[tuple[Setting, ...]]) -> Iterator[torch.Tensor]:
+        """Runs one batch under many allocations.
+
+        Args:
+            inputs: Shape (B, ...).
+            settings: One `QuantizedNetwork.settings` for each allocation; sorted, they share the most.
+
+        Yields:
+            Logits, shape (B, classes), for each allocation, in order. They must not be changed in place.
+        """
+        before: list[list[Any]] = []  # registers in front of each switched step of the allocation at hand
+        previous: tuple[Setting, ...] | None = None
+        registers: list[Any] = [None] * self._size
+        for wanted in settings:
+            if wanted != previous:
+                first = _first_difference(wanted, previous)
+                self._network.switch(wanted, first)
+                if previous is None:
+                    registers[self._input] = inputs
+                    position = 0
+                else:
+                    registers = before[first].copy()
+                    del before[first:]
+                    position = self._switch_steps[first]
+                with torch.inference_mode():
+                    self._advance(registers, position, before)
+                previous = wanted
+            yield registers[self._output]
+
+    def _advance(self, registers: list[Any], position: int, before: list[list[Any]]) -> None:
+        """Runs the steps from `position` to the end, remembering the registers in front of switched ones."""
+        for index in range(position, len(self._steps)):
+            step = self._steps[index]
+            if len(before) < len(self._switch_steps) and self._switch_steps[len(before)] == index:
+                before.append(registers.copy())
+            arguments = [_load(registers, argument) for argument in step.arguments]
+            keywords = {key: _load(registers, value) for key, value in step.keywords.items()}
+            registers[step.target] = step.function(*arguments, **keywords)
+            for register in step.dead:
+                registers[register] = None
+
+
+def _load(registers: list[Any], argument: Any) -> Any:
+    if isinstance(argument, _Register):
+        return registers[argument.index]
+    if isinstance(argument, tuple | list):
+        return type(argument)([_load(registers, item) for item in argument])
+    return argument
+
+
+def _first_difference(wanted: tuple[Setting, ...], previous: tuple[Setting, ...] | None) -> int:
+    if previous is None:
+        return 0
+    return next(index for index, pair in enumerate(zip(wanted, previous, strict=True)) if pair[0] != pair[1])
+
+
+def _callable(module: fx.GraphModule, node: fx.Node) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """Returns what a node calls and its positional arguments."""
+    if node.op == "call_module":
+        return module.get_submodule(str(node.target)), node.args
+    if node.op == "call_function":
+        assert callable(node.target)
+        return node.target, node.args
+    if node.op == "call_method":
+        name = str(node.target)
+        return lambda value, *rest, **keywords: getattr(value, name)(*rest, **keywords), node.args
+    assert node.op == "get_attr"
+    value = module
+    for part in str(node.target).split("."):
+        value = getattr(value, part)
+    return lambda: value, ()

@@ -1,0 +1,62 @@
+import random
+
+import pytest
+import torch
+
+from quantenv.allocation import Allocation
+from quantenv.quantize import PrefixRunner, QuantizedNetwork, calibrate
+from quantenv.quantize.integer import IntegerNetwork
+from tests.networks import branched
+
+INPUTS = torch.randn(48, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+CALIBRATION = calibrate(branched(), INPUTS)
+BACKENDS = [QuantizedNetwork, IntegerNetwork]
+
+
+def random_allocations(count, seed=0):
+    rng = random.Random(seed)
+    layers = CALIBRATION.layers
+    return [
+        Allocation.make(layers, [rng.randint(1, 8) for _ in layers], [rng.choice([2, 8]) for _ in layers])
+        for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("ordered", [True, False])
+def test_shared_prefixes_change_no_bit_of_any_output(backend, ordered):
+    network = backend(CALIBRATION)
+    allocations = random_allocations(40)
+    settings = [network.settings(allocation) for allocation in allocations]
+    settings += settings[:3]
+    if ordered:
+        settings.sort()
+    shared = [logits.clone() for logits in PrefixRunner(network).run(INPUTS[:8], settings)]
+    for wanted, logits in zip(settings, shared, strict=True):
+        network.switch(wanted)
+        assert torch.equal(network(INPUTS[:8]), logits)
+
+
+def test_each_distinct_prefix_runs_once():
+    network = QuantizedNetwork(CALIBRATION)
+    layers = CALIBRATION.layers
+    calls = {layer.name: 0 for layer in layers}
+    for layer in layers:
+        module = network.module.get_submodule(layer.name)
+        module.register_forward_hook(
+            lambda *_, name=layer.name: calls.__setitem__(name, calls[name] + 1)  # counted for each layer
+        )
+    options = (2, 4, 8)
+    bits = [(a, b, c, 8, 8, 8) for a in options for b in options for c in options]
+    settings = sorted(network.settings(Allocation.make(layers, row)) for row in bits)
+    for _ in PrefixRunner(network).run(INPUTS[:4], settings):
+        pass
+    assert list(calls.values()) == [3, 9, 27, 27, 27, 27]
+
+
+def test_inputs_are_left_alone():
+    network = QuantizedNetwork(CALIBRATION)
+    inputs = INPUTS[:4].clone()
+    settings = sorted(network.settings(allocation) for allocation in random_allocations(10))
+    list(PrefixRunner(network).run(inputs, settings))
+    assert torch.equal(inputs, INPUTS[:4])
