@@ -1,0 +1,70 @@
+"""An evaluator that asks the store first and computes only what was never computed before."""
+
+from collections.abc import Sequence
+
+from quantenv.allocation import Allocation
+from quantenv.evaluate.base import Evaluation, Evaluator
+from quantenv.evaluate.store import Bits, EvaluationStore, Record, open_store
+
+
+class StoredEvaluator:
+    """Gives the same evaluations as the evaluator it wraps, to the bit.
+
+    What is computed is stored at once, before the next is begun: a process killed at any moment loses at most the
+    evaluation in flight. An allocation is never computed twice, however often a batch repeats it.
+
+    Args:
+        evaluator: Computes what the store does not hold. Its identity is part of the key.
+        store: Where evaluations are kept.
+        task: Name of the task, for whoever reads the store.
+        group: Allocations that the evaluator gets at once. More than one lets it share work between allocations;
+            a killed process then loses up to so many evaluations.
+    """
+
+    def __init__(self, evaluator: Evaluator, store: EvaluationStore, task: str = "", group: int = 1) -> None:
+        self.evaluator = evaluator
+        self.store = store
+        self.task = task
+        self.group = group
+        self.layers = evaluator.layers
+        self.reference = evaluator.reference
+        self.identity = evaluator.identity
+        self._names = tuple(layer.name for layer in self.layers)
+
+    def evaluate(self, allocations: Sequence[Allocation], split: str = "search") -> list[Evaluation]:
+        """Evaluates allocations on a split, one evaluation for each, in order.
+
+        Raises:
+            AllocationError: If an allocation is for other layers.
+            StoreConflictError: If another process stored another value at the same time.
+            QuantenvError: If the store fails.
+        """
+        fitting = [a if a.names == self._names else a.check_fits(self.layers) for a in allocations]
+        distinct: dict[Bits, Allocation] = {allocation.bits: allocation for allocation in fitting}
+        known = self.store.find(self.identity, split, list(distinct))
+        missing = sorted(distinct.keys() - known.keys())
+        for start in range(0, len(missing), self.group):
+            group = missing[start : start + self.group]
+            evaluations = self.evaluator.evaluate([distinct[bits] for bits in group], split)
+            computed = dict(zip(group, evaluations, strict=True))
+            self.store.add_all(Record(self.identity, split, bits, computed[bits], self.task) for bits in group)
+            known |= computed
+        return [known[allocation.bits] for allocation in fitting]
+
+
+def through_store(evaluator: Evaluator, store: EvaluationStore | str | None, task: str = "") -> Evaluator:
+    """Lets an evaluator's results be stored.
+
+    Args:
+        evaluator: The evaluator.
+        store: An open store, or where one is; see `open_store`. None means the user's, ``off`` none.
+        task: Name of the task, for whoever reads the store.
+
+    Returns:
+        The evaluator through the store, or the bare one if the store is off.
+
+    Raises:
+        QuantenvError: If the store cannot be opened.
+    """
+    opened = store if isinstance(store, EvaluationStore) else open_store(store)
+    return evaluator if opened is None else StoredEvaluator(evaluator, opened, task)

@@ -1,0 +1,420 @@
+import dataclasses
+import logging
+import math
+import multiprocessing
+import os
+import pickle
+import sqlite3
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from quantenv.errors import QuantenvError
+from quantenv.evaluate import database
+from quantenv.evaluate import store as store_module
+from quantenv.evaluate.base import Evaluation
+from quantenv.evaluate.store import EvaluationStore, Record, StoreConflictError, open_store
+
+BITS = ((4, 8), (2, 8), (8, 8))
+
+
+def record(identity="a", split="search", bits=BITS, correct=7, loss=0.5, **rest):
+    return Record(identity, split, bits, Evaluation(correct, 10, loss), **rest)
+
+
+def many(count, identity="a"):
+    return [
+        record(identity, bits=((1 + i // 64 % 8, 1 + i // 8 % 8), (1 + i % 8, 8)), correct=i % 10) for i in range(count)
+    ]
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "evaluations.sqlite"
+
+
+@pytest.fixture
+def store(path):
+    return EvaluationStore(str(path))
+
+
+records = st.builds(
+    Record,
+    identity=st.text(min_size=1, max_size=40).filter(lambda text: text.isprintable()),
+    split=st.sampled_from(["search", "test"]),
+    bits=st.lists(st.tuples(st.integers(1, 8), st.integers(1, 8)), min_size=1, max_size=60).map(tuple),
+    evaluation=st.builds(
+        Evaluation, st.integers(0, 2**31 - 1), st.integers(1, 2**31 - 1), st.floats(min_value=0, allow_infinity=True)
+    ),
+    task=st.text(max_size=20).filter(lambda text: text.isprintable()),
+    created=st.floats(1, 1e10),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(records, max_size=8, unique_by=lambda r: (r.identity, r.split, r.bits)))
+def test_what_is_stored_reads_back_the_same_to_the_bit(tmp_path_factory, written):
+    location = str(tmp_path_factory.mktemp("store") / "e.sqlite")
+    EvaluationStore(location).add_all(written)
+    again = EvaluationStore(location)
+    for item in written:
+        assert again.find(item.identity, item.split, [item.bits]) == {item.bits: item.evaluation}
+    assert sorted(again.records(), key=repr) == sorted(written, key=repr)
+
+
+def test_a_loss_that_is_not_a_number_is_kept(store):
+    store.add(record(loss=math.nan))
+    assert math.isnan(store.find("a", "search", [BITS])[BITS].loss)
+    store.add(record(loss=math.nan))  # the same value
+
+
+def test_identities_splits_and_bits_are_kept_apart(store):
+    others = [record(), record(identity="b"), record(split="test"), record(bits=BITS[:2]), record(bits=BITS[::-1])]
+    others = [dataclasses.replace(r, evaluation=Evaluation(i, 10, float(i))) for i, r in enumerate(others)]
+    store.add_all(others)
+    for number, item in enumerate(others):
+        assert store.find(item.identity, item.split, [item.bits]) == {item.bits: Evaluation(number, 10, float(number))}
+    assert store.find("c", "search", [BITS]) == store.find("a", "train", [BITS]) == {}
+
+
+def test_batches_longer_than_a_statement(store):
+    written = many(512) + many(512, "b")
+    written = [dataclasses.replace(r, bits=(*r.bits, (i // 512 + 1, 1))) for i, r in enumerate(written * 2)]
+    store.add_all(written)
+    assert store.count() == 1024 + 1024
+    bits = [r.bits for r in written if r.identity == "a"]
+    assert store.find("a", "search", bits) == {r.bits: r.evaluation for r in written if r.identity == "a"}
+    assert store.find("a", "search", []) == {}
+    assert {r.bits for r in store.records("b")} == {r.bits for r in written if r.identity == "b"}
+
+
+def test_the_same_again_changes_nothing_and_another_value_is_refused(store):
+    store.add(record(created=5.0))
+    store.add(record(created=6.0, task="renamed"))
+    (kept,) = store.records()
+    assert (kept.created, kept.task) == (5.0, "")
+    for other in (record(correct=8), record(loss=0.5 + 1e-16), record(loss=math.nan)):
+        with pytest.raises(StoreConflictError, match="'a', split 'search', bits 482888 has two values"):
+            store.add(other)
+    with pytest.raises(StoreConflictError):
+        store.add_all([*many(20), record(correct=8)])
+    assert store.find("a", "search", [BITS])[BITS] == record().evaluation
+
+
+def test_the_portable_insert_does_the_same(store, monkeypatch):
+    monkeypatch.setattr(store, "_insert", None)  # as for databases without ON CONFLICT DO NOTHING
+    store.add_all(many(20))
+    store.add_all(many(40))
+    assert store.count() == 40
+    with pytest.raises(StoreConflictError):
+        store.add_all([*many(50), dataclasses.replace(many(1)[0], evaluation=Evaluation(9, 10, 0.5))])
+
+
+def test_keys_that_are_too_long_are_refused(store):
+    with pytest.raises(QuantenvError, match="of 351 layers: it holds at most 350 layers"):
+        store.add(record(bits=((8, 8),) * 351))
+    with pytest.raises(QuantenvError, match="40 characters of identity"):
+        store.add(record(identity="x" * 41))
+    store.add(record(bits=((8, 8),) * 350))
+
+
+def test_summaries_counts_and_pruning(store):
+    store.add_all([dataclasses.replace(r, created=100.0, task="t") for r in many(30)])
+    store.add_all([dataclasses.replace(r, created=200.0 + i) for i, r in enumerate(many(10, "b"))])
+    rows = [(s.identity, s.task, s.split, s.rows, s.oldest, s.newest) for s in store.summaries()]
+    assert rows == [("b", "", "search", 10, 200, 209), ("a", "t", "search", 30, 100, 100)]
+    assert (store.count("a"), store.count(before=205), store.count("b", 205), store.count("c")) == (30, 35, 5, 0)
+    assert store.prune("b", 205) == 5
+    assert store.prune(before=150) == 30
+    assert [r.identity for r in store.records()] == ["b"] * 5
+    size = store.bytes_used()
+    assert size is not None
+    assert size >= 4096
+
+
+def test_the_file_is_written_ahead(store, path):
+    store.add(record())
+    assert sqlite3.connect(path).execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+# Where it is ----------------------------------------------------------------------------------------------
+
+
+def test_the_default_is_in_the_users_data_directory(monkeypatch, tmp_path):
+    monkeypatch.delenv("QUANTENV_STORE", raising=False)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert store_module.default_path().name == "evaluations.sqlite"
+    assert store_module.default_path().parent.name == "quantenv"
+    opened = open_store()
+    assert opened is not None
+    assert opened.name == str(store_module.default_path())
+
+
+def test_the_variable_and_the_option_override_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("QUANTENV_STORE", str(tmp_path / "variable.sqlite"))
+    assert open_store().name.endswith("variable.sqlite")
+    assert open_store(str(tmp_path / "option.sqlite")).name.endswith("option.sqlite")
+    assert open_store("off") is None
+    monkeypatch.setenv("QUANTENV_STORE", "off")
+    assert open_store() is None
+    assert open_store(f"sqlite:///{tmp_path}/deep/er/url.sqlite").name == str(tmp_path / "deep/er/url.sqlite")
+
+
+def test_relative_paths_stay_where_they_were(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    stores = [EvaluationStore("here.sqlite"), EvaluationStore("sqlite:///here.sqlite")]
+    stores[0].add(record())
+    monkeypatch.chdir("/")
+    assert [store.count() for store in (*stores, pickle.loads(pickle.dumps(stores[1])))] == [1, 1, 1]
+
+
+def test_a_store_in_memory(monkeypatch):
+    store = EvaluationStore("sqlite://")
+    store.add_all(many(10))
+    assert store.count() == 10
+    assert store.bytes_used() is None
+
+
+@pytest.mark.parametrize(
+    ("location", "expected"),
+    [
+        ("postgresql+psycopg://user:secret@127.0.0.1:1/x", "127.0.0.1"),
+        ("nosuchdb://user:secret@host/x", "knows no database 'nosuchdb'"),
+        ("://secret", "URL cannot be read"),
+        ("sqlite+nosuch:///x", "knows no database"),
+        ("/proc/no/store.sqlite", "/proc/no/store.sqlite failed"),
+        ("/", "is a folder"),
+    ],
+)
+def test_what_cannot_be_opened_is_said_in_one_sentence_without_the_password(location, expected, monkeypatch):
+    with pytest.raises(QuantenvError, match=expected) as caught:
+        EvaluationStore(location)
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg"])
+def test_a_missing_driver_names_the_extra(scheme, monkeypatch):
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(QuantenvError, match=r"pip install 'quantenv\[postgres\]'"):
+        EvaluationStore(f"{scheme}://user@127.0.0.1/x")
+
+
+# Processes and threads -------------------------------------------------------------------------------------
+
+
+def test_threads_share_a_store(store):
+    threads = [threading.Thread(target=store.add_all, args=(many(200)[i : i + 100],)) for i in range(0, 150, 25)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert store.count() == 200
+
+
+def add_one_by_one(store, items):
+    for item in items:
+        store.add(item)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_store_opened_before_a_process_begins_works_in_it(store, method):
+    store.add_all(many(5))
+    context = multiprocessing.get_context(method)
+    process = context.Process(target=add_one_by_one, args=(store, many(20)))
+    process.start()
+    add_one_by_one(store, many(30))
+    process.join()
+    assert process.exitcode == 0
+    assert store.count() == 30
+    assert [r.evaluation for r in store.records()] == [r.evaluation for r in sorted(many(30), key=lambda r: r.bits)]
+
+
+def test_a_lock_is_waited_for_and_in_the_end_said(store, path, monkeypatch):
+    monkeypatch.setattr(database, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
+    impatient = EvaluationStore(str(path))
+    blocker = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    blocker.execute("BEGIN IMMEDIATE")
+    with pytest.raises(QuantenvError, match="locked"):
+        impatient.add(record())
+    release = threading.Timer(0.3, blocker.execute, ["ROLLBACK"])
+    release.start()
+    store.add(record())
+    release.join()
+    assert store.count() == 1
+
+
+# Damage ----------------------------------------------------------------------------------------------------
+
+
+def truncate(path):
+    os.truncate(path, path.stat().st_size - 4096)
+
+
+def tear(path):
+    os.truncate(path, 1000)
+
+
+def garbage(path):
+    path.write_bytes(b"not a database at all\n" * 1000)
+
+
+def garble_pages(path):
+    content = bytearray(path.read_bytes())
+    content[4096:] = os.urandom(len(content) - 4096)
+    path.write_bytes(content)
+
+
+def other_columns(path):
+    with sqlite3.connect(path) as connection:
+        connection.execute("DROP TABLE quantenv_evaluations")
+        connection.execute("CREATE TABLE quantenv_evaluations (identity TEXT, accuracy REAL)")
+    connection.close()
+
+
+def another_value(path):
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE quantenv_evaluations SET correct = 3")
+    connection.close()
+
+
+def another_type(path):
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE quantenv_evaluations SET loss = 'x'")
+    connection.close()
+
+
+def no_table(path):
+    with sqlite3.connect(path) as connection:
+        connection.execute("DROP TABLE quantenv_evaluations")
+    connection.close()
+
+
+STRUCTURAL = [truncate, tear, garbage, garble_pages, other_columns]
+CHANGED_ROWS = [another_value, another_type]
+
+
+def aside(path):
+    return [p for p in path.parent.glob(f"{path.name}.damaged-*") if not p.name.endswith(("-wal", "-shm"))]
+
+
+@pytest.mark.parametrize("damage", STRUCTURAL)
+def test_damage_is_found_on_opening(path, caplog, damage):
+    first = EvaluationStore(str(path))
+    first.add_all(many(400))
+    first.close()
+    damage(path)
+    damaged = path.read_bytes()
+    with caplog.at_level(logging.WARNING):
+        store = EvaluationStore(str(path))
+    (moved,) = aside(path)
+    assert moved.read_bytes() == damaged
+    assert "was moved aside" in caplog.text
+    assert str(moved) in caplog.text
+    assert store.count() == 0
+    store.add_all(many(400))
+    assert EvaluationStore(str(path)).count() == 400
+    assert len(aside(path)) == 1
+
+
+@pytest.mark.parametrize("damage", [*STRUCTURAL, *CHANGED_ROWS])
+def test_damage_is_found_during_use(path, caplog, damage):
+    store = EvaluationStore(str(path))
+    store.add_all(many(400))
+    sqlite3.connect(path).execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
+    damage(path)
+    bits = [r.bits for r in many(400)]
+    found = store.find("a", "search", bits)
+    expected = {r.bits: r.evaluation for r in many(400)}
+    assert found in ({}, expected)  # SQLite may hold all pages in memory, but never is anything wrong
+    store.add_all(many(400))
+    assert store.find("a", "search", bits) == expected
+    store.close()
+    again = EvaluationStore(str(path))
+    again.add_all(many(400))
+    assert again.find("a", "search", bits) == expected
+    assert len(aside(path)) == 1
+
+
+def test_a_table_dropped_during_use_is_made_again(path):
+    store = EvaluationStore(str(path))
+    store.add_all(many(10))
+    no_table(path)
+    store.add_all(many(10))
+    assert store.count() == 10
+
+
+@settings(max_examples=60, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@given(st.data())
+def test_flipped_bytes_never_give_a_wrong_evaluation(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("flip") / "e.sqlite"
+    store = EvaluationStore(str(path))
+    store.add_all(many(64))
+    store.close()
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(content)
+    expected = {r.bits: r.evaluation for r in many(64)}
+    store = EvaluationStore(str(path))
+    assert store.find("a", "search", list(expected)).items() <= expected.items()
+    store.add_all(many(64))
+    assert store.find("a", "search", list(expected)) == expected
+
+
+def test_a_file_that_vanishes_or_is_moved_by_another_process_is_begun_anew(path):
+    store = EvaluationStore(str(path))
+    store.add_all(many(10))
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{path}{suffix}").rename(path.parent / f"elsewhere{suffix}")
+    store.add(record())
+    assert store.count() == EvaluationStore(str(path)).count() == 1
+    assert EvaluationStore(str(path.parent / "elsewhere")).count() == 10
+
+
+def test_two_that_find_the_same_damage_move_it_once(path):
+    left, right = EvaluationStore(str(path)), EvaluationStore(str(path))
+    left.add_all(many(400))
+    left.close()
+    right.close()
+    garbage(path)
+    for store in (left, right):
+        store.add_all(many(400))
+        assert store.count() == 400
+    assert len(aside(path)) == 1
+
+
+def test_a_file_that_never_was_a_store_is_left_alone(tmp_path):
+    text = tmp_path / "README.md"
+    text.write_text("# Something else\n" * 100)
+    with pytest.raises(QuantenvError, match="is not an SQLite database"):
+        EvaluationStore(str(text))
+    assert [p.name for p in tmp_path.iterdir() if p.suffix != ".lock"] == ["README.md"]
+
+
+def test_damage_can_be_an_error(path):
+    store = EvaluationStore(str(path))
+    store.add_all(many(400))
+    store.close()
+    garbage(path)
+    with pytest.raises(QuantenvError, match="is damaged"):
+        EvaluationStore(str(path), replace_damaged=False)
+    assert not aside(path)
+
+
+def test_a_full_disk_is_said(store, monkeypatch):
+    class Full(sqlite3.OperationalError):
+        sqlite_errorcode = sqlite3.SQLITE_FULL
+
+    def fail(connection):
+        raise sa.exc.OperationalError("INSERT", {}, Full("database or disk is full"))
+
+    with pytest.raises(QuantenvError, match="disk is full"):
+        store._database.run(fail)
