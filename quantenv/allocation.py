@@ -12,6 +12,7 @@ from quantenv.layers import LayerSpec
 
 FORMAT = "quantenv-allocation-1"
 MIN_BITS, MAX_BITS = 1, 8
+_KNOWN = frozenset(range(MIN_BITS, MAX_BITS + 1))
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,9 @@ class Allocation:
             )
         if len(set(self.names)) != len(self.names):
             raise AllocationError("An allocation names a layer more than once.")
+        every = (*self.weight_bits, *self.activation_bits)
+        if set(map(type, every)) <= {int} and _KNOWN.issuperset(every):
+            return
         for name, *bits in zip(self.names, self.weight_bits, self.activation_bits, strict=True):
             if not all(type(b) is int and MIN_BITS <= b <= MAX_BITS for b in bits):
                 raise AllocationError(

@@ -1,18 +1,19 @@
-"""The walk over a network: one `LayerSpec` for each quantizable layer, found by running the network once."""
+"""The walk over a network: one `LayerSpec` for each quantizable layer, found by running the network once.
+
+torch is imported by the functions that need it: environments over tables know their layers without a network.
+"""
 
 import math
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Literal
 
 from quantenv.errors import UnsupportedLayerError
 
-Kind = Literal["conv", "depthwise", "linear"]
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
-#: Parameterised layers that stay in float and are not quantizable layers themselves.
-FLOAT_LAYERS = nn.BatchNorm1d | nn.BatchNorm2d
+Kind = Literal["conv", "depthwise", "linear"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class LayerSpec:
         return self.kind == "depthwise"
 
 
-def describe(network: nn.Module, example: torch.Tensor) -> tuple[LayerSpec, ...]:
+def describe(network: "nn.Module", example: "torch.Tensor") -> tuple[LayerSpec, ...]:
     """Runs a network once and describes its quantizable layers in execution order.
 
     Args:
@@ -77,6 +78,9 @@ def describe(network: nn.Module, example: torch.Tensor) -> tuple[LayerSpec, ...]
         UnsupportedLayerError: If a module owns parameters quantenv cannot place (it is named), if no
             quantizable layer ran, or if a weight or bias holds NaN or infinity.
     """
+    import torch
+    from torch import nn
+
     _check_modules(network)
     calls: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = {}
     hooks = []
@@ -106,12 +110,17 @@ def describe(network: nn.Module, example: torch.Tensor) -> tuple[LayerSpec, ...]
     return tuple(_spec(name, modules[name], shapes) for name, shapes in calls.items())
 
 
-def _check_modules(network: nn.Module) -> None:
+def _check_modules(network: "nn.Module") -> None:
+    import torch
+    from torch import nn
+
+    # Batch norms stay in float and are not quantizable layers themselves.
+    known = nn.Conv2d | nn.Linear | nn.BatchNorm1d | nn.BatchNorm2d
     for name, module in network.named_modules():
         parameters = dict(module.named_parameters(recurse=False))
         if not parameters:
             continue
-        if not isinstance(module, nn.Conv2d | nn.Linear | FLOAT_LAYERS):
+        if not isinstance(module, known):
             raise UnsupportedLayerError(
                 f"Layer {name or '(the network itself)'!r} is a {type(module).__name__} with parameters of its own; "
                 "quantenv handles Conv2d, Linear and batch norms. Replace it, or express it with those layers."
@@ -124,7 +133,9 @@ def _check_modules(network: nn.Module) -> None:
                 )
 
 
-def _spec(name: str, module: nn.Module, shapes: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> LayerSpec:
+def _spec(name: str, module: "nn.Module", shapes: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> LayerSpec:
+    from torch import nn
+
     input_shape, output_shape = shapes[0]
     if isinstance(module, nn.Conv2d):
         if module.padding_mode != "zeros":

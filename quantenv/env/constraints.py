@@ -21,7 +21,7 @@ class Constraint:
     """Whether options that cannot meet the budget any more are masked."""
 
     def execute(self, bits: np.ndarray, walk: Walk, costs: np.ndarray, limits: np.ndarray) -> np.ndarray:
-        """Returns the allocation that is evaluated, int64 (L, 2), for the one that was decided."""
+        """Returns the allocation that is evaluated, int64 (G, 2), for the one that was decided."""
         return bits
 
     def reward(self, reward: float, ratios: np.ndarray) -> float:

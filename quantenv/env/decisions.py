@@ -1,13 +1,15 @@
-"""The walk of an episode: which decision is about which layer, and what each action means there."""
+"""The walk of an episode: which decision is about which layers, and what each action means there."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
 
 from quantenv.allocation import MAX_BITS, MIN_BITS
 from quantenv.errors import QuantenvError, unknown_name
+from quantenv.groups import Tied, resolve_groups
 from quantenv.hardware.devices import Device
 from quantenv.layers import LayerSpec
 
@@ -89,20 +91,27 @@ def resolve_pins(pinned: Pins, layers: Sequence[LayerSpec], device: Device) -> d
 
 @dataclass(frozen=True)
 class Walk:
-    """The decisions of one episode, in order, and the options each has. Made by `make_walk`."""
+    """The decisions of one episode, in order, and the options each has. Made by `make_walk`.
+
+    Decisions are about groups of tied layers; a layer that is not tied is a group of one.
+    """
 
     mode: str
     """Name of the decision mode."""
     bits: tuple[int, ...]
     """Bit options, ascending; actions index into them."""
-    layers: np.ndarray
-    """Layer index of each decision, int64 (T,)."""
+    members: tuple[tuple[int, ...], ...]
+    """Layer indices of each group, length G, in the order of the groups' first layers."""
+    group_of: np.ndarray
+    """Group index of each layer, int64 (L,)."""
+    groups: np.ndarray
+    """Group index of each decision, int64 (T,)."""
     kinds: tuple[Kind, ...]
     """What each decision settles, length T."""
     start: np.ndarray
-    """Bits before the first decision, int64 (L, 2): pinned and fixed ones, 0 where nothing is settled yet."""
+    """Bits before the first decision, int64 (G, 2): pinned and fixed ones, 0 where nothing is settled yet."""
     allowed: np.ndarray
-    """Which (weight bits - 1, activation bits - 1) each layer can have, bool (L, 8, 8): pins hold here."""
+    """Which (weight bits - 1, activation bits - 1) each group can have, bool (G, 8, 8): pins hold here."""
     options: np.ndarray
     """(weight bits, activation bits) that each action stands for, int64 (n, 2).
 
@@ -114,38 +123,46 @@ class Walk:
     Distance is counted in bits, |dw| + |da|; ties go to fewer bits in total, then to fewer weight bits.
     """
 
-    @property
+    @cached_property
     def n_decisions(self) -> int:
         """Decisions in an episode, T."""
         return len(self.kinds)
 
-    @property
+    @cached_property
     def n_actions(self) -> int:
         """Actions of each decision."""
         return len(self.options)
+
+    @property
+    def mean_bits(self) -> np.ndarray:
+        """Bits each action gives, the mean of both if it settles weights and activations, float64 (n,)."""
+        return self.options.sum(axis=1) / (2 if self.mode == "joint" else 1)
+
+    def per_layer(self, values: np.ndarray) -> np.ndarray:
+        """Repeats what groups have, (..., G, k), for each of their layers, (..., L, k)."""
+        return values[..., self.group_of, :]
+
+    def per_group(self, values: np.ndarray) -> np.ndarray:
+        """Sums what layers have, (L, ...), over each group, (G, ...)."""
+        return np.stack([values[list(layers)].sum(axis=0) for layers in self.members])
 
     def settle(self, bits: np.ndarray, decision: int, action: int) -> bool:
         """Writes what an action decides into `bits`.
 
         Args:
-            bits: Allocation so far, int64 (L, 2), changed in place.
+            bits: Allocation so far, int64 (G, 2), changed in place.
             decision: Index of the decision.
             action: The action.
 
         Returns:
-            Whether the decision's layer now has all its bits.
+            Whether the decision's group now has all its bits.
         """
-        layer, kind = self.layers[decision], self.kinds[decision]
+        group, kind = self.groups[decision], self.kinds[decision]
         if kind == "both":
-            bits[layer] = self.options[action]
+            bits[group] = self.options[action]
         else:
-            bits[layer, 0 if kind == "weights" else 1] = self.bits[action]
+            bits[group, 0 if kind == "weights" else 1] = self.bits[action]
         return kind != "weights" or self.mode == "weights"
-
-    def mean_bits(self, action: int) -> float:
-        """Returns the bits an action gives, the mean of both if it settles weights and activations."""
-        weight, activation = self.options[action]
-        return float(weight + activation) / (2 if self.mode == "joint" else 1)
 
     def nearest(self, action: int, mask: np.ndarray) -> int:
         """Returns the nearest action that the mask, bool (n,) with at least one True, lets through."""
@@ -153,10 +170,10 @@ class Walk:
         return int(order[mask[order].argmax()])
 
     def actions(self, bits: np.ndarray) -> np.ndarray:
-        """Returns the actions, int64 (T,), that make a finished allocation, int64 (L, 2)."""
+        """Returns the actions, int64 (T,), that make a finished allocation, int64 (G, 2)."""
         index = np.zeros(MAX_BITS + 1, dtype=np.int64)
         index[list(self.bits)] = np.arange(len(self.bits))
-        weight, activation = index[bits[self.layers]].T
+        weight, activation = index[bits[self.groups]].T
         if self.mode == "joint":
             return weight * len(self.bits) + activation
         is_weight = np.array([kind == "weights" for kind in self.kinds])
@@ -170,8 +187,9 @@ def make_walk(
     pinned: Pins,
     layers: Sequence[LayerSpec],
     device: Device,
+    tied: Tied = None,
 ) -> Walk:
-    """Lays out the decisions of an episode: layer by layer in execution order, pinned layers left out.
+    """Lays out the decisions of an episode: group by group in execution order, pinned ones left out.
 
     Args:
         mode: A name of `DECISIONS`.
@@ -180,13 +198,14 @@ def make_walk(
         pinned: See `resolve_pins`.
         layers: The network's layers.
         device: Says which bit-widths exist.
+        tied: Groups of layer names that have the same bits; see `resolve_groups`.
 
     Returns:
         The walk.
 
     Raises:
-        QuantenvError: If a name or bit-width is unknown, if every layer is pinned, or if the device supports
-            none of the options.
+        QuantenvError: If a name or bit-width is unknown, if every layer is pinned, if the layers of a group are
+            not pinned alike, or if the device supports none of the options.
     """
     if mode not in DECISIONS:
         raise unknown_name("decisions", mode, DECISIONS)
@@ -196,8 +215,9 @@ def make_walk(
         raise QuantenvError(
             f"activation_bits={fixed} fixes what decisions={mode!r} decides: use decisions='weights', or leave it out."
         )
-    pins = resolve_pins(pinned, layers, device)
-    free = [index for index in range(len(layers)) if index not in pins]
+    members = resolve_groups(tied, layers)
+    pins = _pins_of_groups(resolve_pins(pinned, layers, device), members, layers)
+    free = [group for group in range(len(members)) if group not in pins]
     if not free:
         raise QuantenvError("Every layer is pinned, so there is nothing to decide: pin fewer layers.")
 
@@ -209,16 +229,19 @@ def make_walk(
         what = f"activation_bits={fixed} with weight " if mode == "weights" else ""
         raise QuantenvError(f"Device {device.name!r} does not support {what}bits={choices}. {_supported(device)}")
 
-    allowed = np.zeros((len(layers), MAX_BITS, MAX_BITS), dtype=bool)
+    allowed = np.zeros((len(members), MAX_BITS, MAX_BITS), dtype=bool)
     allowed[free] = usable
-    start = np.zeros((len(layers), 2), dtype=np.int64)
+    start = np.zeros((len(members), 2), dtype=np.int64)
     if mode == "weights":
         start[free, 1] = fixed
-    for index, pair in pins.items():
-        start[index] = pair
-        allowed[index, pair[0] - 1, pair[1] - 1] = True
+    for group, pair in pins.items():
+        start[group] = pair
+        allowed[group, pair[0] - 1, pair[1] - 1] = True
 
-    per_layer = DECISIONS[mode]
+    group_of = np.zeros(len(layers), dtype=np.int64)
+    for group, indices in enumerate(members):
+        group_of[list(indices)] = group
+    per_group = DECISIONS[mode]
     if mode == "joint":
         options = np.array([(weight, activation) for weight in choices for activation in choices])
     else:
@@ -226,13 +249,34 @@ def make_walk(
     return Walk(
         mode=mode,
         bits=choices,
-        layers=np.repeat(np.array(free, dtype=np.int64), len(per_layer)),
-        kinds=per_layer * len(free),
+        members=members,
+        group_of=group_of,
+        groups=np.repeat(np.array(free, dtype=np.int64), len(per_group)),
+        kinds=per_group * len(free),
         start=start,
         allowed=allowed,
         options=options,
         preference=_preference(options),
     )
+
+
+def _pins_of_groups(
+    pins: Mapping[int, tuple[int, int]], members: Sequence[Sequence[int]], layers: Sequence[LayerSpec]
+) -> dict[int, tuple[int, int]]:
+    """Turns the pins of layers into pins of groups, all of whose layers must be pinned alike or not at all."""
+    of_groups = {}
+    for group, indices in enumerate(members):
+        found = {pins.get(index) for index in indices}
+        if len(found) > 1:
+            names = ", ".join(layers[index].name for index in indices)
+            raise QuantenvError(
+                f"The tied layers {names} are pinned at different bits, or not all of them: pin the whole group alike, "
+                "or untie it."
+            )
+        pin = found.pop()
+        if pin is not None:
+            of_groups[group] = pin
+    return of_groups
 
 
 def _preference(options: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """QuantizationEnv: choosing the bits of every layer of a network, as a Gymnasium environment."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -12,17 +12,20 @@ from quantenv.allocation import Allocation
 from quantenv.env.constraints import make_constraint
 from quantenv.env.decisions import Pins, make_walk
 from quantenv.env.masks import Masks, cost_of, within
-from quantenv.env.observations import Observer, feature_names
+from quantenv.env.observations import Observer, check_sensitivity, describe_groups, feature_names
+from quantenv.env.regret import Regret
 from quantenv.env.rendering import allocation_text
 from quantenv.env.rewards import make_reward
+from quantenv.env.subject import Subject, TaskLike
 from quantenv.errors import QuantenvError
 from quantenv.evaluate.base import Evaluator
+from quantenv.groups import Tied
 from quantenv.hardware.budget import check_feasible, parse_budgets
-from quantenv.hardware.costs import compile_costs
+from quantenv.hardware.costs import CostTable, compile_costs
 from quantenv.hardware.devices import load_device
 
-if TYPE_CHECKING:
-    from quantenv.tasks import Task
+#: Bit options of a network; a table offers those that it holds.
+BITS = (2, 3, 4, 5, 6, 7, 8)
 
 
 class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
@@ -30,9 +33,9 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
 
     ## Description
     The network's quantizable layers are visited in execution order. Each decision gives one layer's weights,
-    its input activations, or both their bit-widths; the finished allocation is priced in accuracy by an
-    evaluator and in size, bit operations, latency and energy by a device's cost tables. The environment holds
-    no randomness: an episode follows from its actions.
+    its input activations, or both their bit-widths, or those of a group of tied layers at once. The finished
+    allocation is priced in accuracy by an evaluator and in size, bit operations, latency and energy by a device's
+    cost tables. The environment holds no randomness: an episode follows from its actions.
 
     ## Action Space
     `Discrete(B)`: an index into the `bits` on offer, ascending; with `decisions="joint"`, `Discrete(B * B)`:
@@ -65,7 +68,11 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
     `budget_<metric>`, `feasible` (0 or 1), `bits` (int64, (L, 2): weight and activation bits as evaluated),
     `evaluations` (episodes finished since the environment was last seeded: the same seed gives the same
     info), `executed_actions` (int64, (T,): the actions that make `bits`; what an agent should learn from),
-    and `penalty_lambda` under `lagrangian`: the lambda that priced this episode.
+    `penalty_lambda` under `lagrangian`: the lambda that priced this episode; and with `regret=True`
+    `regret` (best feasible accuracy of the table on the search split less this one, 0-1), `regret_loss` (this
+    loss less the best allocation's, nats; negative if accuracy was given up for loss) and
+    `regret_standard_error` (binomial, of the best accuracy). An infeasible allocation is no answer: its regrets
+    are inf.
 
     ## Arguments
     See `__init__`.
@@ -78,13 +85,13 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
 
     def __init__(
         self,
-        task: "str | Task | None" = "digits",
+        task: TaskLike = "digits",
         *,
         metric: str | Sequence[str] = "size",
         budget: float | str | Sequence[float | str] | Mapping[str, float | str] = 0.4,
         device: str = "generic",
         decisions: str = "weights",
-        bits: Sequence[int] = (2, 3, 4, 5, 6, 7, 8),
+        bits: Sequence[int] | None = None,
         activation_bits: int = 8,
         observation: str = "full",
         constraint: str = "mask",
@@ -93,22 +100,25 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
         reward_scale: float = 1.0,
         reward_weights: Mapping[str, float] | None = None,
         pinned: Pins = None,
+        tied: Tied = None,
+        regret: bool = False,
         evaluator: str | Evaluator = "ptq",
+        store: str | None = None,
         sensitivity: np.ndarray | None = None,
         render_mode: str | None = None,
     ) -> None:
         """Makes the environment.
 
         Args:
-            task: A registered task or a Task; not used where `evaluator` is an object and `sensitivity` is
-                given.
+            task: A registered task, a Task, or a table of one by name or itself; not used where `evaluator` is
+                an object and `sensitivity` is given.
             metric: Metric or metrics the budget is about: size, bops, latency, energy.
             budget: A ratio of the 8-bit cost, an absolute limit with a unit, one per metric, or a mapping
                 from metrics to budgets; see `quantenv.hardware.budget.parse_budgets`.
             device: Name of a device, or path of its YAML description.
             decisions: ``weights``, ``weights+activations`` (a layer's weights, then its activations) or
                 ``joint``.
-            bits: Bit options, 1-8.
+            bits: Bit options, 1-8; None means 2 to 8, or those of the table.
             activation_bits: Bits of all activations under ``decisions="weights"``.
             observation: ``haq``, ``blog`` or ``full``.
             constraint: ``mask``, ``project``, ``reject`` or ``lagrangian``; see `quantenv.env.constraints`.
@@ -118,7 +128,13 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
             reward_weights: For ``weighted``: weights >= 0 of ``accuracy`` (1 if left out) and of metrics (0).
             pinned: Layers that are not decided: ``first_last`` (at 8/8), or a mapping from layer names to
                 bits or to (weight bits, activation bits).
+            tied: Groups of layer names that are decided at once and have the same bits, each at its first layer;
+                the other layers are decided one by one. None ties nothing, or what the table ties.
+            regret: Whether the last info tells how far the allocation is from the best feasible one, for
+                evaluation only: needs a table.
             evaluator: A registered evaluator, made for the task, or an Evaluator.
+            store: Where a registered evaluator's results are kept, so that nothing is computed twice: an
+                SQLAlchemy URL, a path, or ``off``; by default the user's store. Rewards and counts are the same.
             sensitivity: Harm of quantizing each layer, >= 0, shape (L,); measured on the task if an
                 observation shows it and it is not given.
             render_mode: None, ``ansi`` or ``rgb_array``.
@@ -130,15 +146,21 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise QuantenvError(f"render_mode is {render_mode!r}: expected None, 'ansi' or 'rgb_array'.")
         self.render_mode = render_mode
-        self._constraint = make_constraint(constraint, constraint_options)
+        self.constraint_rule = make_constraint(constraint, constraint_options)
+        """What becomes of options and allocations that break a budget."""
         self.constraint = constraint
         """Name of the constraint."""
         self.device = load_device(device)
         """The device whose costs count."""
 
-        self._task = task
-        self.evaluator = self._make_evaluator(evaluator)
+        subject = Subject(task, evaluator, store)
+        self.evaluator = subject.evaluator
         """What prices allocations in accuracy."""
+        self.table = subject.table
+        """The table in which evaluations are looked up, or None if they are computed."""
+        if self.table is not None:
+            bits = self.table.bits if bits is None else bits
+            tied = self.table.groups if tied is None else tied
         self.layers = tuple(self.evaluator.layers)
         """The quantizable layers, length L."""
         self.reference = self.evaluator.reference
@@ -147,44 +169,65 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
         """Cost table of every metric the device defines."""
         self.budgets = parse_budgets(metric, budget, self.tables)
         """The budgets, absolute, in SI units."""
-        self.walk = make_walk(decisions, bits, activation_bits, pinned, self.layers, self.device)
+        self.walk = make_walk(
+            decisions, BITS if bits is None else bits, activation_bits, pinned, self.layers, self.device, tied
+        )
         """The decisions of an episode and their options."""
-        check_feasible(self.budgets, self.tables, self.walk.allowed)
+        subject.check_walk(self.walk)
+        of_groups = {name: self.walk.per_group(table.values) for name, table in self.tables.items()}
+        check_feasible(
+            self.budgets, {name: CostTable(name, values) for name, values in of_groups.items()}, self.walk.allowed
+        )
 
-        self._costs = np.stack([table.values for table in self.tables.values()])
-        self._limits = np.array([budget.limit for budget in self.budgets])
-        self._budgeted = [list(self.tables).index(budget.metric) for budget in self.budgets]
-        self._masks = self._make_masks()
+        self.costs = np.stack([table.values for table in self.tables.values()])
+        """Costs of the layers in every metric, float64 (K, L, 8, 8), in the order of `tables`."""
+        self.group_costs = np.stack(list(of_groups.values()))
+        """Costs of the walk's groups, float64 (K, G, 8, 8)."""
+        self.limits = np.array([budget.limit for budget in self.budgets])
+        """The budgets, float64 (M,)."""
+        self.budgeted = np.array([list(self.tables).index(budget.metric) for budget in self.budgets])
+        """Index of each budget's metric, int64 (M,)."""
         limits = {budget.metric: budget.limit for budget in self.budgets}
-        self._reward = make_reward(
+        self.price = make_reward(
             reward,
             reward_scale,
             reward_weights,
             self.reference.accuracy,
             {name: limits.get(name, table.reference) for name, table in self.tables.items()},
         )
+        """The penalty-free reward."""
+        masked = self.budgeted if self.constraint_rule.masks_budget else self.budgeted[:0]
+        self.masked = masked
+        """Indices of the metrics whose budgets close options, int64 (M,) or (0,)."""
+        self.masks = Masks(self.walk, self.group_costs[masked], self.limits[: len(masked)])
+        """Open options of every decision."""
         self.feature_names = feature_names(observation, tuple(limits))
         """Names of the observation's features, in order."""
-        self._observer = Observer(
-            self.feature_names,
-            self.layers,
-            self.walk,
-            {name: table.values for name, table in self.tables.items()},
-            limits,
-            self._resolve_sensitivity(sensitivity) if "sensitivity" in self.feature_names else None,
+        harms = None
+        if "sensitivity" in self.feature_names:
+            harms = check_sensitivity(subject.sensitivity() if sensitivity is None else sensitivity, self.layers)
+            harms = self.walk.per_group(harms)
+        self.observer = Observer(
+            self.feature_names, describe_groups(self.layers, self.walk), self.walk, of_groups, limits, harms
         )
-        self.observation_space = self._observer.space
+        """Writes the observations."""
+        self.regret = Regret(self.table, self.budgets, self.tables, self.walk) if regret else None
+        """What the best feasible allocation of the table is, if asked for."""
+        self.observation_space = self.observer.space
         self.action_space = spaces.Discrete(self.walk.n_actions)  # type: ignore[assignment]
         self.evaluations = 0
         """Evaluations charged: episodes finished in this environment's life. Seeding does not set it back."""
         self._seeded_at = 0
         self._names = tuple(layer.name for layer in self.layers)
-        task_in_use = self._task if not isinstance(self._task, str) else None
-        self._origin = (task_in_use.name, task_in_use.scheme) if task_in_use else ("", "")
+        self.origin = subject.origin
+        """Names of task and scheme that allocations carry; empty if no task was needed."""
         self._every_option = np.ones(self.walk.n_actions, dtype=bool)
-        pinned_layers = np.flatnonzero((self.walk.start > 0).all(axis=1))
-        weight, activation = self.walk.start[pinned_layers].T - 1
-        self._pinned_cost = self._costs[:, pinned_layers, weight, activation].sum(axis=1)
+        self._mean_bits = self.walk.mean_bits.tolist()
+        self._prices = np.ascontiguousarray(np.moveaxis(self.group_costs, 0, -1))  # (G, 8, 8, K): a row is one look-up
+        pinned_groups = np.flatnonzero((self.walk.start > 0).all(axis=1))
+        weight, activation = self.walk.start[pinned_groups].T - 1
+        self.pinned_cost = self.group_costs[:, pinned_groups, weight, activation].sum(axis=1)
+        """Costs of the pinned layers, float64 (K,)."""
         self._decision = -1  # no episode has begun
         self._bits = self.walk.start.copy()
 
@@ -197,8 +240,8 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
 
     @property
     def decision_layers(self) -> np.ndarray:
-        """Layer index of each decision, int64 (T,)."""
-        return self.walk.layers
+        """Index of each decision's layer, the first one if several are tied, int64 (T,)."""
+        return np.array([self.walk.members[group][0] for group in self.walk.groups])
 
     @property
     def n_decisions(self) -> int:
@@ -208,7 +251,7 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
     @property
     def allowed(self) -> np.ndarray:
         """Which (weight bits - 1, activation bits - 1) each layer can end with, bool (L, 8, 8)."""
-        return self.walk.allowed
+        return self.walk.allowed[self.walk.group_of]
 
     def action_masks(self) -> np.ndarray:
         """Returns the open options of the decision at hand, bool (n,); sb3-contrib calls it by this name.
@@ -228,11 +271,11 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
         """Begins an episode. A seed also restarts what the constraint has learnt from earlier episodes."""
         super().reset(seed=seed)
         if seed is not None:
-            self._constraint.restart()
+            self.constraint_rule.restart()
             self._seeded_at = self.evaluations
         self._decision = 0
         self._bits = self.walk.start.copy()
-        self._spent = self._pinned_cost.copy()
+        self._spent = self.pinned_cost.copy()
         self._previous_bits = 0.0
         self._executed = np.zeros(self.n_decisions, dtype=np.int64)
         return self._observe(), {"action_mask": self._mask.astype(np.int8), "decision": 0}
@@ -244,9 +287,10 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
             QuantenvError: If the action is outside the action space.
             ResetNeeded: If no episode is running.
         """
-        if not 0 <= self._decision < self.n_decisions:
+        if not 0 <= self._decision < self.walk.n_decisions:
             raise ResetNeeded("No episode is running: call reset() first.")
-        if not self.action_space.contains(action):
+        usual = type(action) in (int, np.int64) and 0 <= action < self.walk.n_actions
+        if not usual and not self.action_space.contains(action):  # which is slow
             raise QuantenvError(
                 f"Action {action!r} is not in {self.action_space}: "
                 f"expected a whole number from 0 to {self.walk.n_actions - 1}."
@@ -254,14 +298,14 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
         taken, decision = int(action), self._decision
         executed = taken if self._mask[taken] else self.walk.nearest(taken, self._mask)
         self._executed[decision] = executed
-        self._previous_bits = self.walk.mean_bits(executed)
+        self._previous_bits = self._mean_bits[executed]
         if self.walk.settle(self._bits, decision, executed):
-            layer = self.walk.layers[decision]
-            weight, activation = self._bits[layer] - 1
-            self._spent += self._costs[:, layer, weight, activation]
+            group = self.walk.groups[decision]
+            weight, activation = self._bits[group].tolist()
+            self._spent += self._prices[group, weight - 1, activation - 1]
         self._decision += 1
 
-        terminated = self._decision == self.n_decisions
+        terminated = self._decision == self.walk.n_decisions
         reward, outcome = self._finish() if terminated else (0.0, {})
         executed = int(self._executed[decision])
         observation = self._observe()
@@ -277,85 +321,53 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
     def render(self) -> Any:
         """Draws the allocation so far: text for ``ansi``, an image (H, W, 3) uint8 for ``rgb_array``."""
         if self.render_mode == "ansi":
-            return allocation_text(self.layers, self._bits)
+            return allocation_text(self.layers, self.walk.per_layer(self._bits))
         if self.render_mode == "rgb_array":
             # matplotlib takes a while to load: only where it draws
             from quantenv.env.figures import allocation_figure, figure_pixels
 
-            return figure_pixels(allocation_figure(self.layers, self._bits))
+            return figure_pixels(allocation_figure(self.layers, self.walk.per_layer(self._bits)))
         return None
 
     def _observe(self) -> np.ndarray:
         """Works out the mask of the decision at hand and returns the observation."""
         weight_bits = 0
-        if self._decision == self.n_decisions:
+        if self._decision == self.walk.n_decisions:
             self._mask = self._every_option
         else:
             if self.walk.kinds[self._decision] == "activations":
-                weight_bits = int(self._bits[self.walk.layers[self._decision], 0])
-            spent = self._spent[self._budgeted] if self._constraint.masks_budget else self._spent[:0]
-            self._mask = self._masks.open(self._decision, weight_bits, spent)
-        return self._observer.observe(self._decision, weight_bits, self._previous_bits, self._spent)
+                weight_bits = int(self._bits[self.walk.groups[self._decision], 0])
+            self._mask = self.masks.open(self._decision, weight_bits, self._spent[self.masked])
+        return self.observer.observe(self._decision, weight_bits, self._previous_bits, self._spent)
 
     def _finish(self) -> tuple[float, dict[str, Any]]:
         """Evaluates the finished allocation and returns the reward and the last info's outcome."""
         decided = self._bits
-        self._bits = self._constraint.execute(decided, self.walk, self._costs[self._budgeted], self._limits)
+        self._bits = self.constraint_rule.execute(decided, self.walk, self.group_costs[self.budgeted], self.limits)
         if self._bits is not decided:
             self._executed = self.walk.actions(self._bits)
-            self._previous_bits = self.walk.mean_bits(int(self._executed[-1]))
-        costs = cost_of(self._costs, self._bits)
-        self._spent = costs
-        weights, activations = self._bits.T.tolist()
-        allocation = Allocation(self._names, tuple(weights), tuple(activations), *self._origin)
+            self._previous_bits = self._mean_bits[self._executed[-1]]
+            self._spent = cost_of(self.group_costs, self._bits)
+        bits = self.walk.per_layer(self._bits)
+        weights, activations = bits.T.tolist()
+        allocation = Allocation(self._names, tuple(weights), tuple(activations), *self.origin)
         evaluation = self.evaluator.evaluate([allocation])[0]
         self.evaluations += 1
 
-        penalty = self._constraint.info()
-        reward = self._constraint.reward(self._reward(evaluation.accuracy, costs), costs[self._budgeted] / self._limits)
+        costs = cost_of(self.costs, bits)
+        penalty = self.constraint_rule.info()
+        feasible = within(costs[self.budgeted], self.limits)
+        price = float(self.price(evaluation.accuracy, costs))
+        reward = self.constraint_rule.reward(price, costs[self.budgeted] / self.limits)
         return reward, {
             "accuracy": evaluation.accuracy,
             "loss": evaluation.loss,
-            **{f"cost_{metric}": float(cost) for metric, cost in zip(self.tables, costs, strict=True)},
+            **{f"cost_{metric}": cost for metric, cost in zip(self.tables, costs.tolist(), strict=True)},
             **{f"budget_{budget.metric}": budget.limit for budget in self.budgets},
-            "feasible": int(within(costs[self._budgeted], self._limits)),
-            "bits": self._bits.copy(),
+            "feasible": int(feasible),
+            "bits": bits,
             "evaluations": self.evaluations - self._seeded_at,
             "executed_actions": self._executed.copy(),
             **penalty,
+            **(self.regret.info(evaluation, feasible) if self.regret else {}),
         }
-
-    # Construction -----------------------------------------------------------------------------------------
-
-    def _resolve_task(self, purpose: str) -> "Task":
-        if self._task is None:
-            raise QuantenvError(f"task is None, but {purpose}: give a task.")
-        if isinstance(self._task, str):
-            from quantenv.tasks import get_task  # may train a network: only where one is needed
-
-            self._task = get_task(self._task)
-        return self._task
-
-    def _make_evaluator(self, evaluator: str | Evaluator) -> Evaluator:
-        if not isinstance(evaluator, str):
-            if not hasattr(evaluator, "evaluate"):
-                raise QuantenvError(
-                    f"evaluator is {evaluator!r}: expected a name such as 'ptq', or an Evaluator object."
-                )
-            return evaluator
-        from quantenv.evaluate import make_evaluator
-
-        return make_evaluator(evaluator, self._resolve_task(f"evaluator={evaluator!r} needs one"))
-
-    def _resolve_sensitivity(self, sensitivity: np.ndarray | None) -> np.ndarray:
-        if sensitivity is not None:
-            return sensitivity
-        from quantenv.sensitivity import layer_sensitivity
-
-        return layer_sensitivity(self._resolve_task("the observation shows a sensitivity and none was given"))
-
-    def _make_masks(self) -> Masks:
-        costs = self._costs[self._budgeted]
-        if not self._constraint.masks_budget:
-            return Masks(self.walk, costs[:0], self._limits[:0])
-        return Masks(self.walk, costs, self._limits)

@@ -6,9 +6,11 @@ state's "reduced" and "rest").
 
 Features of the layer are normalised over the network's layers, (x - min) / (max - min) as HAQ does, 0 where
 all layers agree. Features of the episode count what is settled: costs of layers all of whose bits are decided
-or pinned.
+or pinned. Tied layers are one layer here: with the geometry of their first, with the sum of their parameters,
+costs and sensitivities, and with the group's place among the groups as their index.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
@@ -85,16 +87,30 @@ def normalise(values: np.ndarray) -> np.ndarray:
     return (values - low) / (high - low) if high > low else np.zeros_like(values)
 
 
-def sensitivity_feature(sensitivity: np.ndarray, layers: Sequence[LayerSpec]) -> np.ndarray:
-    """Normalises sensitivities, which span decades, on a log scale.
+def describe_groups(layers: Sequence[LayerSpec], walk: Walk) -> tuple[LayerSpec, ...]:
+    """Describes each of the walk's groups as one layer: the first's name and geometry, the sum of what adds up.
 
     Args:
-        sensitivity: Harm of quantizing each layer, any unit, >= 0, shape (L,).
-        layers: The network's layers.
+        layers: The network's layers, length L.
+        walk: The decisions.
 
     Returns:
-        float64 (L,) in [0, 1]: `normalise` of the logarithm, after raising what lies below
-        `SENSITIVITY_FLOOR` times the greatest to it.
+        G layers, the given ones where nothing is tied; parameters, biases and MACs are summed over a group.
+    """
+    groups = [[layers[index] for index in indices] for indices in walk.members]
+    return tuple(
+        dataclasses.replace(
+            group[0],
+            params=sum(layer.params for layer in group),
+            bias_params=sum(layer.bias_params for layer in group),
+            macs=sum(layer.macs for layer in group),
+        )
+        for group in groups
+    )
+
+
+def check_sensitivity(sensitivity: np.ndarray, layers: Sequence[LayerSpec]) -> np.ndarray:
+    """Returns sensitivities, any unit, as float64 (L,).
 
     Raises:
         QuantenvError: If there is not one finite number >= 0 per layer.
@@ -106,9 +122,22 @@ def sensitivity_feature(sensitivity: np.ndarray, layers: Sequence[LayerSpec]) ->
         )
     if not (np.isfinite(values).all() and (values >= 0).all()):
         raise QuantenvError("sensitivity holds a negative number, NaN or infinity: expected finite numbers >= 0.")
-    if values.max() == 0:
-        return values
-    return normalise(np.log10(np.maximum(values / values.max(), SENSITIVITY_FLOOR)))
+    return values
+
+
+def sensitivity_feature(sensitivity: np.ndarray) -> np.ndarray:
+    """Normalises sensitivities, which span decades, on a log scale.
+
+    Args:
+        sensitivity: Harm of quantizing each group, any unit, >= 0, float64 (G,).
+
+    Returns:
+        float64 (G,) in [0, 1]: `normalise` of the logarithm, after raising what lies below
+        `SENSITIVITY_FLOOR` times the greatest to it.
+    """
+    if sensitivity.max() == 0:
+        return sensitivity
+    return normalise(np.log10(np.maximum(sensitivity / sensitivity.max(), SENSITIVITY_FLOOR)))
 
 
 class Observer:
@@ -127,69 +156,77 @@ class Observer:
 
         Args:
             names: Features, from `feature_names`.
-            layers: The network's layers.
+            layers: The walk's groups as `describe_groups` describes them.
             walk: The decisions.
-            costs: Every metric's costs, each float64 (L, 8, 8); the order is that of `observe`'s `spent`.
+            costs: Every metric's costs of the groups, each float64 (G, 8, 8); the order is that of `observe`'s
+                `spent`.
             limits: Budgets by metric.
-            sensitivity: As `sensitivity_feature` takes it; None if it is not among the names.
+            sensitivity: Of each group, as `sensitivity_feature` takes it; None if it is not among the names.
         """
         self.names = tuple(names)
         self.space = spaces.Box(0.0, 1.0, (len(names),), dtype=np.float32)
-        self._walk = walk
         self._most_bits = walk.bits[-1]
         columns = {name: column for column, name in enumerate(names)}
         self._previous = columns.get("previous_bits")
 
-        self._static = np.zeros((walk.n_decisions, len(names)), dtype=np.float32)
+        # A feature is base[decision, settled weight bits] + slope * spent[metric]: slope 0 if it is one of the layer.
+        decisions = walk.n_decisions
+        static = np.zeros((decisions, len(names)))
         for name in columns.keys() & LAYER_FEATURES.keys():
             values = np.array([float(LAYER_FEATURES[name](layer, index)) for index, layer in enumerate(layers)])
-            self._static[:, columns[name]] = normalise(values)[walk.layers]
+            static[:, columns[name]] = normalise(values)[walk.groups]
         if "decides_weights" in columns:
-            self._static[:, columns["decides_weights"]] = [kind != "activations" for kind in walk.kinds]
+            static[:, columns["decides_weights"]] = [kind != "activations" for kind in walk.kinds]
         if sensitivity is not None:
-            self._static[:, columns["sensitivity"]] = sensitivity_feature(sensitivity, layers)[walk.layers]
-
-        # Features of the episode are base[decision, settled weight bits] + slope @ spent.
-        episode = [name for name in names if name.startswith(("size_so", "latency_so", "budget_left", "reducible"))]
-        self._episode = np.array([columns[name] for name in episode], dtype=np.int64)
-        self._base = np.zeros((walk.n_decisions + 1, 9, len(episode)))
-        self._slope = np.zeros((len(episode), len(costs)))
+            static[:, columns["sensitivity"]] = sensitivity_feature(sensitivity)[walk.groups]
+        self._base = np.repeat(static[np.minimum(np.arange(decisions + 1), decisions - 1), None], 9, axis=1)
+        self._slope = np.zeros(len(names))
+        self._metric = np.zeros(len(names), dtype=np.int64)
         position = {metric: index for index, metric in enumerate(costs)}
-        for row, name in enumerate(episode):
+        for name, column in columns.items():
+            if not name.startswith(("size_so", "latency_so", "budget_left", "reducible")):
+                continue
             metric = name.removesuffix("_so_far").removeprefix("budget_left_").removeprefix("reducible_")
             if metric not in costs:
                 continue
+            self._metric[column] = position[metric]
             if name.endswith("_so_far"):
-                self._slope[row, position[metric]] = 1 / costs[metric][:, -1, -1].sum()
+                self._slope[column] = 1 / costs[metric][:, -1, -1].sum()
                 continue
             least, most = _completions(walk, costs[metric])
             pinned = _pinned_cost(walk, costs[metric])
             if name.startswith("reducible"):
-                self._base[:, :, row] = _share(most - least, most[0, 0] - least[0, 0])
+                self._base[:, :, column] = _share(most - least, most[0, 0] - least[0, 0])
             else:
                 spare = limits[metric] - pinned - least[0, 0]
                 if spare > TOLERANCE * limits[metric]:
-                    self._base[:, :, row] = (limits[metric] - least) / spare
-                    self._slope[row, position[metric]] = -1 / spare
+                    self._base[:, :, column] = (limits[metric] - least) / spare
+                    self._slope[column] = -1 / spare
 
-    def observe(self, decision: int, weight_bits: int, previous_bits: float, spent: np.ndarray) -> np.ndarray:
-        """Returns the observation before a decision, or after the last.
+    def observe(
+        self, decision: int, weight_bits: int, previous_bits: float | np.ndarray, spent: np.ndarray
+    ) -> np.ndarray:
+        """Returns the observation before a decision, or after the last; or those of N episodes at once.
 
         Args:
-            decision: Index of the decision; T after the last, whose layer is then described once more.
-            weight_bits: The weight bits of the decision's layer if they are settled and its activations are
+            decision: Index of the decision; T after the last, whose group is then described once more.
+            weight_bits: The weight bits of the decision's group if they are settled and its activations are
                 not, else 0.
-            previous_bits: Bits of the previous decision, the mean of both if it was joint; 0 before the
-                first.
-            spent: Every metric's cost of all settled layers, float64 (K,).
+            previous_bits: Bits of the previous decision, the mean of both if it was joint; not read before the
+                first. One number, or (N,).
+            spent: Every metric's cost of all settled groups, float64 (K,) or (N, K).
+
+        Returns:
+            float32 (F,) or (N, F).
         """
-        observation = self._static[min(decision, len(self._static) - 1)].copy()
+        features = spent.take(self._metric, axis=-1)
+        features *= self._slope
+        features += self._base[decision, weight_bits]
+        np.maximum(features, 0.0, out=features)
+        np.minimum(features, 1.0, out=features)
         if self._previous is not None:
-            observation[self._previous] = previous_bits / self._most_bits if previous_bits else 1.0
-        if len(self._episode):
-            features = self._base[decision, weight_bits] + self._slope @ spent
-            observation[self._episode] = np.minimum(np.maximum(features, 0.0), 1.0)
-        return observation
+            features[..., self._previous] = previous_bits / self._most_bits if decision else 1.0
+        return features.astype(np.float32)
 
 
 def _completions(walk: Walk, costs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -197,22 +234,22 @@ def _completions(walk: Walk, costs: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     least, most = np.where(walk.allowed, costs, np.inf), np.where(walk.allowed, costs, -np.inf)
     low, high = np.zeros((walk.n_decisions + 1, 9)), np.zeros((walk.n_decisions + 1, 9))
     for decision in range(walk.n_decisions):
-        layer = walk.layers[decision]
-        later = np.unique(walk.layers[walk.layers > layer])
+        group = walk.groups[decision]
+        later = np.unique(walk.groups[walk.groups > group])
         low[decision] = least[later].min(axis=(1, 2)).sum()
         high[decision] = most[later].max(axis=(1, 2)).sum()
         if walk.kinds[decision] != "activations":
-            low[decision] += least[layer].min()
-            high[decision] += most[layer].max()
+            low[decision] += least[group].min()
+            high[decision] += most[group].max()
             continue
-        settled = walk.allowed[layer].any(axis=1)
-        low[decision, 1:][settled] += least[layer].min(axis=1)[settled]
-        high[decision, 1:][settled] += most[layer].max(axis=1)[settled]
+        settled = walk.allowed[group].any(axis=1)
+        low[decision, 1:][settled] += least[group].min(axis=1)[settled]
+        high[decision, 1:][settled] += most[group].max(axis=1)[settled]
     return low, high
 
 
 def _pinned_cost(walk: Walk, costs: np.ndarray) -> float:
-    pinned = np.setdiff1d(np.arange(len(walk.start)), walk.layers)
+    pinned = np.setdiff1d(np.arange(len(walk.start)), walk.groups)
     weight, activation = walk.start[pinned].T - 1
     return float(costs[pinned, weight, activation].sum())
 

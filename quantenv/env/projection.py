@@ -11,26 +11,26 @@ def project(bits: np.ndarray, walk: Walk, costs: np.ndarray, limits: np.ndarray)
 
     As in `_final_action_wall` of HAQ's linear quantization environment (Wang et al., CVPR 2019;
     mit-han-lab/haq): sweeps from the last decision to the first, each lowered by one option, stopping as soon
-    as the allocation fits. Within a layer activations are therefore lowered before weights. Pinned and fixed
+    as the allocation fits. Within a group activations are therefore lowered before weights. Pinned and fixed
     bits are not decisions and stay; nothing falls below the lowest option. If lowering ends above the budget,
-    because costs do not grow with the bits, every layer takes its cheapest bits.
+    because costs do not grow with the bits, every group takes its cheapest bits.
 
     Args:
-        bits: Finished allocation, int64 (L, 2).
+        bits: Finished allocation of the walk's groups, int64 (G, 2).
         walk: The decisions.
-        costs: Budgeted costs, float64 (M, L, 8, 8).
+        costs: Budgeted costs of the groups, float64 (M, G, 8, 8).
         limits: Budgets, float64 (M,); the cheapest bits must meet them.
 
     Returns:
-        The executed allocation, int64 (L, 2); equal to `bits` if that was within budget.
+        The executed allocation, int64 (G, 2); equal to `bits` if that was within budget.
     """
     bits = bits.copy()
     while not within(cost_of(costs, bits), limits):
         moved = False
         for decision in reversed(range(walk.n_decisions)):
             for column in _columns(walk, decision):
-                if lower := _next_lower(bits, walk, int(walk.layers[decision]), column):
-                    bits[walk.layers[decision], column] = lower
+                if lower := _next_lower(bits, walk, int(walk.groups[decision]), column):
+                    bits[walk.groups[decision], column] = lower
                     moved = True
                     if within(cost_of(costs, bits), limits):
                         return bits
@@ -44,11 +44,11 @@ def _columns(walk: Walk, decision: int) -> tuple[int, ...]:
     return {"weights": (0,), "activations": (1,), "both": (1, 0)}[walk.kinds[decision]]
 
 
-def _next_lower(bits: np.ndarray, walk: Walk, layer: int, column: int) -> int:
-    """The next lower option that is allowed beside the layer's other bits; 0 if there is none."""
+def _next_lower(bits: np.ndarray, walk: Walk, group: int, column: int) -> int:
+    """The next lower option that is allowed beside the group's other bits; 0 if there is none."""
     for option in reversed(walk.bits):
-        pair = bits[layer].copy()
+        pair = bits[group].copy()
         pair[column] = option
-        if option < bits[layer, column] and walk.allowed[layer, pair[0] - 1, pair[1] - 1]:
+        if option < bits[group, column] and walk.allowed[group, pair[0] - 1, pair[1] - 1]:
             return option
     return 0

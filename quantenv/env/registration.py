@@ -5,6 +5,7 @@ from typing import Any
 import gymnasium
 
 ENTRY_POINT = "quantenv.env.environment:QuantizationEnv"
+VECTOR_ENTRY_POINT = "quantenv.env.vector:VectorTableEnv"
 
 #: Keyword arguments of `QuantizationEnv` that each id sets; `gymnasium.make` can override any of them.
 ENVIRONMENTS: dict[str, dict[str, Any]] = {
@@ -24,9 +25,16 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "quantenv/Digits-v0": {"task": "digits", "metric": "size", "budget": 0.4},
 }
 
+#: The same of ids over shipped tables, which are vectorised without a loop, too; bits and ties are the table's.
+TABLE_ENVIRONMENTS: dict[str, dict[str, Any]] = {
+    "quantenv/DigitsTable-v0": {"task": "digits_table", "metric": "size", "budget": 0.4},
+    "quantenv/ResNet20Table-v0": {"task": "resnet20_table", "metric": "size", "budget": 0.4},
+}
+
 
 def register_environments() -> None:
-    """Registers every id of `ENVIRONMENTS` with Gymnasium; ids already there are left as they are."""
-    for name, kwargs in ENVIRONMENTS.items():
+    """Registers every id of both tables with Gymnasium; ids already there are left as they are."""
+    for name, kwargs in (ENVIRONMENTS | TABLE_ENVIRONMENTS).items():
         if name not in gymnasium.registry:
-            gymnasium.register(id=name, entry_point=ENTRY_POINT, kwargs=kwargs)
+            vectorised = VECTOR_ENTRY_POINT if name in TABLE_ENVIRONMENTS else None
+            gymnasium.register(id=name, entry_point=ENTRY_POINT, vector_entry_point=vectorised, kwargs=kwargs)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -12,11 +12,15 @@ from quantenv.errors import QuantenvError, unknown_name
 REWARDS = ("accuracy", "weighted")
 
 
-class Reward(Protocol):
-    """Prices a finished allocation."""
+#: One accuracy, or those of N episodes, float64 (N,).
+Accuracy = TypeVar("Accuracy", float, np.ndarray)
 
-    def __call__(self, accuracy: float, costs: np.ndarray) -> float:
-        """Returns the reward for an accuracy, 0-1, and the costs in all metrics, float64 (K,), SI units."""
+
+class Reward(Protocol):
+    """Prices a finished allocation, or those of N episodes."""
+
+    def __call__(self, accuracy: Accuracy, costs: np.ndarray) -> Accuracy:
+        """Returns the reward for an accuracy, 0-1, and the costs in all metrics, float64 (K,) or (N, K), SI units."""
         ...
 
 
@@ -27,7 +31,7 @@ class AccuracyReward:
     scale: float
     reference_accuracy: float
 
-    def __call__(self, accuracy: float, costs: np.ndarray) -> float:
+    def __call__(self, accuracy: Accuracy, costs: np.ndarray) -> Accuracy:
         """Returns the reward; `costs` play no part."""
         return self.scale * (accuracy - self.reference_accuracy)
 
@@ -41,9 +45,9 @@ class WeightedReward:
     cost_weights: np.ndarray
     """w_m / unit_m of every metric, float64 (K,)."""
 
-    def __call__(self, accuracy: float, costs: np.ndarray) -> float:
+    def __call__(self, accuracy: Accuracy, costs: np.ndarray) -> Accuracy:
         """Returns the reward."""
-        return self.scale * (self.accuracy_weight * accuracy - float(self.cost_weights @ costs))
+        return self.scale * (self.accuracy_weight * accuracy - (costs * self.cost_weights).sum(axis=-1))
 
 
 def make_reward(

@@ -23,9 +23,9 @@ def walk(mode="weights", bits=(2, 4, 8), activation_bits=8, pinned=None, count=3
 
 
 def test_decisions_of_each_mode():
-    assert walk("weights").layers.tolist() == [0, 1, 2]
+    assert walk("weights").groups.tolist() == [0, 1, 2]
     alternating = walk("weights+activations")
-    assert alternating.layers.tolist() == [0, 0, 1, 1, 2, 2]
+    assert alternating.groups.tolist() == [0, 0, 1, 1, 2, 2]
     assert alternating.kinds == ("weights", "activations") * 3
     assert walk("joint").n_decisions == 3
     assert walk("joint").n_actions == 9
@@ -42,7 +42,7 @@ def test_options_are_sorted_and_joint_index_is_weight_major():
 
 def test_pinned_layers_are_no_decisions_and_start_settled():
     pinned = walk("weights", pinned="first_last", count=4, activation_bits=6)
-    assert pinned.layers.tolist() == [1, 2]
+    assert pinned.groups.tolist() == [1, 2]
     assert pinned.start.tolist() == [[8, 8], [0, 6], [0, 6], [8, 8]]
     assert np.argwhere(pinned.allowed[0]).tolist() == [[7, 7]]
     assert np.argwhere(pinned.allowed[1]).tolist() == [[1, 5], [3, 5], [7, 5]]
@@ -50,7 +50,7 @@ def test_pinned_layers_are_no_decisions_and_start_settled():
 
 def test_pins_by_name_need_not_be_among_the_options():
     pinned = walk("joint", pinned={"layer1": 5, "layer2": (3, 7)})
-    assert pinned.layers.tolist() == [0]
+    assert pinned.groups.tolist() == [0]
     assert pinned.start.tolist() == [[0, 0], [5, 5], [3, 7]]
 
 
@@ -117,6 +117,6 @@ def test_actions_are_the_inverse_of_settling(mode, pinned, seed):
     actions = np.random.default_rng(seed).integers(0, made.n_actions, made.n_decisions)
     bits = made.start.copy()
     finished = [made.settle(bits, decision, int(action)) for decision, action in enumerate(actions)]
-    assert sum(finished) == len(set(made.layers.tolist()))
+    assert sum(finished) == len(set(made.groups.tolist()))
     assert bits.min() >= 2
     assert made.actions(bits).tolist() == actions.tolist()

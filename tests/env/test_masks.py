@@ -21,7 +21,7 @@ def reachable(walk, masks, costs):
         if decision == walk.n_decisions:
             found.add(tuple(map(tuple, bits.tolist())))
             return
-        layer = walk.layers[decision]
+        layer = walk.groups[decision]
         settled = int(bits[layer, 0]) if walk.kinds[decision] == "activations" else 0
         options = np.flatnonzero(masks.open(decision, settled, spent))
         assert len(options) > 0

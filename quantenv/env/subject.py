@@ -1,0 +1,105 @@
+"""What an environment is about: whose layers are quantized, what prices them, and what is known of them."""
+
+from typing import TYPE_CHECKING, Union
+
+import numpy as np
+
+from quantenv.errors import QuantenvError
+from quantenv.evaluate.base import Evaluator
+from quantenv.evaluate.table import EvaluationTable
+from quantenv.evaluate.table_evaluator import TableEvaluator
+
+if TYPE_CHECKING:
+    from quantenv.env.decisions import Walk
+    from quantenv.tasks import Task
+
+TaskLike = Union[str, "Task", EvaluationTable, None]
+
+
+class Subject:
+    """A task, or a table of one, and an evaluator. A task given by name is made when something needs it."""
+
+    def __init__(self, task: TaskLike, evaluator: str | Evaluator, store: str | None = None) -> None:
+        """Finds the evaluator.
+
+        Args:
+            task: A registered name, a Task, a table, or None.
+            evaluator: A registered name, or an Evaluator.
+            store: Where a registered evaluator's results are kept; see `quantenv.evaluate.make_evaluator`.
+
+        Raises:
+            QuantenvError: If a name is unknown, or the evaluator needs a task and there is none.
+        """
+        self._task = task
+        self.evaluator = self._find(evaluator, store)
+        """What prices allocations in accuracy."""
+        self.table: EvaluationTable | None = None
+        """The table in which evaluations are looked up, if they are."""
+        if isinstance(self._task, EvaluationTable):
+            self.table = self._task
+        elif isinstance(self.evaluator, TableEvaluator):
+            self.table = self.evaluator.table
+
+    @property
+    def origin(self) -> tuple[str, str]:
+        """Name of the task and scheme, for allocations to carry; empty if no task was needed."""
+        if self.table is not None:
+            return self.table.task, self.table.scheme
+        if self._task is None or isinstance(self._task, str | EvaluationTable):
+            return "", ""
+        return self._task.name, self._task.scheme
+
+    def sensitivity(self) -> np.ndarray:
+        """Returns the task's sensitivity, float64 (L,), measured if it was not yet.
+
+        Raises:
+            QuantenvError: If there is no task.
+        """
+        if self.table is not None:
+            return self.table.sensitivity
+        task = self._resolve("the observation shows a sensitivity and none was given")
+        from quantenv.sensitivity import layer_sensitivity
+
+        assert not isinstance(task, EvaluationTable)
+        return layer_sensitivity(task)
+
+    def check_walk(self, walk: "Walk") -> None:
+        """Checks that a table holds every allocation that an episode can end with.
+
+        Raises:
+            QuantenvError: If it does not.
+        """
+        table = self.table
+        if table is None:
+            return
+        if walk.members != table.members:
+            raise QuantenvError(
+                f"tied differs from the groups of table {table.name!r}, {[list(group) for group in table.groups]}: "
+                "leave it out."
+            )
+        held = np.zeros(walk.allowed.shape[1:], dtype=bool)
+        held[np.array(table.bits) - 1, table.activation_bits - 1] = True
+        if (walk.allowed & ~held).any():
+            raise QuantenvError(
+                f"Table {table.name!r} holds weight bits {', '.join(map(str, table.bits))} beside "
+                f"{table.activation_bits}-bit activations: choose bits and pins among them, with decisions='weights', "
+                f"or use task {table.task!r} itself."
+            )
+
+    def _find(self, evaluator: str | Evaluator, store: str | None) -> Evaluator:
+        if isinstance(evaluator, str):
+            from quantenv.evaluate import make_evaluator
+
+            return make_evaluator(evaluator, self._resolve(f"evaluator={evaluator!r} needs one"), store)
+        if not hasattr(evaluator, "evaluate"):
+            raise QuantenvError(f"evaluator is {evaluator!r}: expected a name such as 'ptq', or an Evaluator object.")
+        return evaluator
+
+    def _resolve(self, purpose: str) -> "Task | EvaluationTable":
+        if self._task is None:
+            raise QuantenvError(f"task is None, but {purpose}: give a task.")
+        if isinstance(self._task, str):
+            from quantenv.evaluate.tables import resolve_task  # may train a network: only where one is needed
+
+            self._task = resolve_task(self._task)
+        return self._task

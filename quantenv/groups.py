@@ -1,0 +1,40 @@
+"""Tied layers: groups of layers that always have the same bits. A layer that is not tied is a group of one."""
+
+from collections.abc import Sequence
+
+from quantenv.errors import QuantenvError, unknown_name
+from quantenv.layers import LayerSpec
+
+Tied = Sequence[Sequence[str]] | None
+
+
+def resolve_groups(tied: Tied, layers: Sequence[LayerSpec]) -> tuple[tuple[int, ...], ...]:
+    """Turns groups of layer names into a partition of all layers.
+
+    Args:
+        tied: Groups of layer names; layers in none of them are groups of their own. None ties nothing.
+        layers: The network's layers.
+
+    Returns:
+        Layer indices of each group, ascending; groups in the order of their first layer.
+
+    Raises:
+        QuantenvError: If a layer is unknown or in two groups, or a group is empty or no sequence of names.
+    """
+    names = [layer.name for layer in layers]
+    groups: list[tuple[int, ...]] = []
+    seen: set[str] = set()
+    for group in tied or ():
+        if isinstance(group, str) or not group:
+            raise QuantenvError(
+                f"tied holds the group {group!r}: expected sequences of layer names, such as [[{names[0]!r}, ...]]."
+            )
+        for name in group:
+            if name not in names:
+                raise unknown_name("tied layer", name, names)
+            if name in seen:
+                raise QuantenvError(f"Layer {name!r} is tied more than once: name each layer in one group, once.")
+            seen.add(name)
+        groups.append(tuple(sorted(names.index(name) for name in group)))
+    groups += [(index,) for index, name in enumerate(names) if name not in seen]
+    return tuple(sorted(groups))
