@@ -34,6 +34,9 @@ COMMANDS = {
         "experiments.finetune:main", "quantization-aware fine-tuning of a run's or any file's allocation"
     ),
     "validate": Command("experiments.validate:main", "evaluate a run's recorded allocations again and compare"),
+    "enumerate": Command("experiments.enumerate:main", "evaluate every allocation of a task into a table"),
+    "optimum": Command("experiments.optimum:main", "the best allocation of a table task within a budget, exactly"),
+    "store": Command("experiments.store:main", "look at, export, merge or prune the store of evaluations"),
     "tasks": Command("experiments.listing:list_tasks", "list the tasks"),
     "agents": Command("experiments.listing:list_agents", "list the agents and their options"),
     "devices": Command("experiments.listing:list_devices", "list the devices"),

@@ -6,11 +6,16 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from experiments.report import Row
-from quantenv.allocation import Allocation
+from quantenv.allocation import MAX_BITS, Allocation
 from quantenv.env.environment import QuantizationEnv
 from quantenv.env.masks import cost_of, within
 from quantenv.evaluate.base import Evaluation, Evaluator
+from quantenv.evaluate.ptq import PTQEvaluator
+from quantenv.evaluate.table import EvaluationTable
+from quantenv.evaluate.table_evaluator import TableEvaluator
+from quantenv.evaluate.table_optimum import optimum, standard_error
 from quantenv.layers import LayerSpec
+from quantenv.tasks import Task
 
 POST_TRAINING, QAT = "post-training", "QAT"
 #: Bits of an IEEE single: weights and activations of the float network.
@@ -29,7 +34,7 @@ def uniform_allocations(env: QuantizationEnv) -> list[Allocation]:
     Returns:
         Every allocation with the same bits in all layers that are decided, and the pinned bits in the others.
     """
-    decided = np.unique(env.decision_layers)
+    decided = np.isin(env.walk.group_of, env.walk.groups)
     everywhere = env.allowed[decided].all(axis=0)
     allocations = []
     for weight, activation in np.argwhere(everywhere) + 1:
@@ -74,6 +79,32 @@ def meets_budgets(env: QuantizationEnv, costs: dict[str, float]) -> bool:
     return within(np.array([costs[budget.metric] for budget in env.budgets]), np.array([b.limit for b in env.budgets]))
 
 
+def post_training(task: Task | EvaluationTable) -> PTQEvaluator | TableEvaluator:
+    """Returns what evaluates the post-training rows of the final table, the float network's included."""
+    return TableEvaluator(task) if isinstance(task, EvaluationTable) else PTQEvaluator(task)
+
+
+def regret_note(env: QuantizationEnv, found: float | None) -> str | None:
+    """Says how far what was found is from the best feasible allocation, which only a table knows.
+
+    Args:
+        env: The environment of the search.
+        found: Accuracy of the found allocation on the search split, if anything was found.
+
+    Returns:
+        A sentence, or None if the environment is over no table.
+    """
+    if env.table is None:
+        return None
+    best = optimum(env.table, env.budgets, env.tables, allowed=env.allowed)
+    accuracy, error = best.best.evaluation.accuracy, standard_error(best.best.evaluation)
+    regret = "" if found is None else f", so the regret of found is {100 * (accuracy - found):.2f} points"
+    return (
+        f"The best of all {best.feasible:,} feasible allocations in the table has accuracy {accuracy:.2%} on the "
+        f"search split, binomial standard error {100 * error:.2f} points{regret}."
+    )
+
+
 def float_costs(layers: Sequence[LayerSpec]) -> dict[str, float]:
     """Returns the float network's size in bytes and its BOPs; devices say nothing of its latency and energy."""
     return {
@@ -114,14 +145,15 @@ def compare(
         fine_tune: Fine-tunes an allocation, given the row's name too, and evaluates it; None leaves QAT out.
 
     Returns:
-        float, uniform 8, best uniform (post-training, QAT), found (post-training, QAT).
+        float, uniform 8 (unless a table does not hold it), best uniform (post-training, QAT), found (post-training,
+        QAT).
     """
-    eight = Allocation.make(env.layers, 8, 8)
-    (evaluation,) = ptq.evaluate([eight], "test")
-    rows = [
-        float_row(env, float_evaluation),
-        quantized_row("uniform 8", POST_TRAINING, env, eight, evaluation),
-    ]
+    rows = [float_row(env, float_evaluation)]
+    table = env.table
+    if table is None or (MAX_BITS in table.bits and table.activation_bits == MAX_BITS):
+        eight = Allocation.make(env.layers, MAX_BITS, MAX_BITS)
+        (evaluation,) = ptq.evaluate([eight], "test")
+        rows.append(quantized_row("uniform 8", POST_TRAINING, env, eight, evaluation))
     for name, allocation in (("best uniform", uniform), ("found", found)):
         if allocation is None:
             continue

@@ -17,6 +17,7 @@ from experiments.signals import GracefulStop, Interrupted
 from quantenv.allocation import Allocation
 from quantenv.errors import QuantenvError
 from quantenv.evaluate.base import Evaluation
+from quantenv.evaluate.tables import network_task
 from quantenv.files import write_atomically, write_text
 from quantenv.finetune import FinetuneConfig, FinetuneResult, finetune
 from quantenv.tasks import Task, get_task
@@ -117,7 +118,7 @@ def _recipe_of(folder: RunFolder) -> dict[str, object]:
     """Returns what a run fixes of the fine-tuning, by option."""
     options = folder.options()
     recipe = {f"qat.{name}": value for name, value in flatten(options.qat).items()}
-    return {**recipe, "threads": options.threads, "task": options.task}
+    return {**recipe, "threads": options.threads, "task": network_task(options.task)}
 
 
 def _allocation(options: FinetuneOptions) -> tuple[Path, Allocation]:

@@ -43,14 +43,15 @@ def list_tasks(arguments: Sequence[str]) -> int:
         QuantenvError: If the task is unknown.
     """
     options = parse_options(TasksOptions, "tasks", arguments)
-    from quantenv.tasks import get_task, task_descriptions  # torch: not for --help
+    from quantenv.evaluate.tables import resolve_task, table_descriptions  # torch: not for --help
+    from quantenv.tasks import task_descriptions
 
     if options.task is None:
-        _print(["task", "description"], task_descriptions().items())
+        _print(["task", "description"], (task_descriptions() | table_descriptions()).items())
         return 0
     rows = [
         (layer.name, layer.kind, f"{layer.params:,}", f"{layer.macs:,}", "x".join(map(str, layer.input_shape)))
-        for layer in get_task(options.task).layers
+        for layer in resolve_task(options.task).layers
     ]
     _print(["layer", "kind", "weights", "MACs", "input"], rows)
     return 0

@@ -32,8 +32,8 @@ class TrainOptions:
     decisions: str = "weights"
     """What the agent decides: weights (activations stay at 8 bits), weights+activations (one after the other, as in
     HAQ) or joint (both at once)."""
-    bits: list[int] = field(default_factory=lambda: [2, 3, 4, 5, 6, 7, 8])
-    """Bit-widths to choose from, 1-8, as [2,4,8]."""
+    bits: list[int] | None = None
+    """Bit-widths to choose from, 1-8, as [2,4,8]; by default 2 to 8, or those of a table task."""
     observation: str = "full"
     """What the agent sees: haq, blog or full."""
     constraint: str = "mask"
@@ -48,6 +48,9 @@ class TrainOptions:
     """Layers that are not decided: first_last (both at 8 bits), or bits by layer name as {classifier: 8}."""
     evaluator: str = "ptq"
     """How an allocation's accuracy is measured while searching: ptq (post-training) or finetune (a short fine-tune)."""
+    store: str | None = None
+    """Where evaluations are kept, so that no run computes one again: the path of an SQLite file, an SQLAlchemy URL
+    (without a password: options are saved with the run) or off. By default $QUANTENV_STORE, or the user's own file."""
     agent_options: dict[str, Any] = field(default_factory=dict)
     """Options of the agent by name, as {learning_rate: 0.001}; `quantenv agents --agent NAME` lists them."""
     top_k: int = 10

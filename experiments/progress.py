@@ -26,7 +26,7 @@ class ProgressView:
             title: What is going on.
             total: Steps in all.
         """
-        self._console, self._title, self._total = console, title, total
+        self._console, self._title, self._total, self._line = console, title, total, -1
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -43,7 +43,8 @@ class ProgressView:
         """Shows that `done` steps are done."""
         if self._console.is_terminal:
             self._bar.update(self._task, completed=done, text=text)
-        elif done == self._total or done % max(1, self._total // LINES) == 0:
+        elif (line := done * LINES // max(1, self._total)) > self._line:
+            self._line = line
             self._console.print(f"{self._title} {done}/{self._total}  {text}", markup=False)
 
     def __enter__(self) -> "ProgressView":

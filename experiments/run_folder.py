@@ -68,7 +68,7 @@ class RunFolder:
         Raises:
             QuantenvError: If the folder cannot be made.
         """
-        parent = Path(options.runs) / options.task / options.agent
+        parent = Path(options.runs) / Path(options.task).stem / options.agent
         stem = f"{options.seed}-{datetime.now():%Y%m%d-%H%M%S}"
         try:
             parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ from agents import agent_class
 from experiments.options import TrainOptions
 from quantenv.env.environment import QuantizationEnv
 from quantenv.evaluate.base import Evaluator
+from quantenv.evaluate.table import EvaluationTable
 from quantenv.hardware import load_device
 from quantenv.tasks import Task
 
@@ -22,12 +23,14 @@ def check_names(options: TrainOptions) -> None:
     load_device(options.device)
 
 
-def make_env(options: TrainOptions, task: Task, evaluator: Evaluator) -> tuple[gymnasium.Env, QuantizationEnv]:
+def make_env(
+    options: TrainOptions, task: Task | EvaluationTable, evaluator: Evaluator
+) -> tuple[gymnasium.Env, QuantizationEnv]:
     """Makes a run's environment.
 
     Args:
         options: The run's options.
-        task: The task of that name.
+        task: The task or table of that name.
         evaluator: Prices allocations on the search split.
 
     Returns:

@@ -11,7 +11,7 @@ import torch
 
 from agents import Agent, make_agent
 from experiments.command_line import flatten, parse_options
-from experiments.comparison import FineTune, best_uniform, compare, verdicts
+from experiments.comparison import FineTune, best_uniform, compare, post_training, regret_note, verdicts
 from experiments.console import announcements, results
 from experiments.episodes import Episode, EpisodeLog, read_episodes
 from experiments.finetune import run_finetune, save_weights
@@ -31,11 +31,15 @@ from quantenv.env.environment import QuantizationEnv
 from quantenv.errors import QuantenvError
 from quantenv.evaluate import make_evaluator
 from quantenv.evaluate.base import Evaluation
-from quantenv.evaluate.ptq import PTQEvaluator
+from quantenv.evaluate.store import OFF, EvaluationStore, open_store
+from quantenv.evaluate.stored import through_store
+from quantenv.evaluate.table import EvaluationTable
+from quantenv.evaluate.table_evaluator import TableEvaluator
+from quantenv.evaluate.tables import resolve_task
 from quantenv.files import write_text
 from quantenv.finetune import FinetuneConfig
 from quantenv.hardware import overhead_bytes
-from quantenv.tasks import Task, get_task
+from quantenv.tasks import Task
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -56,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
             return train(options, None, stop)
         folder = RunFolder.open(options.resume)
         _refuse_other_options(options)
-        options = folder.options()
+        options = dataclasses.replace(folder.options(), store=options.store or folder.options().store)
         if folder.report.exists():
             report = folder.read_json(folder.report, Report.from_dict)
             if report.complete:
@@ -81,9 +85,10 @@ def train(options: TrainOptions, earlier: RunFolder | None, stop: GracefulStop) 
     torch.set_num_threads(options.threads)
     check_names(options)
     say.print(f"Preparing task {options.task!r} with {options.threads} thread{'s' * (options.threads > 1)}.")
-    task = get_task(options.task)
+    store = open_store(options.store) or OFF
+    task = resolve_task(options.task)
     recorded, sound = read_episodes(earlier.episodes) if earlier else ([], 0)
-    evaluator = RecordedEvaluator(make_evaluator(options.evaluator, task), recorded)
+    evaluator = RecordedEvaluator(make_evaluator(options.evaluator, task, store), recorded)
     env, bare = make_env(options, task, evaluator)
     recorder = EpisodeRecorder(env, evaluator.reference.samples)
     agent = make_agent(options.agent, recorder, options.seed, options.agent_options)
@@ -94,19 +99,19 @@ def train(options: TrainOptions, earlier: RunFolder | None, stop: GracefulStop) 
     folder = earlier or _new_folder(options, where)
     top = TopK(options.top_k, bare.budgets)
     board = TensorBoard(folder.path, bare.layers, bare.budgets, options.evaluations, top)
-    fine_tune: FineTune | None = _fine_tuner(folder, task, options.qat, board, stop)
+    fine_tune = None if isinstance(task, EvaluationTable) else _fine_tuner(folder, task, options.qat, board, stop)
     code = 0
     try:
         _search(
             agent, recorder, options.evaluations, bare, EpisodeLog(folder.episodes, recorded, sound), top, board, stop
         )
         agent.save(folder.agent)
-        _save_best(folder, top, bare, task)
-        report = _report(options, task, bare, top, recorder.evaluations, fine_tune)
+        _save_best(folder, top, bare)
+        report = _report(options, task, bare, store, top, recorder.evaluations, fine_tune, complete=True)
     except Interrupted as interruption:
         code = interruption.exit_code
-        _save_best(folder, top, bare, task)
-        report = _report(options, task, bare, top, recorder.evaluations, None)
+        _save_best(folder, top, bare)
+        report = _report(options, task, bare, store, top, recorder.evaluations, None, complete=False)
 
     folder.write_json(folder.report, report.to_dict())
     write_text(folder.path / "report.md", to_markdown(report))
@@ -153,31 +158,40 @@ def _search(
 
 def _report(
     options: TrainOptions,
-    task: Task,
+    task: Task | EvaluationTable,
     env: QuantizationEnv,
+    store: EvaluationStore | str,
     top: TopK,
     evaluations: int,
     fine_tune: FineTune | None,
+    complete: bool,
 ) -> Report:
-    """Compares what was found with float and uniform; without `fine_tune` the run counts as interrupted."""
-    ptq = PTQEvaluator(task)
+    """Compares what was found with float and uniform; without `fine_tune` after post-training quantization only."""
+    ptq = post_training(task)
     uniform = best_uniform(env, env.evaluator)
     if uniform is not None:
-        uniform = dataclasses.replace(uniform, task=task.name, scheme=task.scheme)
-    found = top.best.allocation(env.layers, task.name, task.scheme) if top.best else None
-    rows = compare(env, ptq, ptq.float_evaluation("test"), uniform, found, fine_tune)
+        uniform = dataclasses.replace(uniform, task=env.origin[0], scheme=env.origin[1])
+    found = top.best.allocation(env.layers, *env.origin) if top.best else None
+    stored = ptq if isinstance(ptq, TableEvaluator) else through_store(ptq, store, task.name)
+    rows = compare(env, stored, ptq.float_evaluation("test"), uniform, found, fine_tune)
     notes = [
         f"Scales and biases take {overhead_bytes(env.layers):,.0f} bytes more in every quantized network.",
         f"uniform is the best of all feasible uniform allocations on the search split, found that of "
         f"{evaluations} evaluations by agent {options.agent!r}, seed {options.seed}.",
     ]
+    if isinstance(task, EvaluationTable):
+        notes.append(
+            f"Post-training rows only: a table has no network to fine-tune. Fine-tune what was found on task "
+            f"{task.task!r} with `quantenv finetune --run <run folder>`."
+        )
+    regret = regret_note(env, top.best.accuracy if top.best else None)
     return Report(
-        complete=fine_tune is not None,
+        complete=complete,
         evaluations=evaluations,
         budgets=limits(env.budgets),
         rows=rows,
         verdicts=verdicts(rows),
-        notes=tuple(notes),
+        notes=tuple(notes) if regret is None else (*notes, regret),
     )
 
 
@@ -195,16 +209,16 @@ def _fine_tuner(
     return fine_tune
 
 
-def _save_best(folder: RunFolder, top: TopK, env: QuantizationEnv, task: Task) -> None:
-    folder.write_json(folder.top_k, top.to_dict(env.layers, task.name, task.scheme))
+def _save_best(folder: RunFolder, top: TopK, env: QuantizationEnv) -> None:
+    folder.write_json(folder.top_k, top.to_dict(env.layers, *env.origin))
     if top.best is not None:
-        top.best.allocation(env.layers, task.name, task.scheme).save(folder.best)
+        top.best.allocation(env.layers, *env.origin).save(folder.best)
 
 
 def _refuse_other_options(given: TrainOptions) -> None:
-    """Raises QuantenvError if options were given beside ``--resume``."""
+    """Raises QuantenvError if options that a run fixes were given beside ``--resume``."""
     plain = flatten(parse_options(TrainOptions, "train", []))
-    other = [name for name, value in flatten(given).items() if name != "resume" and value != plain[name]]
+    other = [name for name, value in flatten(given).items() if name not in ("resume", "store") and value != plain[name]]
     if other:
         raise QuantenvError(
             f"--resume continues a run with its own options, so --{other[0]} cannot be given with it: "

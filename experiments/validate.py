@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from experiments.command_line import parse_options
-from experiments.comparison import POST_TRAINING, QAT, costs_of, float_row, meets_budgets, quantized_row
+from experiments.comparison import POST_TRAINING, QAT, costs_of, float_row, meets_budgets, post_training, quantized_row
 from experiments.console import announcements, results
 from experiments.episodes import Episode, read_episodes
 from experiments.finetune import run_finetune
@@ -24,7 +24,11 @@ from quantenv.errors import QuantenvError
 from quantenv.evaluate import make_evaluator
 from quantenv.evaluate.base import Evaluation, Evaluator
 from quantenv.evaluate.ptq import PTQEvaluator
-from quantenv.tasks import Task, get_task
+from quantenv.evaluate.store import OFF
+from quantenv.evaluate.table import EvaluationTable
+from quantenv.evaluate.table_evaluator import TableEvaluator
+from quantenv.evaluate.tables import resolve_task
+from quantenv.tasks import Task
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -46,8 +50,8 @@ def main(arguments: Sequence[str]) -> int:
     episodes, _ = read_episodes(folder.episodes)
     if not episodes:
         raise QuantenvError(f"{folder.path} has recorded no episode yet, so there is nothing to validate.")
-    task = get_task(run.task)
-    evaluator = make_evaluator(run.evaluator, task)
+    task = resolve_task(run.task)
+    evaluator = make_evaluator(run.evaluator, task, OFF)  # computed anew: the store would answer with what it was told
     folder.read_json(folder.environment, lambda recorded: check_identity(recorded, evaluator.identity))
     _, env = make_env(run, task, evaluator)
 
@@ -59,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
         with GracefulStop() as stop:
             differences = [
                 *_episode_differences(chosen, env, evaluator, stop),
-                *_file_differences(folder, top, env, task),
+                *_file_differences(folder, top, env),
                 *_report_differences(folder, run, env, task, options.qat, stop),
             ]
     except Interrupted as interruption:
@@ -99,9 +103,9 @@ def _episode_differences(
             stop.check()
 
 
-def _file_differences(folder: RunFolder, top: TopK, env: QuantizationEnv, task: Task) -> Iterator[str]:
+def _file_differences(folder: RunFolder, top: TopK, env: QuantizationEnv) -> Iterator[str]:
     """Compares top_k.json and best.json, which an interrupted run may lack, with the recorded episodes."""
-    expected = top.to_dict(env.layers, task.name, task.scheme)
+    expected = top.to_dict(env.layers, *env.origin)
     if folder.top_k.exists():
         recorded = folder.read_json(folder.top_k)
         if recorded != expected:
@@ -112,13 +116,18 @@ def _file_differences(folder: RunFolder, top: TopK, env: QuantizationEnv, task: 
 
 
 def _report_differences(
-    folder: RunFolder, run: TrainOptions, env: QuantizationEnv, task: Task, qat: bool, stop: GracefulStop
+    folder: RunFolder,
+    run: TrainOptions,
+    env: QuantizationEnv,
+    task: Task | EvaluationTable,
+    qat: bool,
+    stop: GracefulStop,
 ) -> Iterator[str]:
     """Evaluates the final table's rows again; those after fine-tuning only if `qat` is set."""
     if not folder.report.exists():
         return
     report: Report = folder.read_json(folder.report, Report.from_dict)
-    ptq = PTQEvaluator(task)
+    ptq = post_training(task)
     for row in report.rows:
         if row.stage == QAT and not qat:
             continue
@@ -130,7 +139,12 @@ def _report_differences(
 
 
 def _row_now(
-    row: Row, env: QuantizationEnv, run: TrainOptions, task: Task, ptq: PTQEvaluator, stop: GracefulStop
+    row: Row,
+    env: QuantizationEnv,
+    run: TrainOptions,
+    task: Task | EvaluationTable,
+    ptq: PTQEvaluator | TableEvaluator,
+    stop: GracefulStop,
 ) -> Row:
     if row.allocation is None:
         return float_row(env, ptq.float_evaluation("test"))
@@ -138,6 +152,7 @@ def _row_now(
     if row.stage == POST_TRAINING:
         (evaluation,) = ptq.evaluate([allocation], "test")
     else:
+        assert not isinstance(task, EvaluationTable)  # which has no such row
         evaluation = run_finetune(task, allocation, run.qat, row.name, None, stop).test
     return quantized_row(row.name, row.stage, env, allocation, evaluation)
 

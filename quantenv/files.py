@@ -29,6 +29,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
+            os.fchmod(handle, 0o644)  # mkstemp's files are their owner's alone
             write(file)
             file.flush()
             os.fsync(file.fileno())

@@ -13,7 +13,7 @@ from torch import nn
 from quantenv.allocation import Allocation
 from quantenv.errors import QuantenvError
 from quantenv.evaluate.base import Evaluation
-from quantenv.evaluate.ptq import evaluate_logits
+from quantenv.evaluate.ptq import evaluate_logits, numerics
 from quantenv.files import content_hash
 from quantenv.quantize import SCHEMES, LSQQuantizer, calibrate_task, trainable_network
 from quantenv.tasks import Task
@@ -168,7 +168,9 @@ class FinetuneEvaluator:
         self.task = task
         self.config = config or FinetuneConfig(epochs=1)
         self.layers = task.layers
-        self.identity = content_hash(["finetune", SCHEMES[task.scheme], task.identity, str(asdict(self.config))])
+        self.identity = content_hash(
+            ["finetune", SCHEMES[task.scheme], task.identity, str(asdict(self.config)), *numerics()]
+        )
         self.reference = evaluate_logits(task.network, task.splits["search"])
 
     def evaluate(self, allocations: Sequence[Allocation], split: str = "search") -> list[Evaluation]:

@@ -25,9 +25,10 @@ STOREYS = (
     ("agents",),
     ("quantenv.env",),
     ("quantenv.finetune",),
-    ("quantenv.evaluate",),
+    ("quantenv.evaluate", "quantenv.tables"),
     ("quantenv.sensitivity", "quantenv.quantize", "quantenv.hardware"),
     ("quantenv.tasks",),
+    ("quantenv.groups",),
     ("quantenv.layers", "quantenv.allocation"),
     ("quantenv.errors", "quantenv.files"),
 )
@@ -81,8 +82,8 @@ def test_nothing_imports_the_tests():
     assert not [(path, name) for path in SOURCES for name, _ in imports(path) if name.split(".")[0] == "tests"]
 
 
-def test_importing_quantenv_loads_no_torch():
-    program = "import sys, quantenv, agents; assert 'torch' not in sys.modules"
+def test_importing_quantenv_loads_no_torch_and_no_sqlalchemy():
+    program = "import sys, quantenv, agents; assert not {'torch', 'sqlalchemy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
 
 
@@ -100,7 +101,7 @@ def test_every_yaml_file_is_package_data():
 
 def test_every_import_is_a_declared_dependency():
     declared = {re.split(r"[\[<>=]", requirement)[0] for requirement in PROJECT["project"]["dependencies"]}
-    modules = {"pyyaml": "yaml", "scikit-learn": "sklearn"}
+    modules = {"pyyaml": "yaml", "scikit-learn": "sklearn", "pillow": "PIL"}
     known = {modules.get(name, name.replace("-", "_")) for name in declared}
     used = {name.split(".")[0] for path in SOURCES for name, _ in imports(path)}
     foreign = used - set(sys.stdlib_module_names) - {"quantenv", "agents", "experiments"}

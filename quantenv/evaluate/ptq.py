@@ -1,19 +1,29 @@
-"""The post-training evaluator: one prepared network, allocations swapped in."""
+"""The post-training evaluator: one prepared network, allocations swapped in, in float or integer arithmetic."""
 
+import itertools
+import logging
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 
 from quantenv.allocation import Allocation
+from quantenv.errors import QuantenvError, unknown_name
 from quantenv.evaluate.base import Evaluation
 from quantenv.files import content_hash
-from quantenv.quantize import SCHEMES, QuantizedNetwork, calibrate_task
+from quantenv.quantize import SCHEMES, PrefixRunner, QuantizedNetwork, calibrate_task
+from quantenv.quantize.integer import IntegerNetwork, integer_obstacle
 from quantenv.tasks import Split, Task
+
+logger = logging.getLogger(__name__)
 
 #: Bytes of a network's largest stored tensor for one batch: larger batches leave the processor's caches. On ResNet-20,
 #: 1,000 images at once take 1.6 times as long as batches of 64.
 BATCH_BYTES = 4 << 20
+#: Allocations whose logits are tallied together.
+GROUP = 64
+#: Backends by name.
+BACKENDS: dict[str, type[QuantizedNetwork]] = {"float": QuantizedNetwork, "integer": IntegerNetwork}
 
 
 class PTQEvaluator:
@@ -24,41 +34,81 @@ class PTQEvaluator:
 
     Args:
         task: The task.
+        backend: ``float`` (quantized values in float arithmetic, on any CPU), ``integer`` (int8 kernels: what
+            deployment computes), or ``auto``: integer where this machine has fast, exact int8 kernels, otherwise
+            float, with a line in the log. It is part of the identity: numbers of the two are never mixed.
 
     Raises:
         UnsupportedLayerError: If the network cannot be quantized.
-        QuantenvError: If the task asks for an unknown scheme, or its network puts out NaN.
+        QuantenvError: If the task asks for an unknown scheme, its network puts out NaN, the backend is unknown, or
+            it is ``integer`` and cannot run here.
     """
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, backend: str = "auto") -> None:
         self.task = task
         self.layers = task.layers
-        self.network = QuantizedNetwork(calibrate_task(task))
+        self.backend = choose_backend(backend)
+        self.network = BACKENDS[self.backend](calibrate_task(task))
         self.batch = batch_size(self.network)
-        self.identity = content_hash(["ptq", SCHEMES[task.scheme], task.identity])
+        self._runner = PrefixRunner(self.network)
+        self.identity = content_hash(["ptq", self.backend, SCHEMES[task.scheme], task.identity, *numerics()])
         self.reference = self.float_evaluation("search")
 
     def evaluate(self, allocations: Sequence[Allocation], split: str = "search") -> list[Evaluation]:
-        """Evaluates allocations on a split.
+        """Evaluates allocations on a split; what they share is computed once, whatever their order.
 
         Raises:
             AllocationError: If an allocation is for other layers.
         """
-        results = []
-        for allocation in allocations:
-            self.network.select(allocation)
-            results.append(evaluate_logits(self.network, self.task.splits[split], self.batch))
-        return results
+        settings = [self.network.settings(allocation) for allocation in allocations]
+        order = sorted(range(len(settings)), key=settings.__getitem__)
+        data = self.task.splits[split]
+        correct, loss = np.zeros(len(settings), dtype=np.int64), np.zeros(len(settings))
+        for inputs, labels in zip(data.inputs.split(self.batch), data.labels.split(self.batch), strict=True):
+            outputs = self._runner.run(inputs, [settings[index] for index in order])
+            for start in range(0, len(order), GROUP):
+                group = order[start : start + GROUP]
+                counts, losses = tally(torch.stack(list(itertools.islice(outputs, len(group)))), labels)
+                correct[group] += counts
+                loss[group] += losses
+        return [Evaluation(int(c), len(data), float(s) / len(data)) for c, s in zip(correct, loss, strict=True)]
 
     def float_evaluation(self, split: str) -> Evaluation:
         """Evaluates the float network."""
         return evaluate_logits(self.task.network, self.task.splits[split], self.batch)
 
 
+def numerics() -> tuple[str, str]:
+    """Returns what else fixes the last digits of sums: torch's version and the CPU's vector instructions."""
+    return torch.__version__, torch.backends.cpu.get_cpu_capability()
+
+
+def choose_backend(backend: str) -> str:
+    """Resolves ``auto`` and checks the others.
+
+    Returns:
+        ``float`` or ``integer``.
+
+    Raises:
+        QuantenvError: If the backend is unknown, or ``integer`` and cannot run here.
+    """
+    if backend != "auto" and backend not in BACKENDS:
+        raise unknown_name("backend", backend, ["auto", *BACKENDS])
+    if backend == "float":
+        return backend
+    obstacle = integer_obstacle()
+    if obstacle is None:
+        return "integer"
+    if backend == "integer":
+        raise QuantenvError(f"The integer backend cannot run here: {obstacle}. Use backend 'float'.")
+    logger.info("Evaluating in float arithmetic: %s.", obstacle)
+    return "float"
+
+
 def batch_size(network: QuantizedNetwork) -> int:
     """Returns how many samples to run at once, so that a stored tensor takes at most `BATCH_BYTES`."""
     largest = max(site.features for site in network.calibration.sites)
-    return max(1, BATCH_BYTES // (4 * largest))
+    return max(1, BATCH_BYTES // (network.value_bytes * largest))
 
 
 def evaluate_logits(network: Callable[[torch.Tensor], torch.Tensor], split: Split, batch: int = 256) -> Evaluation:
@@ -75,7 +125,24 @@ def evaluate_logits(network: Callable[[torch.Tensor], torch.Tensor], split: Spli
     correct, loss = 0, 0.0
     with torch.inference_mode():
         for inputs, labels in zip(split.inputs.split(batch), split.labels.split(batch), strict=True):
-            logits = network(inputs)
-            correct += int((logits.argmax(1) == labels).sum())
-            loss += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
+            counts, losses = tally(network(inputs)[None], labels)
+            correct, loss = correct + int(counts[0]), loss + float(losses[0])
     return Evaluation(correct=correct, samples=len(split), loss=loss / len(split))
+
+
+def tally(logits: torch.Tensor, labels: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Counts correct predictions and sums cross-entropies of one batch under N allocations.
+
+    Args:
+        logits: Shape (N, B, classes).
+        labels: Shape (B,).
+
+    Returns:
+        Correct predictions, int64 (N,), and summed cross-entropies in nats, float64 (N,). An allocation's numbers
+        do not depend on the others.
+    """
+    with torch.inference_mode():
+        correct = (logits.argmax(2) == labels).sum(1)
+        wide = logits.double()
+        losses = wide.logsumexp(2) - wide.gather(2, labels[None, :, None].expand(len(logits), -1, -1))[..., 0]
+    return correct.numpy(), losses.numpy().sum(axis=1)

@@ -14,6 +14,10 @@ _TASKS = {
         "quantenv.tasks.digits:make_digits",
         "scikit-learn's 8x8 digits, depthwise-separable network with a residual add, 8 layers, 3,144 weights",
     ),
+    "resnet20": (
+        "quantenv.tasks.resnet20:make_resnet20",
+        "ResNet-20 on CIFAR-10 recompressed as JPEG, 20 layers; needs data in $QUANTENV_DATA",
+    ),
 }
 
 

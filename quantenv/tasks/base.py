@@ -53,6 +53,10 @@ class Task:
     """``train`` (fine-tuning), ``calibration`` (ranges), ``search`` (the reward), ``test`` (reported once)."""
     scheme: str = "linear"
     """Quantizer of weights and activations."""
+    source: str = ""
+    """Where the data come from, for the provenance of what is made from them."""
+    tied: tuple[tuple[str, ...], ...] = ()
+    """Groups of layers that get the same bits when every allocation of the task is enumerated."""
 
     def __post_init__(self) -> None:
         missing = [name for name in SPLITS if name not in self.splits]

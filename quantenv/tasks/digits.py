@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 #: Samples of the splits; the calibration split is the first part of train. 1,797 images in all.
 TRAIN, CALIBRATION, SEARCH = 897, 256, 450
 SPLIT_SEED = 0
+SOURCE = "scikit-learn's bundled digits: the test part of UCI's Optical Recognition of Handwritten Digits, 8x8 grey."
 
 
 class SeparableBlock(nn.Module):
@@ -82,7 +83,7 @@ def digits_splits() -> dict[str, Split]:
 def make_digits() -> Task:
     """Makes the digits task; the float network is trained on first use (seconds) and cached by content."""
     splits = digits_splits()
-    return Task("digits", _pretrained(splits["train"], TrainingRecipe()), splits)
+    return Task("digits", _pretrained(splits["train"], TrainingRecipe()), splits, source=SOURCE)
 
 
 def _pretrained(train: Split, recipe: TrainingRecipe) -> nn.Module:

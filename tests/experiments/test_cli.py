@@ -7,11 +7,17 @@ import pytest
 from experiments.cli import COMMANDS, main
 from experiments.listing import AgentsOptions, DevicesOptions, TasksOptions
 from experiments.options import FinetuneOptions, TrainOptions, ValidateOptions
+from experiments.store import ExportOptions, InfoOptions, MergeOptions, PruneOptions
 
+POSITIONAL = ("folder", "file", "source")
 OPTIONS = {
     "train": TrainOptions,
     "finetune": FinetuneOptions,
     "validate": ValidateOptions,
+    "store info": InfoOptions,
+    "store export": ExportOptions,
+    "store merge": MergeOptions,
+    "store prune": PruneOptions,
     "tasks": TasksOptions,
     "agents": AgentsOptions,
     "devices": DevicesOptions,
@@ -52,11 +58,11 @@ def test_no_arguments_is_help(capsys):
     assert "commands:" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", OPTIONS)
 def test_help_explains_every_option(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit) as stop:
-        main([command, "--help"])
+        main([*command.split(), "--help"])
     assert stop.value.code == 0
     lines = capsys.readouterr().out.splitlines()
     names = []
@@ -64,7 +70,7 @@ def test_help_explains_every_option(command, capsys, monkeypatch):
         if dataclasses.is_dataclass(field.type):
             names += [f"--{field.name}.{inner.name}" for inner in dataclasses.fields(field.type)]
         else:
-            names.append(field.name if field.name == "folder" else f"--{field.name}")
+            names.append(field.name if field.name in POSITIONAL else f"--{field.name}")
     for name in names:
         (start,) = [number for number, line in enumerate(lines) if line.startswith(f"  {name} ") or line == f"  {name}"]
         explanation = " ".join(lines[start : start + 3])

@@ -1,0 +1,149 @@
+"""Evaluating every allocation of a task into a table: depth first, so that shared prefixes are computed once."""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
+import torch
+
+from quantenv.allocation import Allocation
+from quantenv.errors import QuantenvError
+from quantenv.evaluate.base import Evaluation
+from quantenv.evaluate.ptq import PTQEvaluator
+from quantenv.evaluate.table import EvaluationTable
+from quantenv.groups import resolve_groups
+from quantenv.sensitivity import layer_sensitivity
+from quantenv.tasks import Task
+
+SPLITS = ("search", "test")
+#: Rows that one worker evaluates at a time.
+BLOCK = 1024
+#: Rows that a table can hold at most: all of them are kept in memory.
+MOST_ROWS = 1 << 22
+#: A float network of up to this size goes into its table.
+MOST_WEIGHT_BYTES = 1 << 16
+
+
+def enumerate_task(
+    task: Task,
+    name: str,
+    bits: Sequence[int] = (2, 4, 6, 8),
+    tied: Sequence[Sequence[str]] | None = None,
+    activation_bits: int = 8,
+    backend: str = "auto",
+    workers: int = 1,
+    provenance: Mapping[str, Any] | None = None,
+    progress: Callable[[int, int], None] = lambda done, rows: None,
+) -> EvaluationTable:
+    """Evaluates every allocation of weight bits on the search and the test split.
+
+    Args:
+        task: The task. With several workers it is sent to each of them.
+        name: Name of the table.
+        bits: Weight bits on offer.
+        tied: Groups of layers with equal bits; None ties nothing.
+        activation_bits: Bits of all activations.
+        backend: Backend of `PTQEvaluator`.
+        workers: Processes, one thread each; 1 evaluates here, with this process's threads.
+        provenance: What the table says of how it was made.
+        progress: Called with the rows done and all rows.
+
+    Returns:
+        The table.
+
+    Raises:
+        QuantenvError: If the table would have more than 2**22 rows, or a part of it is out of range.
+    """
+    bits = tuple(sorted(bits))
+    groups = resolve_groups(tied, task.layers)
+    rows = len(bits) ** len(groups)
+    if rows > MOST_ROWS:
+        raise QuantenvError(
+            f"{len(bits)} bit options in {len(groups)} groups make {rows:,} allocations, more than a table holds "
+            f"({MOST_ROWS:,}): offer fewer bits or tie layers."
+        )
+    evaluator = PTQEvaluator(task, backend)
+    jobs = [
+        (bits, groups, activation_bits, first, min(first + BLOCK, rows), split)
+        for first in range(0, rows, BLOCK)
+        for split in SPLITS
+    ]
+    correct = {
+        split: np.empty(rows, dtype=np.uint16 if len(task.splits[split]) < 1 << 16 else np.uint32) for split in SPLITS
+    }
+    loss = {split: np.empty(rows, dtype=np.float32) for split in SPLITS}
+    done = 0
+    for (*_, first, last, split), block in zip(jobs, _run(evaluator, jobs, workers), strict=True):
+        correct[split][first:last] = [evaluation.correct for evaluation in block]
+        loss[split][first:last] = [evaluation.loss for evaluation in block]
+        done += (last - first) * (split == SPLITS[-1])
+        progress(done, rows)
+    names = [layer.name for layer in task.layers]
+    return EvaluationTable(
+        name=name,
+        task=task.name,
+        task_identity=task.identity,
+        scheme=task.scheme,
+        evaluator_identity=evaluator.identity,
+        layers=task.layers,
+        groups=tuple(tuple(names[index] for index in group) for group in groups),
+        bits=bits,
+        activation_bits=activation_bits,
+        reference={split: evaluator.float_evaluation(split) for split in SPLITS},
+        correct=correct,
+        loss=loss,
+        sensitivity=np.array(layer_sensitivity(task)),
+        provenance={**(provenance or {}), "backend": evaluator.backend},
+        weights=_small_weights(task),
+    )
+
+
+def _small_weights(task: Task) -> dict[str, np.ndarray]:
+    # Copies: sending a task to a worker moves its tensors to shared memory, away from under views of them.
+    state = {key: value.detach().cpu().numpy().copy() for key, value in task.network.state_dict().items()}
+    return state if sum(array.nbytes for array in state.values()) <= MOST_WEIGHT_BYTES else {}
+
+
+def _run(evaluator: PTQEvaluator, jobs: Sequence[tuple[Any, ...]], workers: int) -> Any:
+    """Yields the evaluations of each job, in order."""
+    if workers == 1:
+        yield from (_evaluate_rows(evaluator, *job) for job in jobs)
+        return
+    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (evaluator.task, evaluator.backend)) as pool:
+        yield from pool.map(_work, jobs)
+
+
+def _evaluate_rows(
+    evaluator: PTQEvaluator,
+    bits: tuple[int, ...],
+    groups: tuple[tuple[int, ...], ...],
+    activation_bits: int,
+    first: int,
+    last: int,
+    split: str,
+) -> list[Evaluation]:
+    """Evaluates the rows from `first` to before `last` of the table."""
+    weights = [0] * len(evaluator.layers)
+    allocations = []
+    for heads in itertools.islice(itertools.product(bits, repeat=len(groups)), first, last):
+        for group, head in zip(groups, heads, strict=True):
+            for layer in group:
+                weights[layer] = head
+        allocations.append(Allocation.make(evaluator.layers, weights, activation_bits))
+    return evaluator.evaluate(allocations, split)
+
+
+_worker_evaluator: PTQEvaluator  # of a worker process, set by `_start_worker`
+
+
+def _start_worker(task: Task, backend: str) -> None:
+    global _worker_evaluator
+    torch.set_num_threads(1)
+    _worker_evaluator = PTQEvaluator(task, backend)
+
+
+def _work(job: tuple[Any, ...]) -> list[Evaluation]:
+    return _evaluate_rows(_worker_evaluator, *job)

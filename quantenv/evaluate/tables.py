@@ -1,0 +1,99 @@
+"""The shipped evaluation tables, by the names under which they are tasks."""
+
+import functools
+import importlib.resources
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from quantenv.errors import QuantenvError, unknown_name
+from quantenv.evaluate.table import EvaluationTable
+
+if TYPE_CHECKING:
+    from quantenv.tasks import Task
+
+
+@dataclass(frozen=True)
+class ShippedTable:
+    """Where a table lies and what is in it."""
+
+    file: str
+    """File in `quantenv.tables`."""
+    task: str
+    """The task that was enumerated."""
+    description: str
+    """One line."""
+
+
+#: The shipped tables by name.
+TABLES = {
+    "digits_table": ShippedTable(
+        "digits.npz", "digits", "all 65,536 weight allocations of digits with 2, 4, 6 or 8 bits, evaluated"
+    ),
+    "resnet20_table": ShippedTable(
+        "resnet20.npz", "resnet20", "ResNet-20 on CIFAR-10, tied into 8 groups, 2, 4, 6 or 8 bits: 65,536 evaluated"
+    ),
+}
+
+
+def table_names() -> tuple[str, ...]:
+    """Returns the names of the shipped tables."""
+    return tuple(TABLES)
+
+
+def table_descriptions() -> dict[str, str]:
+    """Returns a line about each shipped table, without reading any."""
+    return {name: table.description for name, table in TABLES.items()}
+
+
+def is_table(name: str) -> bool:
+    """Whether a task's name stands for a table: a shipped one's, or the path of a file that ends with ``.npz``."""
+    return name in TABLES or name.endswith(".npz")
+
+
+def get_table(name: str) -> EvaluationTable:
+    """Reads a table.
+
+    Args:
+        name: A name from `table_names`, or the path of a table's file.
+
+    Returns:
+        The table; the same object for the same shipped table.
+
+    Raises:
+        QuantenvError: If there is no such table, its file is missing, or it is damaged.
+    """
+    if not is_table(name):
+        raise unknown_name("table", name, TABLES)
+    return _shipped(name) if name in TABLES else EvaluationTable.load(name)
+
+
+def resolve_task(name: str) -> "Task | EvaluationTable":
+    """Returns a table or a registered task by name; the network of a task may have to be trained.
+
+    Raises:
+        QuantenvError: If neither is called that, or a table cannot be read.
+    """
+    if is_table(name):
+        return get_table(name)
+    from quantenv.tasks import get_task, task_names  # torch, which tables do without
+
+    if name not in task_names():
+        raise unknown_name("task", name, (*task_names(), *TABLES))
+    return get_task(name)
+
+
+def network_task(name: str) -> str:
+    """Returns the name of the task whose network a task's name is about: for a table the one that was enumerated."""
+    return get_table(name).task if is_table(name) else name
+
+
+@functools.cache
+def _shipped(name: str) -> EvaluationTable:
+    shipped = TABLES[name]
+    with importlib.resources.as_file(importlib.resources.files("quantenv.tables") / shipped.file) as path:
+        if not path.is_file():
+            raise QuantenvError(
+                f"The table of {name!r} is not installed: {path} is missing. Install quantenv with its package data, "
+                f"or make it: quantenv enumerate --task {shipped.task} --output {path}"
+            )
+        return EvaluationTable.load(path)

@@ -1,0 +1,1 @@
+"""Package data: the shipped evaluation tables, one npz each; `quantenv.evaluate.tables` names and reads them."""

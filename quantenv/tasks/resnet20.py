@@ -1,0 +1,140 @@
+"""ResNet-20 on CIFAR-10, from a folder of data that does not ship with the package.
+
+The folder (``$QUANTENV_DATA``) holds `cifar10_jpeg.zip`, the CIFAR-10 images recompressed as JPEG in
+``train/<class>/`` and ``test/<class>/``, and `resnet20_cifar10_jpeg.pt`, a state dict of `ResNet20` trained on them.
+"""
+
+import io
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from quantenv.errors import QuantenvError
+from quantenv.tasks.base import Split, Task
+
+DATA_VARIABLE = "QUANTENV_DATA"
+IMAGES, WEIGHTS = "cifar10_jpeg.zip", "resnet20_cifar10_jpeg.pt"
+#: What a table made from this task says of its data.
+SOURCE = (
+    "CIFAR-10 (Krizhevsky 2009), recompressed as JPEG at quality 75: accuracies lie about 3 points below those of the "
+    "original images. Search and test are disjoint parts of the 10,000 test images."
+)
+#: Normalisation of the red, green and blue channels that the weights were trained with.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CALIBRATION, SEARCH, TEST = 512, 2000, 2000
+SPLIT_SEED = 0
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut without weights (He et al. 2016, option A)."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        stride = out_channels // in_channels
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.padding = (out_channels - in_channels) // 2
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps (B, in_channels, H, W) to (B, out_channels, H / stride, W / stride)."""
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        if self.padding:
+            x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.padding, self.padding))
+        return F.relu(y + x)
+
+
+class ResNet20(nn.Module):
+    """The CIFAR ResNet of 20 layers (He et al. 2016, section 4.2)."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = nn.Sequential(*(BasicBlock(16, 16) for _ in range(3)))
+        self.layer2 = nn.Sequential(BasicBlock(16, 32), BasicBlock(32, 32), BasicBlock(32, 32))
+        self.layer3 = nn.Sequential(BasicBlock(32, 64), BasicBlock(64, 64), BasicBlock(64, 64))
+        self.linear = nn.Linear(64, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps normalised images (B, 3, 32, 32) to logits (B, classes)."""
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.linear(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+
+
+def _block(layer: int, *blocks: int) -> tuple[str, ...]:
+    return tuple(f"layer{layer}.{block}.conv{conv}" for block in blocks for conv in (1, 2))
+
+
+#: The 8 groups of tied layers of the table: stem, blocks (where all are alike, together), classifier.
+GROUPS = (
+    ("conv1",),
+    _block(1, 0, 1, 2),
+    _block(2, 0),
+    _block(2, 1, 2),
+    _block(3, 0),
+    _block(3, 1),
+    _block(3, 2),
+    ("linear",),
+)
+
+
+def make_resnet20() -> Task:
+    """Makes the task from the folder that ``$QUANTENV_DATA`` names.
+
+    Splits: train, all training images; calibration, 512 of them; search and test, 2,000 of the test images each.
+
+    Raises:
+        QuantenvError: If the variable is not set or a file is missing or damaged.
+    """
+    folder = os.environ.get(DATA_VARIABLE)
+    if not folder:
+        raise QuantenvError(
+            f"Task 'resnet20' needs data: set {DATA_VARIABLE} to the folder of {IMAGES} and {WEIGHTS}. "
+            "Task 'resnet20_table' needs none."
+        )
+    network = ResNet20()
+    try:
+        state = torch.load(Path(folder) / WEIGHTS, weights_only=True)
+        network.load_state_dict(state)
+        with zipfile.ZipFile(Path(folder) / IMAGES) as archive:
+            train, held_out = _read(archive, "train"), _read(archive, "test")
+    except (OSError, RuntimeError, zipfile.BadZipFile, ValueError) as error:
+        raise QuantenvError(f"Cannot read the data of task 'resnet20' in {folder}: {error}.") from error
+    rng = np.random.default_rng(SPLIT_SEED)
+    calibration = rng.permutation(len(train))[:CALIBRATION]
+    order = rng.permutation(len(held_out))
+    splits = {
+        "train": train,
+        "calibration": _part(train, calibration),
+        "search": _part(held_out, order[:SEARCH]),
+        "test": _part(held_out, order[SEARCH : SEARCH + TEST]),
+    }
+    return Task("resnet20", network, splits, source=SOURCE, tied=GROUPS)
+
+
+def _part(split: Split, indices: np.ndarray) -> Split:
+    chosen = torch.from_numpy(indices)
+    return Split(split.inputs[chosen], split.labels[chosen])
+
+
+def _read(archive: zipfile.ZipFile, part: str) -> Split:
+    """Decodes the images of ``part/<class>/``; classes are numbered in alphabetical order."""
+    from PIL import Image
+
+    names = sorted(name for name in archive.namelist() if name.startswith(f"{part}/") and name.endswith(".jpg"))
+    classes = sorted({name.split("/")[1] for name in names})
+    if not names:
+        raise ValueError(f"the archive holds no {part} images")
+    pixels = np.stack([np.asarray(Image.open(io.BytesIO(archive.read(name))).convert("RGB")) for name in names])
+    inputs = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(255)
+    inputs = inputs.sub_(torch.tensor(MEAN)[:, None, None]).div_(torch.tensor(STD)[:, None, None])
+    return Split(inputs.contiguous(), torch.tensor([classes.index(name.split("/")[1]) for name in names]))

@@ -1,0 +1,56 @@
+"""The shipped table of digits against live evaluations of the network that it carries."""
+
+import numpy as np
+import pytest
+import torch
+
+from quantenv.evaluate.ptq import PTQEvaluator
+from quantenv.evaluate.tables import get_table
+from quantenv.quantize.integer import integer_obstacle
+from quantenv.sensitivity import layer_sensitivity
+from quantenv.tasks import Task
+from quantenv.tasks.digits import SOURCE, DigitsNet, digits_splits
+
+
+@pytest.fixture(scope="module")
+def table():
+    return get_table("digits_table")
+
+
+@pytest.fixture(scope="module")
+def task(table):
+    network = DigitsNet()
+    network.load_state_dict({key: torch.tensor(array) for key, array in table.weights.items()})
+    return Task("digits", network, digits_splits(), source=SOURCE)
+
+
+def test_it_holds_every_allocation_of_the_network_it_carries(table, task):
+    assert table.rows == 4**8
+    assert table.groups == tuple((layer.name,) for layer in task.layers)
+    assert table.task_identity == task.identity
+    assert table.layers == task.layers
+    np.testing.assert_allclose(table.sensitivity, layer_sensitivity(task), rtol=1e-3, atol=1e-6)
+
+
+def test_random_rows_equal_live_evaluations(table, task):
+    backend = table.provenance["backend"]
+    exact = backend == "float" or integer_obstacle() is None
+    evaluator = PTQEvaluator(task, backend if exact else "float")
+    rows = np.random.default_rng(0).choice(table.rows, 150, replace=False)
+    for split in ("search", "test"):
+        live = evaluator.evaluate([table.allocation(int(row)) for row in rows], split)
+        counts = np.array([evaluation.correct for evaluation in live])
+        if exact:
+            assert (counts == table.correct[split][rows]).all()
+            assert (
+                np.array([evaluation.loss for evaluation in live], dtype=np.float32) == table.loss[split][rows]
+            ).all()
+        else:  # a CPU without int8 kernels: rounding ties may fall differently
+            difference = np.abs(counts.astype(int) - table.correct[split][rows])
+            assert difference.mean() < 0.01 * table.reference[split].samples
+
+
+def test_it_is_worth_searching(table):
+    accuracy = table.correct["search"] / table.reference["search"].samples
+    assert accuracy.max() > 0.95
+    assert np.quantile(accuracy, 0.1) < 0.6
