@@ -20,7 +20,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class GracefulStop:
-    """Catches the first signal while it is entered; a second one acts at once, as without it.
+    """Catches the first signal while it is entered; a second one acts at once.
 
     Use it in the main thread, which is the one that receives signals.
     """
@@ -45,13 +45,12 @@ class GracefulStop:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Restores the handlers."""
-        self._restore()
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self._number = number
-        self._restore()
-
-    def _restore(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self._number = number
+        # Not the handlers from before: a process started in the background inherits one that ignores Ctrl-C.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -132,8 +132,9 @@ def blocks(language: str) -> list[str]:
 
 
 def make(*arguments: str) -> str:
-    result = subprocess.run(["make", *arguments], cwd=ROOT, check=True, capture_output=True, text=True)
-    return result.stdout
+    # The tests themselves may run under make, whose flags and level would change what this one prints.
+    plain = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    return subprocess.run(["make", *arguments], cwd=ROOT, check=True, capture_output=True, text=True, env=plain).stdout
 
 
 def test_readme_s_make_commands_exist():
