@@ -10,7 +10,7 @@ TRAIN_OPTIONS := $(if $(TASK),--task '$(TASK)') $(if $(AGENT),--agent '$(AGENT)'
 	$(if $(BUDGET),--budget '$(BUDGET)') $(if $(EVALUATIONS),--evaluations '$(EVALUATIONS)') $(if $(SEED),--seed '$(SEED)')
 
 .DEFAULT_GOAL := help
-.PHONY: help install train-agent finetune validate tensorboard bench-agents test lint check clean
+.PHONY: help install train-agent finetune validate tensorboard bench bench-agents test lint check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -43,6 +43,11 @@ validate: $(VENV)/.installed ## evaluate what a run recorded again and compare: 
 
 tensorboard: $(VENV)/.installed ## look at the runs' curves in a browser
 	$(BIN)/tensorboard --logdir $(or $(RUN),runs) --host localhost $(ARGS)
+
+bench: $(VENV)/.installed ## cost of an evaluation, table environments' speed, the store under kills (minutes)
+	$(BIN)/python -m experiments.bench_evaluator
+	$(BIN)/python -m experiments.bench_table_env
+	$(BIN)/python -m experiments.bench_store
 
 bench-agents: $(VENV)/.installed ## what each agent finds against the best uniform allocation (minutes)
 	$(BIN)/python -m experiments.agents_vs_uniform $(ARGS)

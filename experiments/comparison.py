@@ -79,9 +79,11 @@ def meets_budgets(env: QuantizationEnv, costs: dict[str, float]) -> bool:
     return within(np.array([costs[budget.metric] for budget in env.budgets]), np.array([b.limit for b in env.budgets]))
 
 
-def post_training(task: Task | EvaluationTable) -> PTQEvaluator | TableEvaluator:
+def post_training(task: Task | EvaluationTable, evaluator: str) -> PTQEvaluator | TableEvaluator:
     """Returns what evaluates the post-training rows of the final table, the float network's included."""
-    return TableEvaluator(task) if isinstance(task, EvaluationTable) else PTQEvaluator(task)
+    if isinstance(task, EvaluationTable):
+        return TableEvaluator(task)
+    return PTQEvaluator(task, {"ptq-float": "float", "ptq-integer": "integer"}.get(evaluator, "auto"))
 
 
 def regret_note(env: QuantizationEnv, found: float | None) -> str | None:

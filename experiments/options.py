@@ -47,7 +47,8 @@ class TrainOptions:
     pinned: str | dict[str, int] | None = None
     """Layers that are not decided: first_last (both at 8 bits), or bits by layer name as {classifier: 8}."""
     evaluator: str = "ptq"
-    """How an allocation's accuracy is measured while searching: ptq (post-training) or finetune (a short fine-tune)."""
+    """How an allocation's accuracy is measured while searching: ptq (post-training, on int8 kernels where the CPU has
+    them), ptq-float, ptq-integer, or finetune (a short fine-tune)."""
     store: str | None = None
     """Where evaluations are kept, so that no run computes one again: the path of an SQLite file, an SQLAlchemy URL
     (without a password: options are saved with the run) or off. By default $QUANTENV_STORE, or the user's own file."""

@@ -167,7 +167,7 @@ def _report(
     complete: bool,
 ) -> Report:
     """Compares what was found with float and uniform; without `fine_tune` after post-training quantization only."""
-    ptq = post_training(task)
+    ptq = post_training(task, options.evaluator)
     uniform = best_uniform(env, env.evaluator)
     if uniform is not None:
         uniform = dataclasses.replace(uniform, task=env.origin[0], scheme=env.origin[1])

@@ -127,7 +127,7 @@ def _report_differences(
     if not folder.report.exists():
         return
     report: Report = folder.read_json(folder.report, Report.from_dict)
-    ptq = post_training(task)
+    ptq = post_training(task, run.evaluator)
     for row in report.rows:
         if row.stage == QAT and not qat:
             continue

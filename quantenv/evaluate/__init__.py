@@ -17,6 +17,8 @@ __all__ = ["Evaluation", "Evaluator", "evaluator_names", "make_evaluator"]
 #: Evaluators by name, as "module:class", so that naming one imports no torch.
 _EVALUATORS = {
     "ptq": "quantenv.evaluate.ptq:PTQEvaluator",
+    "ptq-float": "quantenv.evaluate.ptq:float_evaluator",
+    "ptq-integer": "quantenv.evaluate.ptq:integer_evaluator",
     "finetune": "quantenv.finetune:FinetuneEvaluator",
 }
 
@@ -32,7 +34,8 @@ def make_evaluator(
     """Makes an evaluator for a task, which asks the store before it computes; or looks its answers up in a table.
 
     Args:
-        name: ``ptq`` (post-training quantization) or ``finetune`` (a short fine-tuning for each evaluation, as HAQ).
+        name: ``ptq`` (post-training quantization; ``ptq-float`` and ``ptq-integer`` fix the arithmetic) or ``finetune``
+            (a short fine-tuning for each evaluation, as HAQ).
         task: The task, or a table of its evaluations.
         store: Where evaluations are kept: an open store, an SQLAlchemy URL, the path of an SQLite file, or ``off``.
             By default the user's: ``$QUANTENV_STORE``, or a file in the user's data directory. Tables need none.

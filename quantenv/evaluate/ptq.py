@@ -78,6 +78,16 @@ class PTQEvaluator:
         return evaluate_logits(self.task.network, self.task.splits[split], self.batch)
 
 
+def float_evaluator(task: Task) -> PTQEvaluator:
+    """Makes a post-training evaluator in float arithmetic."""
+    return PTQEvaluator(task, "float")
+
+
+def integer_evaluator(task: Task) -> PTQEvaluator:
+    """Makes a post-training evaluator on int8 kernels."""
+    return PTQEvaluator(task, "integer")
+
+
 def numerics() -> tuple[str, str]:
     """Returns what else fixes the last digits of sums: torch's version and the CPU's vector instructions."""
     return torch.__version__, torch.backends.cpu.get_cpu_capability()

@@ -60,4 +60,34 @@ def test_bad_input_is_refused(evaluator):
         make_evaluator("pqt", evaluator.task)
     with pytest.raises(QuantenvError, match=r"Unknown quantization scheme 'lienar'\. Did you mean 'linear'"):
         PTQEvaluator(dataclasses.replace(evaluator.task, scheme="lienar"))
-    assert evaluator_names() == ("ptq", "finetune")
+    assert evaluator_names() == ("ptq", "ptq-float", "ptq-integer", "finetune")
+
+
+def test_backends_have_identities_of_their_own_and_nearly_the_same_numbers():
+    task = get_task("digits")
+    floats, automatic = make_evaluator("ptq-float", task), make_evaluator("ptq", task)
+    allocations = [Allocation.make(task.layers, bits, 8) for bits in (2, 4, 8)]
+    for one, other in zip(floats.evaluate(allocations), automatic.evaluate(allocations), strict=True):
+        assert abs(one.correct - other.correct) <= 4
+    assert (floats.identity == automatic.identity) == (automatic.backend == "float")
+
+
+def test_without_int8_kernels_auto_is_float_with_a_line_in_the_log(monkeypatch, caplog):
+    monkeypatch.setattr("quantenv.evaluate.ptq.integer_obstacle", lambda: "this CPU has no VNNI instructions")
+    with caplog.at_level("INFO"):
+        assert PTQEvaluator(get_task("digits")).backend == "float"
+    assert "no VNNI" in caplog.text
+    with pytest.raises(QuantenvError, match="no VNNI"):
+        make_evaluator("ptq-integer", get_task("digits"))
+    with pytest.raises(QuantenvError, match="Did you mean 'integer'"):
+        PTQEvaluator(get_task("digits"), "interger")
+
+
+def test_a_batch_that_shares_prefixes_equals_one_by_one(evaluator):
+    rng = torch.Generator().manual_seed(0)
+    bits = torch.randint(1, 9, (100, 8), generator=rng)
+    bits[:, :5] = bits[:3, :5].repeat(34, 1)[:100]
+    allocations = [Allocation.make(evaluator.layers, row.tolist()) for row in bits]
+    together = evaluator.evaluate(allocations + allocations[:2])
+    assert together[:100] == [evaluator.evaluate([allocation])[0] for allocation in allocations]
+    assert together[100:] == together[:2]
