@@ -10,7 +10,7 @@ TRAIN_OPTIONS := $(if $(TASK),--task '$(TASK)') $(if $(AGENT),--agent '$(AGENT)'
 	$(if $(BUDGET),--budget '$(BUDGET)') $(if $(EVALUATIONS),--evaluations '$(EVALUATIONS)') $(if $(SEED),--seed '$(SEED)')
 
 .DEFAULT_GOAL := help
-.PHONY: help install train-agent finetune validate tensorboard bench bench-agents test lint check clean
+.PHONY: help install train-agent finetune validate tensorboard bench bench-agents bench-regret test lint check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -51,6 +51,9 @@ bench: $(VENV)/.installed ## cost of an evaluation, table environments' speed, t
 
 bench-agents: $(VENV)/.installed ## what each agent finds against the best uniform allocation (minutes)
 	$(BIN)/python -m experiments.agents_vs_uniform $(ARGS)
+
+bench-regret: $(VENV)/.installed ## exact regret of the agents on the table tasks (half an hour)
+	$(BIN)/python -m experiments.regret_curves $(ARGS)
 
 test: $(VENV)/.installed-dev ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
