@@ -4,29 +4,26 @@
 Every search sees the search split only; the table reports the test split, without fine-tuning.
 """
 
-import json
 import statistics
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
-from pathlib import Path
 
 import torch
 
 from agents import make_agent
+from experiments.benchmark import write_results
 from experiments.command_line import parse_options
 from experiments.comparison import best_uniform, costs_of
 from experiments.console import announcements
 from experiments.options import TrainOptions
-from experiments.provenance import environment
 from experiments.recorder import EpisodeRecorder
 from experiments.search import make_env
 from experiments.top_k import TopK
 from quantenv.errors import QuantenvError
 from quantenv.evaluate import make_evaluator
-from quantenv.files import write_text
 from quantenv.tasks import get_task
 
 NAME = "agents_vs_uniform"
@@ -154,18 +151,9 @@ def main(arguments: Sequence[str]) -> int:
                 f"{len(results)}/{len(jobs)} {options.metric} {result.budget} {result.agent} seed {result.seed}: "
                 f"test {result.test_accuracy:.2%}"
             )
-    folder = Path(options.output)
     identity = make_evaluator("ptq", get_task(options.task)).identity
-    content = {
-        "command": f"python -m experiments.{NAME} {' '.join(arguments)}".strip(),
-        "options": asdict(options),
-        "environment": environment(identity, 1),
-        "results": [asdict(result) for result in results],
-    }
-    write_text(folder / f"{NAME}.json", json.dumps(content, indent=1) + "\n")
-    table = to_markdown(options, results)
-    write_text(folder / f"{NAME}.md", table)
-    sys.stdout.write(table)
+    rows = {"results": [asdict(result) for result in results]}
+    write_results(NAME, arguments, options, identity, rows, to_markdown(options, results))
     return 0
 
 

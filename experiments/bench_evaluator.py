@@ -4,22 +4,19 @@ Everything runs in one process, interleaved, so that the machine's moods hit all
 ResNet-20's shapes with random weights and images: times do not depend on what a network has learnt.
 """
 
-import json
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from experiments.benchmark import write_results
 from experiments.command_line import parse_options
-from experiments.provenance import environment
 from quantenv.allocation import Allocation
 from quantenv.evaluate.ptq import BACKENDS, PTQEvaluator
-from quantenv.files import write_text
 from quantenv.quantize.integer import integer_obstacle
 from quantenv.tasks import Split, Task, get_task
 from quantenv.tasks.resnet20 import ResNet20
@@ -55,17 +52,7 @@ def main(arguments: Sequence[str]) -> int:
     backends = [name for name in BACKENDS if name == "float" or integer_obstacle() is None]
     tasks = {"resnet20": _random_resnet20(options.images), "digits": get_task("digits")}
     rows = {name: _measure(task, backends, options.repeats) for name, task in tasks.items()}
-    content = {
-        "command": f"python -m experiments.{NAME} {' '.join(arguments)}".strip(),
-        "options": asdict(options),
-        "environment": environment("", options.threads),
-        "rows": rows,
-    }
-    folder = Path(options.output)
-    write_text(folder / f"{NAME}.json", json.dumps(content, indent=1) + "\n")
-    table = _to_markdown(options, rows)
-    write_text(folder / f"{NAME}.md", table)
-    sys.stdout.write(table)
+    write_results(NAME, arguments, options, "", {"rows": rows}, _to_markdown(options, rows))
     return 0
 
 

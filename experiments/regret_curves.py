@@ -4,13 +4,11 @@
 best one found so far, on the search split, in percentage points.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any, SupportsFloat
 
 import gymnasium
@@ -18,11 +16,10 @@ import numpy as np
 import torch
 
 from agents import make_agent
+from experiments.benchmark import write_results
 from experiments.command_line import parse_options
 from experiments.console import announcements
-from experiments.provenance import environment
 from quantenv.evaluate.tables import get_table
-from quantenv.files import write_text
 
 NAME = "regret_curves"
 
@@ -144,18 +141,11 @@ def main(arguments: Sequence[str]) -> int:
         for curve in pool.map(search, [options] * len(jobs), *zip(*jobs, strict=True)):
             curves.append(curve)
             say.print(f"{len(curves)}/{len(jobs)} {curve.task} {curve.budget} {curve.agent} seed {curve.seed}")
-    content = {
-        "command": f"python -m experiments.{NAME} {' '.join(arguments)}".strip(),
-        "options": asdict(options),
+    measured = {
         "tables": {task: get_table(task).hash for task in options.tasks},
-        "environment": environment("", 1),
         "curves": [asdict(curve) for curve in curves],
     }
-    folder = Path(options.output)
-    write_text(folder / f"{NAME}.json", json.dumps(content, indent=1) + "\n")
-    table = to_markdown(options, curves)
-    write_text(folder / f"{NAME}.md", table)
-    sys.stdout.write(table)
+    write_results(NAME, arguments, options, "", measured, to_markdown(options, curves))
     return 0
 
 
