@@ -95,7 +95,7 @@ class TensorBoard:
         """
         if self._bits and self._step % self._every:
             self._draw()
-        results = {f"test/{row.name}_{row.stage or 'float'}".replace(" ", "_"): row.accuracy for row in report.rows}
+        results = {f"test/{row.name} {row.stage}".strip().replace(" ", "_"): row.accuracy for row in report.rows}
         self.log(results)
         values = {
             name: value if isinstance(value, bool | int | float | str) else json.dumps(value)
