@@ -6,6 +6,7 @@ The folder (``$QUANTENV_DATA``) holds `cifar10_jpeg.zip`, the CIFAR-10 images re
 
 import io
 import os
+import pickle
 import zipfile
 from pathlib import Path
 
@@ -107,8 +108,9 @@ def make_resnet20() -> Task:
         network.load_state_dict(state)
         with zipfile.ZipFile(Path(folder) / IMAGES) as archive:
             train, held_out = _read(archive, "train"), _read(archive, "test")
-    except (OSError, RuntimeError, zipfile.BadZipFile, ValueError) as error:
-        raise QuantenvError(f"Cannot read the data of task 'resnet20' in {folder}: {error}.") from error
+    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise QuantenvError(f"Cannot read the data of task 'resnet20' in {folder}: {reason}") from error
     rng = np.random.default_rng(SPLIT_SEED)
     calibration = rng.permutation(len(train))[:CALIBRATION]
     order = rng.permutation(len(held_out))
