@@ -3,7 +3,7 @@
 from quantenv.quantize.calibrate import activation_grids, weight_grids
 from quantenv.quantize.network import SCHEMES, Calibration, QuantizedNetwork, calibrate, calibrate_task
 from quantenv.quantize.prefix import PrefixRunner
-from quantenv.quantize.quantizers import Grid, LinearQuantizer, LSQQuantizer, Quantizer, quantize
+from quantenv.quantize.quantizers import Grid, LSQQuantizer, Quantizer, quantize
 from quantenv.quantize.trainable import trainable_network
 
 __all__ = [
@@ -11,7 +11,6 @@ __all__ = [
     "Calibration",
     "Grid",
     "LSQQuantizer",
-    "LinearQuantizer",
     "PrefixRunner",
     "QuantizedNetwork",
     "Quantizer",

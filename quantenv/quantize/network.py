@@ -44,7 +44,7 @@ class Calibration:
     def stored_bits(self, site: Site, allocation: Allocation) -> int:
         """Bits a site is stored at: the most any of its readers wants."""
         bits = dict(zip(allocation.names, allocation.activation_bits, strict=True))
-        return max([bits[name] for name in site.layers] + [8] * site.shared)
+        return _stored_bits([bits[name] for name in site.layers], site.shared)
 
 
 def calibrate(network: nn.Module, inputs: torch.Tensor) -> Calibration:
@@ -161,12 +161,12 @@ class SwitchedSite(Switched):
 
     def __init__(self, grids: dict[int, Grid], readers: Sequence[int], shared: bool) -> None:
         super().__init__()
-        self.grids, self.readers, self.floor = grids, readers, 8 if shared else 0
+        self.grids, self.readers, self.shared = grids, readers, shared
         self.grid = grids[8]
 
     def setting(self, bits: Bits) -> Setting:
         """Returns (stored bits,)."""
-        return (max([bits[index][1] for index in self.readers] + [self.floor]),)
+        return (_stored_bits([bits[index][1] for index in self.readers], self.shared),)
 
     def select(self, setting: Setting) -> None:
         """Chooses the stored bits."""
@@ -303,6 +303,11 @@ class _SiteRecorder(fx.Interpreter):
             extremes = torch.stack([flat.min(), flat.max()])
             self.samples[n.name].append(torch.cat([flat[:: max(1, len(flat) // self.per_batch)], extremes]))
         return value
+
+
+def _stored_bits(wanted: list[int], shared: bool) -> int:
+    """Bits of a site: the most any reading layer wants, and 8 if something else reads it too."""
+    return max([*wanted, 8] if shared else wanted)
 
 
 def _weight(layer: nn.Module) -> torch.Tensor:

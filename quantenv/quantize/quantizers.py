@@ -1,4 +1,4 @@
-"""How one tensor is rounded: grids, the linear uniform quantizer and LSQ, behind one interface.
+"""How one tensor is rounded: grids, linear uniform rounding (`quantize`) and LSQ, which learns its step.
 
 A grid is a step `scale` and whole-number bounds `low..high`; the quantized value is
 ``scale * clamp(round(x / scale), low, high)``. A zero-point z of an affine quantizer with b bits is the same thing
@@ -90,7 +90,7 @@ def quantize(x: torch.Tensor, grid: Grid) -> torch.Tensor:
 
 
 class Quantizer(nn.Module):
-    """Rounds one tensor to a grid: what every quantizer is."""
+    """Rounds one tensor to a grid, differentiably: what every trained quantizer is."""
 
     def __init__(self, grid: Grid) -> None:
         super().__init__()
@@ -99,21 +99,6 @@ class Quantizer(nn.Module):
     def extra_repr(self) -> str:
         """Shows the grid."""
         return f"bits={self.bits}, low={self.low}, high={self.high}"
-
-
-class LinearQuantizer(Quantizer):
-    """Uniform quantizer with a fixed step; it has no gradient and is meant for post-training use."""
-
-    scale: torch.Tensor
-
-    def __init__(self, grid: Grid) -> None:
-        super().__init__(grid)
-        self.register_buffer("scale", grid.scale)
-        self.grid = grid
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Rounds `x` to the grid."""
-        return quantize(x, self.grid)
 
 
 class LSQQuantizer(Quantizer):
