@@ -217,6 +217,7 @@ class Database:
         engine = self._make_engine()
         try:
             if self.path is not None:
+                _check_write_version(self.path)
                 with engine.connect() as connection:
                     verdict = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
                 if verdict != "ok":
@@ -330,6 +331,20 @@ def _check_or_create(engine: sa.Engine, table: sa.Table) -> None:
 def _write_ahead(connection: Any, record: object) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
+
+
+def _check_write_version(path: Path) -> None:
+    """Refuses a header that SQLite takes for a read-only file of the future, though it is only damaged.
+
+    Raises:
+        Damaged: If byte 18, the write version, is neither 1 nor 2 (sqlite.org/fileformat.html, section 1.3.3).
+    """
+    header = b""
+    if path.exists():
+        with path.open("rb") as file:
+            header = file.read(19)
+    if header.startswith(_SQLITE_HEADER) and len(header) == 19 and header[18] not in (1, 2):
+        raise Damaged(f"its header gives the unknown write version {header[18]}")
 
 
 def _damage(error: BaseException) -> str | None:
