@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol
 
 import gymnasium
 import numpy as np
+from gymnasium.vector import VectorEnv
 
 from quantenv.errors import QuantenvError, unknown_name
 
@@ -165,6 +166,35 @@ def problem_size(env: gymnasium.Env) -> tuple[int, int, int]:
             "give that, and leave ContinuousBits to the agents that need it."
         )
     return features[0], int(actions.n), decisions
+
+
+def vectorize(env: gymnasium.Env, num_envs: int) -> VectorEnv:
+    """Makes copies of an agent's environment that take every decision together.
+
+    The allocations that they finish are evaluated in one batch: faster, and shared among workers if there are any.
+    Every copy's episode is counted and recorded as those of the environment itself.
+
+    Args:
+        env: A QuantizationEnv. A wrapper around it takes part by a method `vectorize` of its own; only Gymnasium's
+            checks of the calling order and of types need none.
+        num_envs: Copies, N, at least 1.
+
+    Returns:
+        The copies, all of whose episodes begin and end at once, with ``AutoresetMode.SAME_STEP``.
+
+    Raises:
+        QuantenvError: If a wrapper has no `vectorize`: copies of what is in it would do without it.
+    """
+    inner = env
+    while isinstance(inner, gymnasium.wrappers.OrderEnforcing | gymnasium.wrappers.PassiveEnvChecker):
+        inner = inner.env
+    if not hasattr(inner, "vectorize"):
+        raise QuantenvError(
+            f"This agent runs several episodes side by side, but {type(inner).__name__} has no method "
+            "vectorize(num_envs): give it one that wraps what agents.base.vectorize(self.env, num_envs) returns, "
+            "or leave it out."
+        )
+    return inner.vectorize(num_envs)
 
 
 def finite_reward(reward: Any) -> float:

@@ -7,6 +7,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 from gymnasium.error import ResetNeeded
+from gymnasium.vector import VectorEnv
 
 from quantenv.allocation import Allocation
 from quantenv.env.constraints import make_constraint
@@ -18,7 +19,7 @@ from quantenv.env.rendering import allocation_text
 from quantenv.env.rewards import make_reward
 from quantenv.env.subject import Subject, TaskLike
 from quantenv.errors import QuantenvError
-from quantenv.evaluate.base import Evaluator
+from quantenv.evaluate.base import Evaluation, Evaluator
 from quantenv.groups import Tied
 from quantenv.hardware.budget import check_feasible, parse_budgets
 from quantenv.hardware.costs import CostTable, compile_costs
@@ -26,6 +27,9 @@ from quantenv.hardware.devices import load_device
 
 #: Bit options of a network; a table offers those that it holds.
 BITS = (2, 3, 4, 5, 6, 7, 8)
+
+#: What a step returns: observation, reward, terminated, truncated, info.
+Step = tuple[np.ndarray, float, bool, bool, dict[str, Any]]
 
 
 class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
@@ -280,7 +284,7 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
         self._executed = np.zeros(self.n_decisions, dtype=np.int64)
         return self._observe(), {"action_mask": self._mask.astype(np.int8), "decision": 0}
 
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: int) -> Step:
         """Executes one decision; the last one evaluates the allocation.
 
         Raises:
@@ -295,28 +299,30 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
                 f"Action {action!r} is not in {self.action_space}: "
                 f"expected a whole number from 0 to {self.walk.n_actions - 1}."
             )
-        taken, decision = int(action), self._decision
-        executed = taken if self._mask[taken] else self.walk.nearest(taken, self._mask)
-        self._executed[decision] = executed
-        self._previous_bits = self._mean_bits[executed]
-        if self.walk.settle(self._bits, decision, executed):
-            group = self.walk.groups[decision]
-            weight, activation = self._bits[group].tolist()
-            self._spent += self._prices[group, weight - 1, activation - 1]
-        self._decision += 1
+        taken = self._decide(int(action))
+        if self._decision < self.walk.n_decisions:
+            return self._answer(taken, 0.0, {})
+        evaluation = self.evaluator.evaluate([self._settle()])[0]
+        return self._answer(taken, *self._conclude(evaluation))
 
-        terminated = self._decision == self.walk.n_decisions
-        reward, outcome = self._finish() if terminated else (0.0, {})
-        executed = int(self._executed[decision])
-        observation = self._observe()
-        info = {
-            "action_mask": self._mask.astype(np.int8),
-            "decision": self._decision,
-            "executed_action": executed,
-            "corrected": int(executed != taken),
-            **outcome,
-        }
-        return observation, reward, terminated, False, info
+    def vectorize(self, num_envs: int) -> VectorEnv:
+        """Makes copies of this environment that take every decision together and share its evaluator and counts.
+
+        The finished allocations are evaluated in one batch, so that an evaluator can share work among them or hand
+        them to workers, and what the constraint learns it learns from one copy after the other.
+
+        Args:
+            num_envs: Copies, N, at least 1.
+
+        Returns:
+            A vectorised environment with ``AutoresetMode.SAME_STEP``; see `quantenv.env.lockstep`.
+
+        Raises:
+            QuantenvError: If there is less than one copy.
+        """
+        from quantenv.env.lockstep import vectorize  # which is about this class
+
+        return vectorize(self, num_envs)
 
     def render(self) -> Any:
         """Draws the allocation so far: text for ``ansi``, an image (H, W, 3) uint8 for ``rgb_array``."""
@@ -340,20 +346,47 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
             self._mask = self.masks.open(self._decision, weight_bits, self._spent[self.masked])
         return self.observer.observe(self._decision, weight_bits, self._previous_bits, self._spent)
 
-    def _finish(self) -> tuple[float, dict[str, Any]]:
-        """Evaluates the finished allocation and returns the reward and the last info's outcome."""
+    def _decide(self, taken: int) -> int:
+        """Executes one decision, as the nearest open option if it is closed, and returns the action taken."""
+        decision = self._decision
+        executed = taken if self._mask[taken] else self.walk.nearest(taken, self._mask)
+        self._executed[decision] = executed
+        self._previous_bits = self._mean_bits[executed]
+        if self.walk.settle(self._bits, decision, executed):
+            group = self.walk.groups[decision]
+            weight, activation = self._bits[group].tolist()
+            self._spent += self._prices[group, weight - 1, activation - 1]
+        self._decision += 1
+        return taken
+
+    def _answer(self, taken: int, reward: float, outcome: dict[str, Any]) -> Step:
+        """Returns what a step returns after a decision."""
+        executed = int(self._executed[self._decision - 1])
+        observation = self._observe()
+        info = {
+            "action_mask": self._mask.astype(np.int8),
+            "decision": self._decision,
+            "executed_action": executed,
+            "corrected": int(executed != taken),
+            **outcome,
+        }
+        return observation, reward, self._decision == self.walk.n_decisions, False, info
+
+    def _settle(self) -> Allocation:
+        """Lets the constraint execute the finished allocation and returns it."""
         decided = self._bits
         self._bits = self.constraint_rule.execute(decided, self.walk, self.group_costs[self.budgeted], self.limits)
         if self._bits is not decided:
             self._executed = self.walk.actions(self._bits)
             self._previous_bits = self._mean_bits[self._executed[-1]]
             self._spent = cost_of(self.group_costs, self._bits)
-        bits = self.walk.per_layer(self._bits)
-        weights, activations = bits.T.tolist()
-        allocation = Allocation(self._names, tuple(weights), tuple(activations), *self.origin)
-        evaluation = self.evaluator.evaluate([allocation])[0]
-        self.evaluations += 1
+        weights, activations = self.walk.per_layer(self._bits).T.tolist()
+        return Allocation(self._names, tuple(weights), tuple(activations), *self.origin)
 
+    def _conclude(self, evaluation: Evaluation) -> tuple[float, dict[str, Any]]:
+        """Charges the evaluation and returns the reward and the last info's outcome."""
+        self.evaluations += 1
+        bits = self.walk.per_layer(self._bits)
         costs = cost_of(self.costs, bits)
         penalty = self.constraint_rule.info()
         feasible = within(costs[self.budgeted], self.limits)

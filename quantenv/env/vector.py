@@ -33,20 +33,24 @@ class VectorTableEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
         "autoreset_mode": AutoresetMode.SAME_STEP,
     }
 
-    def __init__(self, num_envs: int = 1, **kwargs: Any) -> None:
+    def __init__(self, num_envs: int = 1, single: QuantizationEnv | None = None, **kwargs: Any) -> None:
         """Makes the environments.
 
         Args:
             num_envs: Copies, N, at least 1.
-            **kwargs: Arguments of `QuantizationEnv`; with a table, ``decisions="weights"``, a constraint ``mask`` or
-                ``reject``, and no rendering.
+            single: The environment to copy, whose evaluations are counted too; None makes one.
+            **kwargs: Without `single`, arguments of `QuantizationEnv`; with a table, ``decisions="weights"``, a
+                constraint ``mask`` or ``reject``, and no rendering.
 
         Raises:
             QuantenvError: If an argument is out of range, or beyond what this environment does.
         """
         if num_envs < 1:
             raise QuantenvError(f"num_envs is {num_envs}: expected at least 1.")
-        single = QuantizationEnv(**kwargs)
+        if single is None:
+            single = QuantizationEnv(**kwargs)
+        elif kwargs:
+            raise QuantenvError(f"single is given, so {', '.join(kwargs)} cannot be: leave one of them out.")
         if single.table is None:
             raise QuantenvError("This vectorised environment looks evaluations up: use a table task, or 'sync' mode.")
         if single.constraint not in ("mask", "reject"):
@@ -121,7 +125,8 @@ class VectorTableEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
         """
         if self._decision < 0:
             raise ResetNeeded("No episode is running: call reset() first.")
-        taken, walk, decision = self._check(actions), self.single.walk, self._decision
+        walk, decision = self.single.walk, self._decision
+        taken = check_actions(actions, self.num_envs, walk.n_actions)
         executed, closed = taken, np.flatnonzero(~self._mask[self._every_copy, taken])
         if len(closed):
             order = walk.preference[taken[closed]]
@@ -151,12 +156,6 @@ class VectorTableEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
             info = {**final, "action_mask": self._mask.astype(np.int8), "decision": self._same(0)}
         return observations, rewards, terminated, np.zeros(self.num_envs, dtype=bool), self._infos(**info)
 
-    def _check(self, actions: np.ndarray) -> np.ndarray:
-        taken, n = np.asarray(actions), self.single.walk.n_actions
-        if taken.shape != (self.num_envs,) or taken.dtype.kind not in "iu" or ((taken < 0) | (taken >= n)).any():
-            raise QuantenvError(f"Actions are {actions!r}: expected {self.num_envs} whole numbers from 0 to {n - 1}.")
-        return taken.astype(np.int64)
-
     def _begin(self) -> Observations:
         single, count = self.single, self.num_envs
         self._decision = 0
@@ -183,6 +182,7 @@ class VectorTableEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
         accuracy = table.correct["search"][self._row] / single.reference.samples
         loss = table.loss["search"][self._row].astype(np.float64)
         self.evaluations += self.num_envs
+        single.evaluations += self.num_envs
 
         costs = np.ascontiguousarray(cost_of(single.costs, bits).T)  # (N, K)
         ratios = costs[:, single.budgeted] / single.limits
@@ -213,3 +213,15 @@ class VectorTableEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
     def _infos(self, **values: Any) -> dict[str, Any]:
         """Adds to every key the mask of the copies that have it, as Gymnasium's vectorised infos do: all."""
         return values | {f"_{key}": np.ones(self.num_envs, dtype=bool) for key in values}
+
+
+def check_actions(actions: np.ndarray, num_envs: int, n_actions: int) -> np.ndarray:
+    """Returns the actions of N copies as int64 (N,).
+
+    Raises:
+        QuantenvError: If they are not N whole numbers from 0 to ``n_actions - 1``.
+    """
+    taken = np.asarray(actions)
+    if taken.shape != (num_envs,) or taken.dtype.kind not in "iu" or ((taken < 0) | (taken >= n_actions)).any():
+        raise QuantenvError(f"Actions are {actions!r}: expected {num_envs} whole numbers from 0 to {n_actions - 1}.")
+    return taken.astype(np.int64)

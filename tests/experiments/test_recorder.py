@@ -57,3 +57,23 @@ def test_masks_pass_through():
     _, recorder = make()
     _, info = recorder.reset()
     np.testing.assert_array_equal(recorder.action_masks(), info["action_mask"].astype(bool))
+
+
+def test_episodes_of_copies_are_shown_as_those_of_the_environment():
+    _, recorder = make("lagrangian", constraint_options={"learning_rate": 0.3})
+    _, side_by_side = make("lagrangian", constraint_options={"learning_rate": 0.3})
+    expected, shown = [], []
+    recorder.listeners, side_by_side.listeners = [expected.append], [shown.append]
+    copies = side_by_side.vectorize(3)
+    actions = np.random.default_rng(0).integers(7, size=(2, recorder.unwrapped.n_decisions, 3))
+    copies.reset(seed=0)
+    recorder.reset(seed=0)
+    for batch in actions:
+        for chosen in batch:
+            copies.step(chosen)
+        for copy in range(3):
+            recorder.reset()
+            for chosen in batch:
+                recorder.step(int(chosen[copy]))
+    assert shown == expected
+    assert [episode.evaluation for episode in shown] == [1, 2, 3, 4, 5, 6]
