@@ -12,19 +12,23 @@ enough:
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import gymnasium
 import numpy as np
 import torch
+from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from agents.base import Log, finite_reward, problem_size, require_in_range
+from agents.base import Log, finite_reward, problem_size, require_in_range, vectorize
 from agents.checkpoint import load_modules, save_modules
+
+#: Hidden and cell state of the LSTM, each (layers, B, H).
+State = tuple[Tensor, Tensor]
 
 #: Logit of a forbidden action: its probability is exactly 0 in float32, yet log-probabilities and gradients
 #: stay finite, as they would not with -inf (Huang and Ontanon 2022, "invalid action masking").
@@ -68,13 +72,13 @@ class ReinforceConfig:
 
 
 @dataclass(frozen=True)
-class Episode:
-    """A finished episode: what was seen, and the actions that were executed."""
+class Episodes:
+    """Finished episodes: what was seen, and the actions that were executed."""
 
-    observations: np.ndarray  # float32 (T, F)
-    masks: np.ndarray  # bool (T, A)
-    actions: np.ndarray  # int64 (T,)
-    total: float  # the return: gamma is 1
+    observations: np.ndarray  # float32 (B, T, F)
+    masks: np.ndarray  # bool (B, T, A)
+    actions: np.ndarray  # int64 (B, T)
+    totals: np.ndarray  # float64 (B,), the returns: gamma is 1
 
 
 class Policy(nn.Module):
@@ -96,9 +100,7 @@ class Policy(nn.Module):
         for parameter in (*self.head.parameters(), *self.baseline.parameters()):
             nn.init.zeros_(parameter)
 
-    def forward(
-        self, observations: Tensor, masks: Tensor, state: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    def forward(self, observations: Tensor, masks: Tensor, state: State | None = None) -> tuple[Tensor, Tensor, State]:
         """Gives logits (B, L, A) and baseline (B, L) of a stretch of decisions, and the LSTM's state after it.
 
         Args:
@@ -121,62 +123,70 @@ class ReinforceAgent:
         """See `agents.base.Agent`."""
         self.env = env
         self.config = config or ReinforceConfig()
-        features, actions, _ = problem_size(env)
+        features, actions, self._decisions = problem_size(env)
         with torch.random.fork_rng(devices=[]):  # initial weights come from torch's global generator
             torch.manual_seed(seed)
             self.policy = Policy(features, actions, self.config)
-        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=self.config.learning_rate)
+        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=self.config.learning_rate, fused=True)
         self._generator = np.random.default_rng(seed)
         self._seed = seed
         self._episodes = 0
-        self._batch: list[Episode] = []
-        self._totals: list[float] = []  # returns of the latest episodes
-        self._state: tuple[Tensor, Tensor] | None = None  # of the LSTM, within an episode
+        self._copies: VectorEnv | None = None
+        self._batch: list[Episodes] = []
+        self._totals = np.zeros(0)  # returns of the latest episodes
+        self._state: State | None = None  # of the LSTM, within an episode that `act` plays
 
     def learn(self, evaluations: int, log: Log) -> None:
         """Acts for this many episodes, and updates whenever a batch of them is complete."""
-        for _ in range(evaluations):
-            self._batch.append(self._run_episode())
-            if len(self._batch) == self.config.episodes_per_update:
+        while evaluations:
+            held = sum(len(episodes.totals) for episodes in self._batch)
+            self._batch.append(self._run(min(evaluations, self.config.episodes_per_update - held)))
+            count = len(self._batch[-1].totals)
+            evaluations -= count
+            if held + count == self.config.episodes_per_update:
                 log(self._update(self._batch))
                 self._batch = []
 
-    def _run_episode(self) -> Episode:
-        observations, masks, total = [], [], 0.0
-        observation, info = self.env.reset(seed=None if self._episodes else self._seed)
-        self.start_episode()
-        ended = False
-        while not ended:
-            mask = info["action_mask"].astype(bool)
+    def _run(self, count: int) -> Episodes:
+        """Plays episodes side by side: the LSTM answers, and the allocations are evaluated, all at once."""
+        if self._copies is None or self._copies.num_envs != count:
+            self._copies = vectorize(self.env, count)
+        observations, masks = [], []
+        observation, infos = self._copies.reset(seed=None if self._episodes else self._seed)  # (B, F)
+        totals = np.zeros(count)
+        state = None
+        for _ in range(self._decisions):
+            mask = infos["action_mask"].astype(bool)  # (B, A)
             observations.append(observation)
             masks.append(mask)
+            logits, state = self._logits(observation, mask, state)
             # Adding Gumbel noise to logits and taking the largest samples from their softmax.
-            logits = self._logits(observation, mask)
-            action = int(np.argmax(logits + self._generator.gumbel(size=logits.shape)))
-            observation, reward, terminated, truncated, info = self.env.step(action)
-            total += finite_reward(reward)
-            ended = terminated or truncated
-        self._episodes += 1
+            actions = np.argmax(logits + self._generator.gumbel(size=logits.shape), axis=-1)  # (B,)
+            observation, rewards, _, _, infos = self._copies.step(actions)
+            totals += rewards
+        self._episodes += count
+        for total in totals:
+            finite_reward(total)
         # Under `project` the finished allocation is changed, and the reward is that of the changed one:
         # learning from the actions that were proposed would credit the wrong bits (HAQ's replay did).
-        executed = np.asarray(info["executed_actions"], dtype=np.int64)  # (T,)
-        allowed = np.stack(masks)  # (T, A)
-        allowed[np.arange(len(executed)), executed] = True  # what was executed may have been closed to a proposal
-        return Episode(np.stack(observations), allowed, executed, total)
+        executed = infos["final_info"]["executed_actions"]  # (B, T)
+        allowed = np.stack(masks, axis=1)  # (B, T, A)
+        np.put_along_axis(allowed, executed[..., None], True, axis=-1)  # it may have been closed to a proposal
+        return Episodes(np.stack(observations, axis=1), allowed, executed, totals)
 
-    def _update(self, batch: list[Episode]) -> Mapping[str, float]:
+    def _update(self, batch: Sequence[Episodes]) -> Mapping[str, float]:
         config = self.config
-        totals = [episode.total for episode in batch]
-        self._totals = [*self._totals, *totals][-config.normalised_episodes :]
-        scaled = (np.array(totals) - np.mean(self._totals)) / (np.std(self._totals) + 1e-8)
+        episodes = Episodes(*(np.concatenate(parts) for parts in zip(*map(astuple, batch), strict=True)))
+        self._totals = np.concatenate([self._totals, episodes.totals])[-config.normalised_episodes :]
+        scaled = (episodes.totals - self._totals.mean()) / (self._totals.std() + 1e-8)
         returns = torch.as_tensor(scaled, dtype=torch.float32)[:, None]  # (B, 1): gamma is 1
         with torch.no_grad():
-            before, _, baseline = self._evaluate(batch)  # (B, T) each
+            before, _, baseline = self._evaluate(episodes)  # (B, T) each
             advantages = returns - baseline
             advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
         for _ in range(config.updates_per_batch):
             # Whole episodes run through the LSTM once more in one call: cheaper than a graph for every step.
-            log_probs, entropy, baseline = self._evaluate(batch)  # (B, T) each
+            log_probs, entropy, baseline = self._evaluate(episodes)  # (B, T) each
             # In the first step every ratio is 1, and the gradient is REINFORCE's; in the further ones the ratio weighs
             # the samples of an older policy, clipped as in PPO (Schulman et al. 2017, eq. 7).
             ratio = (log_probs - before).exp()
@@ -195,22 +205,22 @@ class ReinforceAgent:
             "train/gradient_norm": norm.item(),
         }
 
-    def _evaluate(self, episodes: list[Episode]) -> tuple[Tensor, Tensor, Tensor]:
+    def _evaluate(self, episodes: Episodes) -> tuple[Tensor, Tensor, Tensor]:
         """Gives executed actions' log-probabilities, the policy's entropy and the baseline, each (B, T)."""
-        observations = torch.as_tensor(np.stack([episode.observations for episode in episodes]))  # (B, T, F)
-        masks = torch.as_tensor(np.stack([episode.masks for episode in episodes]))  # (B, T, A)
-        actions = torch.as_tensor(np.stack([episode.actions for episode in episodes]))  # (B, T)
+        observations, masks = torch.as_tensor(episodes.observations), torch.as_tensor(episodes.masks)
+        actions = torch.as_tensor(episodes.actions)  # (B, T)
         logits, baseline, _ = self.policy(observations, masks)
         log_softmax = F.log_softmax(logits, dim=-1)  # (B, T, A)
         log_probs = log_softmax.gather(-1, actions[..., None]).squeeze(-1)
         return log_probs, -(log_softmax.exp() * log_softmax).sum(-1), baseline
 
-    def _logits(self, observation: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """Runs the LSTM one decision further; gives the logits, shape (A,)."""
+    def _logits(self, observations: np.ndarray, masks: np.ndarray, state: State | None) -> tuple[np.ndarray, State]:
+        """Runs the LSTM one decision further from (B, F) and (B, A); gives the logits (B, A) and its state."""
         with torch.inference_mode():
-            observations = torch.as_tensor(observation)[None, None]  # (1, 1, F)
-            logits, _, self._state = self.policy(observations, torch.as_tensor(mask)[None, None], self._state)
-        return logits[0, 0].numpy()
+            logits, _, state = self.policy(
+                torch.as_tensor(observations)[:, None], torch.as_tensor(masks)[:, None], state
+            )
+        return logits[:, 0].numpy(), state
 
     def start_episode(self) -> None:
         """Empties the LSTM's state."""
@@ -218,7 +228,9 @@ class ReinforceAgent:
 
     def act(self, observation: np.ndarray, action_mask: np.ndarray) -> int:
         """Chooses the most probable allowed action."""
-        return int(np.argmax(self._logits(observation, np.asarray(action_mask, dtype=bool))))
+        mask = np.asarray(action_mask, dtype=bool)
+        logits, self._state = self._logits(observation[None], mask[None], self._state)
+        return int(np.argmax(logits[0]))
 
     def save(self, path: Path) -> None:
         """Writes the policy's weights."""

@@ -5,9 +5,10 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.vector import VectorEnv, VectorWrapper
 
 from agents import make_agent
-from agents.base import Agent
+from agents.base import Agent, vectorize
 from quantenv.env.environment import QuantizationEnv
 from tests.synthetic import AdditiveEvaluator, synthetic_layers
 
@@ -51,6 +52,43 @@ class Recorder(gymnasium.Wrapper):
             self.taken.append(self._actions)
             self.infos.append(info)
         return result
+
+    def vectorize(self, num_envs: int) -> "RecordedCopies":
+        return RecordedCopies(vectorize(self.env, num_envs), self)
+
+
+class RecordedCopies(VectorWrapper):
+    """Keeps the same of every copy, in their order."""
+
+    def __init__(self, env: VectorEnv, recorder: Recorder) -> None:
+        super().__init__(env)
+        self.recorder = recorder
+
+    def reset(self, **kwargs: Any) -> Any:
+        observations, infos = self.env.reset(**kwargs)
+        self._begin(infos)
+        return observations, infos
+
+    def step(self, actions: Any) -> Any:
+        self._actions.append(np.asarray(actions))
+        result = self.env.step(actions)
+        infos = result[4]
+        if not result[2].all():
+            self._masks.append(infos["action_mask"])
+            return result
+        final = infos["final_info"]
+        for copy in range(self.num_envs):
+            self.recorder.rewards.append(float(result[1][copy]))
+            self.recorder.bits.append(final["bits"][copy].tolist())
+            self.recorder.taken.append([int(taken[copy]) for taken in self._actions])
+            self.recorder.masks += [mask[copy] for mask in self._masks]
+            self.recorder.infos.append({key: value[copy] for key, value in final.items()})
+        self._begin(infos)
+        return result
+
+    def _begin(self, infos: Any) -> None:
+        self._actions: list[np.ndarray] = []
+        self._masks = [infos["action_mask"]]
 
 
 def make_env(count: int = 4, problem: int = 0, **options: Any) -> Recorder:

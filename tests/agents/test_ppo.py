@@ -25,11 +25,12 @@ def _rollouts(agent):
     def capture():
         buffer = agent.model.rollout_buffer
         policy = agent.model.policy
-        observations, actions = buffer.observations[:, 0].copy(), buffer.actions[:, 0, 0].copy()
+        observations, actions = buffer.observations.copy(), buffer.actions[..., 0].copy()  # (T, B, F), (T, B)
         with torch.no_grad():
-            distribution = policy.get_distribution(torch.as_tensor(observations))
-            expected = distribution.log_prob(torch.as_tensor(actions)).numpy()
-        captured.append((actions.astype(int), buffer.log_probs[:, 0].copy(), expected, buffer.rewards[:, 0].copy()))
+            distribution = policy.get_distribution(torch.as_tensor(observations.reshape(-1, observations.shape[-1])))
+            expected = distribution.log_prob(torch.as_tensor(actions.reshape(-1))).numpy().reshape(actions.shape)
+        parts = (actions.astype(int), buffer.log_probs.copy(), expected, buffer.rewards.copy())
+        captured.append(tuple(part.T for part in parts))  # (B, T) each
         train()
 
     agent.model.train = capture
@@ -45,10 +46,10 @@ def test_rollouts_hold_the_executed_actions_with_their_log_probabilities():
     assert executed != env.taken
     assert len(captured) == 3
     actions, log_probs, expected, rewards = (np.concatenate(part) for part in zip(*captured, strict=True))
-    assert actions.reshape(12, 4).tolist() == executed
+    assert actions.tolist() == executed
     np.testing.assert_allclose(log_probs, expected, atol=1e-5)
-    np.testing.assert_allclose(rewards.reshape(12, 4)[:, -1], env.rewards, rtol=1e-5)
-    assert not rewards.reshape(12, 4)[:, :-1].any()
+    np.testing.assert_allclose(rewards[:, -1], env.rewards, rtol=1e-5)
+    assert not rewards[:, :-1].any()
 
 
 @pytest.mark.parametrize(("evaluations", "updates"), [(3, 0), (4, 1), (7, 1), (8, 2), (9, 2)])

@@ -20,20 +20,24 @@ def test_step_by_step_and_whole_sequence_agree():
     env = make_env()
     agent = ReinforceAgent(env, 0, _small(episodes_per_update=4))
     agent.learn(8, lambda metrics: None)
-    episode = agent._run_episode()
-    log_probs, entropy, _ = agent._evaluate([episode])
-    agent.start_episode()
-    for step, (observation, mask) in enumerate(zip(episode.observations, episode.masks, strict=True)):
-        alone = Categorical(logits=torch.as_tensor(agent._logits(observation, mask)[mask]))
-        index = torch.as_tensor(mask[: episode.actions[step]].sum())
-        assert log_probs[0, step].item() == pytest.approx(alone.log_prob(index).item(), abs=1e-5)
-        assert entropy[0, step].item() == pytest.approx(alone.entropy().item(), abs=1e-5)
+    episodes = agent._run(3)
+    log_probs, entropy, _ = agent._evaluate(episodes)
+    state = None
+    for step in range(4):
+        observations, masks = episodes.observations[:, step], episodes.masks[:, step]
+        logits, state = agent._logits(observations, masks, state)
+        for copy, mask in enumerate(masks):
+            alone = Categorical(logits=torch.as_tensor(logits[copy][mask]))
+            index = torch.as_tensor(mask[: episodes.actions[copy, step]].sum())
+            assert log_probs[copy, step].item() == pytest.approx(alone.log_prob(index).item(), abs=1e-5)
+            assert entropy[copy, step].item() == pytest.approx(alone.entropy().item(), abs=1e-5)
 
 
 def test_first_policy_is_uniform_over_the_allowed_actions():
     agent = ReinforceAgent(make_env(), 0, _small())
     mask = np.array([True, False, True, True, False, False, False])
-    probabilities = np.exp(agent._logits(np.zeros(agent.policy.lstm.input_size, np.float32), mask))
+    logits, _ = agent._logits(np.zeros((1, agent.policy.lstm.input_size), np.float32), mask[None], None)
+    probabilities = np.exp(logits[0])
     np.testing.assert_allclose(probabilities / probabilities.sum(), mask / 3, atol=1e-12)
 
 
@@ -52,16 +56,16 @@ def test_plain_update_follows_the_score_function_gradient():
     env = make_env(budget=1.0)
     config = _small(baseline_weight=0.0, entropy_bonus=0.0, max_gradient_norm=1e9, updates_per_batch=1)
     agent = ReinforceAgent(env, 0, config)
-    batch = [agent._run_episode() for _ in range(5)]
+    batch = agent._run(5)
     total = 0.0
-    returns = np.array([episode.total for episode in batch])
+    returns = batch.totals
     advantages = (returns - returns.mean()) / returns.std(ddof=1) * np.sqrt((5 * 4 - 1) / (5 * 4 - 4))
-    for episode, advantage in zip(batch, advantages, strict=True):
-        logits, _, _ = agent.policy(torch.as_tensor(episode.observations)[None], torch.ones(1, 4, 7, dtype=bool))
-        chosen = Categorical(logits=logits[0]).log_prob(torch.as_tensor(episode.actions))
+    for observations, actions, advantage in zip(batch.observations, batch.actions, advantages, strict=True):
+        logits, _, _ = agent.policy(torch.as_tensor(observations)[None], torch.ones(1, 4, 7, dtype=bool))
+        chosen = Categorical(logits=logits[0]).log_prob(torch.as_tensor(actions))
         total = total - advantage * chosen.mean() / 5
     expected = torch.autograd.grad(total, agent.policy.head.bias)[0]
-    agent._update(batch)
+    agent._update([batch])
     torch.testing.assert_close(agent.policy.head.bias.grad, expected, rtol=1e-4, atol=1e-6)
 
 
@@ -69,12 +73,12 @@ def test_further_steps_on_a_batch_are_clipped():
     """However many steps a batch serves, no probability ratio with a good action runs away."""
     env = make_env(budget=1.0)
     agent = ReinforceAgent(env, 0, _small(updates_per_batch=200, entropy_bonus=0.0, learning_rate=0.01))
-    batch = [agent._run_episode() for _ in range(8)]
+    batch = agent._run(8)
     before = agent._evaluate(batch)[0].detach()
-    agent._update(batch)
+    agent._update([batch])
     ratios = (agent._evaluate(batch)[0].detach() - before).exp()
     free = ReinforceAgent(env, 0, _small(updates_per_batch=200, entropy_bonus=0.0, learning_rate=0.01, clip_range=1e9))
-    free._update(batch)
+    free._update([batch])
     unclipped = (free._evaluate(batch)[0].detach() - before).exp()
     assert ratios.max() < 3 < unclipped.max()
 
@@ -82,8 +86,8 @@ def test_further_steps_on_a_batch_are_clipped():
 def test_baseline_learns_what_the_decisions_lead_one_to_expect():
     env = make_env(budget=1.0)
     agent = ReinforceAgent(env, 0, _small(updates_per_batch=1, learning_rate=0.01, entropy_bonus=0.0))
-    batch = [agent._run_episode() for _ in range(40)]
-    losses = [agent._update(batch)["train/baseline_loss"] for _ in range(150)]
+    batch = agent._run(40)
+    losses = [agent._update([batch])["train/baseline_loss"] for _ in range(150)]
     assert losses[0] == pytest.approx(1.0, abs=1e-4)  # it starts at zero, and returns have unit spread
     assert losses[-1] < 0.7
 
@@ -91,8 +95,7 @@ def test_baseline_learns_what_the_decisions_lead_one_to_expect():
 def test_networks_layers_are_told_apart_from_the_start():
     env = make_env(count=6)
     agent = ReinforceAgent(env, 0)
-    episode = agent._run_episode()
-    hidden, _ = agent.policy.lstm(torch.as_tensor(episode.observations)[None])
+    hidden, _ = agent.policy.lstm(torch.as_tensor(agent._run(1).observations))
     assert hidden[0].std(0).mean() > 0.04
 
 
@@ -102,4 +105,4 @@ def test_learns_from_the_executed_actions():
     agent.learn(10, lambda metrics: None)
     executed = [info["executed_actions"].tolist() for info in env.infos]
     assert executed != env.taken
-    assert [episode.actions.tolist() for episode in agent._batch] == executed
+    assert [actions for episodes in agent._batch for actions in episodes.actions.tolist()] == executed
