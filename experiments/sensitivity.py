@@ -1,0 +1,154 @@
+"""`quantenv sensitivity`: how much each layer alone harms the network at each bit-width."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from experiments.command_line import parse_options
+from experiments.console import announcements, results
+from experiments.progress import ProgressView
+from quantenv.errors import QuantenvError
+from quantenv.evaluate.table import EvaluationTable
+from quantenv.evaluate.tables import resolve_task
+from quantenv.sensitivity import Sensitivity, Settings, kinds, measure
+from quantenv.sensitivity.kinds import KINDS
+from quantenv.tasks import Task
+
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class SensitivityOptions:
+    """Measures how much each layer alone harms a network at each bit-width, on the search split.
+
+    One layer's weights, or its input activations, deviate from 8 bits everywhere. What was measured is kept in one file
+    per network, data, scheme and settings, and measured again when any of them changes; an interrupted measurement
+    goes on where it ended.
+    """
+
+    task: str = "digits"
+    """Task, or table of one; `quantenv tasks` lists them."""
+    kind: str | None = None
+    """accuracy, loss, kl, sqnr, fisher, hessian, or all; kl if left out, for tables loss."""
+    images: int | None = None
+    """Samples of the search split for accuracy, loss, kl and sqnr, the first ones; all if left out."""
+    gradient_images: int = Settings.gradient_images
+    """Samples of the search split for fisher and hessian."""
+    relative_error: float = Settings.relative_error
+    """Standard error of a Hessian trace, as a share of its size, that ends its probing."""
+    probes: int = Settings.probes
+    """Probes at most for one trace."""
+    seed: int = Settings.seed
+    """Seed of the probes."""
+    threads: int = 1
+    """Threads of torch."""
+    json: bool = False
+    """Print JSON instead of tables."""
+
+    def __post_init__(self) -> None:
+        if self.threads < 1:
+            raise QuantenvError(f"--threads is {self.threads}; expected a whole number of at least 1.")
+
+    @property
+    def settings(self) -> Settings:
+        """How a network is measured."""
+        return Settings(self.images, self.gradient_images, self.relative_error, self.probes, self.seed)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measures and prints.
+
+    Args:
+        arguments: The command line after ``sensitivity``.
+
+    Returns:
+        Exit code 0.
+
+    Raises:
+        QuantenvError: For a mistake in the options, or a cache directory that cannot be written.
+    """
+    options = parse_options(SensitivityOptions, "sensitivity", arguments)
+    settings = options.settings
+    torch.set_num_threads(options.threads)
+    subject = resolve_task(options.task)
+    chosen = kinds(subject) if options.kind == ALL else (options.kind or kinds(subject)[0],)
+    measured = [measure_shown(subject, kind, settings) for kind in chosen]
+    names = [layer.name for layer in subject.layers]
+    say = results()
+    if options.json:
+        content = {"task": options.task, "layers": names, "settings": asdict(settings)}
+        content["sensitivities"] = {row.kind: _as_json(row) for row in measured}
+        say.print(json.dumps(content, indent=1), markup=False, highlight=False, soft_wrap=True)
+        return 0
+    for row in measured:
+        say.print(f"\n{options.task}, {row.kind}: {KINDS[row.kind]}, relative to 8 bits everywhere", highlight=False)
+        for part, harms in (("weights", row.weights), ("activations", row.activations)):
+            if np.isfinite(harms[:, :-1]).any():
+                say.print(drawn(part, harms, names), highlight=False)
+        say.print(f"Measuring it alone costs as much as {row.evaluations:,.1f} evaluations.", highlight=False)
+        for note in row.notes:
+            say.print(note, highlight=False)
+    if not isinstance(subject, EvaluationTable):
+        from quantenv.sensitivity.network import sensitivity_file
+
+        say.print(f"Kept in {sensitivity_file(subject, settings)}.", highlight=False, soft_wrap=True)
+    return 0
+
+
+def measure_shown(subject: "Task | EvaluationTable", kind: str, settings: Settings) -> Sensitivity:
+    """Measures a kind under a progress bar, which is shown only if there is something to measure."""
+    view: ProgressView | None = None
+
+    def show(done: int, total: int, what: str) -> None:
+        nonlocal view
+        if view is None:
+            view = ProgressView(announcements(), f"sensitivity {kind}", total)
+            view.__enter__()
+        view.show(done, what)
+
+    try:
+        return measure(subject, kind, settings, show)
+    finally:
+        if view is not None:
+            view.__exit__(None, None, None)
+
+
+def drawn(part: str, harms: np.ndarray, names: Sequence[str]) -> Table:
+    """Draws a row per layer and a column per bit-width below 8 whose harm is known.
+
+    Args:
+        part: ``weights`` or ``activations``.
+        harms: Harm of [layer, bits - 1], (L, 8).
+        names: Names of the layers.
+    """
+    columns = [bit for bit in range(7) if not np.isnan(harms[:, bit]).all()]
+    table = Table(f"bits of {part}", *(str(bit + 1) for bit in columns))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, row in zip(names, harms, strict=True):
+        table.add_row(name, *(_short(row[bit]) for bit in columns))
+    return table
+
+
+def _short(value: float) -> str:
+    text = f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.3g}"
+    return text.replace("e-0", "e-")
+
+
+def _as_json(row: Sensitivity) -> dict[str, object]:
+    return {
+        "weights": [[None if np.isnan(value) else value for value in layer] for layer in row.weights.tolist()],
+        "activations": [[None if np.isnan(value) else value for value in layer] for layer in row.activations.tolist()],
+        "evaluations": row.evaluations,
+        "identity": row.identity,
+        "notes": list(row.notes),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,126 @@
+"""The file of what was measured on a task so far: whatever is finished is kept, so that nothing is measured twice."""
+
+import contextlib
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import filelock
+
+from quantenv.errors import QuantenvError
+from quantenv.files import CACHE_VARIABLE, cache_dir, content_hash, write_text
+
+logger = logging.getLogger(__name__)
+
+FORMAT = "quantenv-sensitivity-1"
+Value = TypeVar("Value")
+
+
+def measurement_path(task: str, scheme: str, split: str, identity: str) -> Path:
+    """Returns where the measurements of one identity are kept, in the user's cache directory."""
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "_", f"{task}-{scheme}-{split}")
+    return cache_dir() / "sensitivity" / f"{readable}-{identity}.json"
+
+
+class Measurements:
+    """Named results of one identity in a JSON file with a hash of its content.
+
+    The file's name holds the identity: when anything that the numbers depend on changes, another file is meant. A
+    damaged file is moved aside with a warning, and everything is measured anew.
+
+    Args:
+        path: The file, from `measurement_path`.
+        identity: What the results depend on, hashed.
+    """
+
+    def __init__(self, path: Path, identity: str) -> None:
+        self.path, self.identity = path, identity
+        self._results = self._read()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._results
+
+    def get(self, name: str, measure: Callable[[], Value]) -> Value:
+        """Returns a result; measures it and keeps it at once if it is not known.
+
+        Args:
+            name: Name of the result.
+            measure: Returns it, made of what JSON holds.
+
+        Raises:
+            QuantenvError: If the file cannot be written.
+        """
+        if name not in self._results:
+            self._results[name] = measure()
+            self._write()
+        result: Value = self._results[name]
+        return result
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps other processes from measuring the same while it is entered, after they have finished doing so.
+
+        Raises:
+            QuantenvError: If the folder cannot be written.
+        """
+        lock = filelock.FileLock(self.path.with_suffix(".lock"))
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=0)
+            except filelock.Timeout:
+                logger.warning("Another process measures these sensitivities (%s); waiting for it.", self.path.name)
+                lock.acquire()
+        except OSError as error:
+            raise self._unusable(error) from error
+        try:
+            self._results = self._read()
+            yield
+        finally:
+            lock.release()
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            text = self.path.read_bytes()
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise self._unusable(error) from error
+        try:
+            content = json.loads(text)
+            results, recorded = content["results"], content["hash"]
+            intact = isinstance(results, dict) and recorded == self._hash(results)
+        except (ValueError, KeyError, TypeError):
+            intact = False
+        if intact:
+            return dict(results)
+        aside = self.path.with_suffix(".damaged")
+        with contextlib.suppress(FileNotFoundError):  # another process was first
+            os.replace(self.path, aside)
+        logger.warning("The sensitivities in %s are damaged; moved to %s, measured anew.", self.path.name, aside.name)
+        return {}
+
+    def _write(self) -> None:
+        content = {
+            "format": FORMAT,
+            "identity": self.identity,
+            "hash": self._hash(self._results),
+            "results": self._results,
+        }
+        try:
+            write_text(self.path, json.dumps(content) + "\n")
+        except OSError as error:
+            raise self._unusable(error) from error
+
+    def _hash(self, results: dict[str, Any]) -> str:
+        return content_hash([FORMAT, self.identity, json.dumps(results, sort_keys=True)])
+
+    def _unusable(self, error: OSError) -> QuantenvError:
+        return QuantenvError(
+            f"Cannot keep sensitivities in {self.path.parent}: {error.strerror}. Set {CACHE_VARIABLE} to a folder that "
+            "can be read and written."
+        )

@@ -1,0 +1,65 @@
+"""`measure`: the sensitivity of a task or a table, of any kind."""
+
+from typing import TYPE_CHECKING, Union
+
+from quantenv.errors import QuantenvError, unknown_name
+from quantenv.sensitivity.kinds import DEFAULT, KINDS, TABLE_KINDS, Progress, Sensitivity, Settings
+from quantenv.sensitivity.table_rows import Tabulated, measure_table
+
+if TYPE_CHECKING:
+    from quantenv.tasks import Task
+
+Subject = Union["Task", Tabulated]
+
+
+def kinds(subject: Subject | None = None) -> tuple[str, ...]:
+    """Returns the kinds of sensitivity, the default first.
+
+    Args:
+        subject: Only those that can be measured on it; None means all.
+    """
+    if isinstance(subject, Tabulated):
+        return TABLE_KINDS
+    return (DEFAULT, *(kind for kind in KINDS if kind != DEFAULT))
+
+
+def measure(
+    subject: Subject,
+    kind: str | None = None,
+    settings: Settings | None = None,
+    progress: Progress = lambda done, total, what: None,
+) -> Sensitivity:
+    """Measures how much each layer alone harms the network at each bit-width, or reads what was measured before.
+
+    One layer at a time deviates from 8-bit weights and activations everywhere, on the search split. Everything measured
+    on a task is kept, as it is finished, in one file per network, splits, scheme and settings in the cache directory,
+    so a measurement that was interrupted goes on where it ended. The kinds accuracy, loss, kl and sqnr come from the
+    same pass over the outputs.
+
+    Args:
+        subject: A task, or a table of one (`quantenv.evaluate.table.EvaluationTable`), whose rows are looked up.
+        kind: One of `kinds` of the subject; None means the first of them, the default.
+        settings: How a network is measured; tables are not.
+        progress: Told how far it is.
+
+    Returns:
+        The sensitivity.
+
+    Raises:
+        QuantenvError: If there is no such kind, a table does not tell it, the subject is neither task nor table, or the
+            cache directory cannot be written.
+        UnsupportedLayerError: If the network cannot be quantized.
+    """
+    kind = kinds(subject)[0] if kind is None else kind
+    if kind not in KINDS:
+        raise unknown_name("kind of sensitivity", kind, KINDS)
+    if isinstance(subject, Tabulated):
+        return measure_table(subject, kind)
+    if not hasattr(subject, "splits"):
+        raise QuantenvError(
+            f"Cannot measure the sensitivity of {subject!r}: expected a Task or an evaluation table; "
+            "`quantenv.evaluate.tables.resolve_task` finds either by name."
+        )
+    from quantenv.sensitivity.network import measure_network  # torch, which tables do without
+
+    return measure_network(subject, kind, settings or Settings(), progress)
