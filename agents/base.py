@@ -24,10 +24,29 @@ ENTRY_POINTS = "quantenv.agents"
 
 #: The agents of this package. A name here wins over an entry point of the same name.
 BUILT_IN = {
+    "a2c": "agents.a2c:A2CAgent",
+    "annealing": "agents.baselines.annealing:AnnealingAgent",
+    "cma-es": "agents.baselines.optuna_agents:CMAESAgent",
     "ddpg": "agents.ddpg:DDPGAgent",
+    "differentiable": "agents.differentiable:DifferentiableAgent",
+    "gp": "agents.baselines.gp:GPAgent",
+    "greedy-down": "agents.baselines.greedy:GreedyDownAgent",
+    "greedy-up": "agents.baselines.greedy:GreedyUpAgent",
+    "ilp": "agents.baselines.ilp_agents:ILPAgent",
+    "ilp-top": "agents.baselines.ilp_agents:ILPTopAgent",
+    "nsga2": "agents.baselines.optuna_agents:NSGA2Agent",
     "ppo": "agents.ppo:PPOAgent",
+    "ppo-warm": "agents.warm_start:PPOWarmAgent",
     "random": "agents.random:RandomAgent",
+    "recurrent-ppo": "agents.recurrent_ppo:RecurrentPPOAgent",
     "reinforce": "agents.reinforce:ReinforceAgent",
+    "reinforce-warm": "agents.warm_start:ReinforceWarmAgent",
+    "sac": "agents.sac:SACAgent",
+    "surrogate": "agents.baselines.surrogate:SurrogateAgent",
+    "td3": "agents.td3:TD3Agent",
+    "tpe": "agents.baselines.optuna_agents:TPEAgent",
+    "trpo": "agents.trpo:TRPOAgent",
+    "uniform": "agents.baselines.uniform:UniformAgent",
 }
 
 

@@ -47,18 +47,21 @@ class DDPGConfig:
     """Episodes that replay holds; older ones are overwritten."""
     warmup_episodes: int = 20
     """Episodes of uniformly random actions before the first update."""
-    updates_per_step: int = 1
-    """Updates for every step of an episode, made when it has ended."""
+    steps_per_update: int = 1
+    """Steps of an episode for each update; the updates are made when it has ended, at least one."""
     noise: float = 0.5
     """Standard deviation of the truncated normal exploration noise right after the warm-up."""
     noise_decay: float = 0.99
     """Factor on the noise for every episode after the warm-up."""
+    noise_floor: float = 0.0
+    """The noise decays no further. HAQ's decays to 0, and its actor repeats one allocation from then on."""
     baseline_rate: float = 0.5
     """How far the reward baseline moves to the mean of each batch."""
 
     def __post_init__(self) -> None:
-        require_in_range(self, 1, math.inf, "hidden", "batch_size", "replay_episodes", "updates_per_step")
+        require_in_range(self, 1, math.inf, "hidden", "batch_size", "replay_episodes", "steps_per_update")
         require_in_range(self, 0, math.inf, "actor_learning_rate", "critic_learning_rate", "warmup_episodes", "noise")
+        require_in_range(self, 0, math.inf, "noise_floor")
         require_in_range(self, 0, 1, "tau", "gamma", "noise_decay", "baseline_rate")
 
 
@@ -144,8 +147,8 @@ class DDPGAgent:
             torch.manual_seed(seed)
             self.actor, self.critic = Actor(features, dims, hidden), Critic(features, dims, hidden)
         self.actor_target, self.critic_target = copy.deepcopy(self.actor), copy.deepcopy(self.critic)
-        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), self.config.actor_learning_rate)
-        self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), self.config.critic_learning_rate)
+        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), self.config.actor_learning_rate, fused=True)
+        self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), self.config.critic_learning_rate, fused=True)
         self.replay = Replay(self.config.replay_episodes * decisions, features, dims)
         self._generator = np.random.default_rng(seed)
         self._seed = seed
@@ -157,7 +160,7 @@ class DDPGAgent:
         for _ in range(evaluations):
             steps = self._run_episode()
             if self._episodes > self.config.warmup_episodes:
-                for _ in range(steps * self.config.updates_per_step):
+                for _ in range(max(1, steps // self.config.steps_per_update)):
                     metrics = self._update()
                 log(metrics | {"train/noise": self._noise()})
 
@@ -186,7 +189,7 @@ class DDPGAgent:
 
     def _noise(self) -> float:
         since_warmup = max(0, self._episodes - self.config.warmup_episodes)
-        return self.config.noise * self.config.noise_decay**since_warmup
+        return max(self.config.noise_floor, self.config.noise * self.config.noise_decay**since_warmup)
 
     def _explore(self, observation: np.ndarray) -> np.ndarray:
         """Draws an action, shape (D,): uniform in the warm-up, then normal around the actor's, in [0, 1]."""
@@ -239,8 +242,7 @@ class DDPGAgent:
     @torch.no_grad()
     def _copy_to_targets(self, share: float) -> None:
         for target, source in ((self.actor_target, self.actor), (self.critic_target, self.critic)):
-            for slow, fast in zip(target.parameters(), source.parameters(), strict=True):
-                slow.lerp_(fast, share)
+            torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), share)
 
     def start_episode(self) -> None:
         """Does nothing: the actor has no memory."""

@@ -5,6 +5,7 @@ evaluations, learn from the executed actions where the environment corrects them
 alone.
 """
 
+import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -52,12 +53,14 @@ class OnPolicyAgent(ABC):
 
     def learn(self, evaluations: int, log: Log) -> None:
         """Acts for this many episodes; a last rollout that they do not fill is not learned from."""
-        self.model.set_logger(Logger(folder=None, output_formats=[_Forward(log)]))
+        self.model.set_logger(Logger(folder=None, output_formats=[Forward(log)]))
         rollouts, rest = divmod(evaluations, self.config.episodes_per_update)
         with self._randomness.active():
             if rollouts:
                 steps = rollouts * self.config.episodes_per_update * self._length
-                self.model.learn(steps, callback=_Executed(self), reset_num_timesteps=not self._episodes)
+                self.model.learn(
+                    steps, callback=_Executed(self), log_interval=1, reset_num_timesteps=not self._episodes
+                )
             self._episodes += evaluations - rest
             if rest:
                 self._play(rest)
@@ -67,7 +70,7 @@ class OnPolicyAgent(ABC):
     def _play(self, count: int) -> None:
         """Samples episodes from the policy."""
         envs = LockstepVecEnv(vectorize(self.env, count), None if self._episodes else self._seed)
-        observations = envs.reset()  # (B, F)
+        observations: Any = envs.reset()  # (B, F)
         state: Any = None
         for step in range(self._length):
             masks: dict[str, Any] = {"action_masks": envs.action_masks()} if self.masked else {}
@@ -212,14 +215,18 @@ class _Executed(BaseCallback):
             buffer.log_probs[steps, copies] = self.agent.log_probabilities(buffer, steps, copies, actions)
 
 
-class _Forward(KVWriter):
+class Forward(KVWriter):
     """Hands on SB3's training metrics; those of rollouts and time are the run's to measure."""
 
     def __init__(self, log: Log) -> None:
         self.log = log
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        metrics = {key: float(value) for key, value in key_values.items() if key.startswith("train/")}
+        """Hands on those that are training metrics."""
+        # The explained variance is not defined where all returns are equal.
+        metrics = {
+            key: float(value) for key, value in key_values.items() if key.startswith("train/") and math.isfinite(value)
+        }
         if metrics:
             self.log(metrics)
 

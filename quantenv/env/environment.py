@@ -158,6 +158,10 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
         """The device whose costs count."""
 
         subject = Subject(task, evaluator, store)
+        self.subject = subject
+        """What the environment is about, and what can be measured of it."""
+        self.sensitivity = sensitivity
+        """Harm of quantizing each layer as it was given, or None."""
         self.evaluator = subject.evaluator
         """What prices allocations in accuracy."""
         self.table = subject.table

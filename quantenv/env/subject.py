@@ -11,6 +11,7 @@ from quantenv.evaluate.table_evaluator import TableEvaluator
 
 if TYPE_CHECKING:
     from quantenv.env.decisions import Walk
+    from quantenv.sensitivity import Sensitivity
     from quantenv.tasks import Task
 
 TaskLike = Union[str, "Task", EvaluationTable, None]
@@ -62,6 +63,24 @@ class Subject:
 
         assert not isinstance(task, EvaluationTable)
         return layer_sensitivity(task)
+
+    @property
+    def measurable(self) -> bool:
+        """Whether there is a task or a table whose sensitivities can be measured."""
+        return self._task is not None or self.table is not None
+
+    def measure(self, kind: str | None = None) -> "Sensitivity":
+        """Returns the harm of each layer at each bit-width, measured if it was not yet.
+
+        Args:
+            kind: A kind of sensitivity; None means the default of the task or table.
+
+        Raises:
+            QuantenvError: If there is no task, or the kind is unknown or cannot be measured on it.
+        """
+        from quantenv.sensitivity import measure
+
+        return measure(self._resolve("its sensitivity was asked for") if self.table is None else self.table, kind)
 
     def check_walk(self, walk: "Walk") -> None:
         """Checks that a table holds every allocation that an episode can end with.

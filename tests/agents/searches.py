@@ -12,14 +12,22 @@ from agents.base import Agent, vectorize
 from quantenv.env.environment import QuantizationEnv
 from tests.synthetic import AdditiveEvaluator, synthetic_layers
 
-LEARNERS = ("ddpg", "ppo", "reinforce")
+#: The main learners, and all of them.
+MAIN = ("ddpg", "ppo", "reinforce")
+LEARNERS = (*MAIN, "a2c", "ppo-warm", "recurrent-ppo", "reinforce-warm", "sac", "td3", "trpo")
 
 #: Sizes that keep tests quick where learning is not what is tested.
 SMALL: dict[str, dict[str, Any]] = {
+    "a2c": {"hidden": 8},
     "ddpg": {"hidden": 16, "warmup_episodes": 3, "batch_size": 8},
     "ppo": {"hidden": 8, "episodes_per_update": 4, "episodes_per_minibatch": 2, "epochs": 2},
-    "random": {},
+    "ppo-warm": {"hidden": 8, "episodes_per_update": 4, "episodes_per_minibatch": 2, "epochs": 2, "cloning_steps": 5},
+    "recurrent-ppo": {"hidden": 8, "episodes_per_update": 4, "epochs": 2},
     "reinforce": {"hidden": 8, "episodes_per_update": 4},
+    "reinforce-warm": {"hidden": 8, "episodes_per_update": 4, "cloning_steps": 5},
+    "sac": {"hidden": 8, "warmup_episodes": 3, "batch_size": 8},
+    "td3": {"hidden": 8, "warmup_episodes": 3, "batch_size": 8},
+    "trpo": {"hidden": 8, "episodes_per_update": 4},
 }
 
 
@@ -107,7 +115,7 @@ def search(name: str, evaluations: int, seed: int = 0, small: bool = True, **opt
 
 def agent(name: str, env: gymnasium.Env, seed: int = 0, small: bool = True) -> Agent:
     """Makes an agent of a size fit for tests, or of its default size."""
-    return make_agent(name, env, seed, SMALL[name] if small else None)
+    return make_agent(name, env, seed, SMALL.get(name) if small else None)
 
 
 def play_greedily(env: Recorder, player: Agent) -> list[list[int]]:

@@ -12,7 +12,7 @@ from agents import base
 from quantenv.errors import QuantenvError
 from tests.agents.searches import make_env
 
-BUILT_IN = ["ddpg", "ppo", "random", "reinforce"]
+BUILT_IN = sorted(base.BUILT_IN)
 
 
 def _register(monkeypatch, **targets):
@@ -42,7 +42,8 @@ def test_built_in_agents_are_registered_under_their_own_name(name):
 def test_every_option_is_explained():
     for name in BUILT_IN:
         kind = agents.agent_class(name)
-        source = inspect.getsource(kind.config_class)
+        bases = kind.config_class.__mro__[:-1]  # options are inherited, too; the last one is object
+        source = "".join(map(inspect.getsource, bases))
         for field in kind.config_class.__dataclass_fields__.values():
             line = f"    {field.name}: {field.type.__name__} = "
             assert line in source
@@ -84,7 +85,7 @@ def test_config_by_mapping():
         ("ppo", {"hiden": 3}, "Unknown option of agent 'ppo' 'hiden'. Did you mean 'hidden'"),
         ("ppo", {"hidden": "many"}, "'hidden' of agent 'ppo' must be of type int, not 'many'"),
         ("ddpg", {"tau": 1.5}, "DDPGConfig: tau must be between 0 and 1, not 1.5"),
-        ("ddpg", {"updates_per_step": 0}, "updates_per_step must be at least 1, not 0"),
+        ("ddpg", {"steps_per_update": 0}, "steps_per_update must be at least 1, not 0"),
         ("reinforce", {"learning_rate": float("nan")}, "learning_rate must be at least 0, not nan"),
         ("reinforce", 3, "configured by a ReinforceConfig or a mapping of its fields, not by a int"),
         ("ppo", {"episodes_per_update": 5, "episodes_per_minibatch": 2}, "must divide"),

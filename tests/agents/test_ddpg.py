@@ -27,7 +27,7 @@ def test_defaults_are_haqs():
         batch_size=64,
         replay_episodes=128,
         warmup_episodes=20,
-        updates_per_step=1,
+        steps_per_update=1,
         noise=0.5,
         noise_decay=0.99,
         baseline_rate=0.5,

@@ -8,10 +8,18 @@ import numpy as np
 import pytest
 import torch
 
+from agents.base import BUILT_IN
 from quantenv.errors import QuantenvError
 from tests.agents.searches import LEARNERS, agent, make_env, play_greedily, search
 
-AGENTS = (*LEARNERS, "random")
+#: All but those that search no synthetic task: they need a network.
+AGENTS = tuple(name for name in BUILT_IN if name != "differentiable")
+
+#: Agents that draw nothing: every seed gives the same search.
+SEEDLESS = ("greedy-down", "greedy-up", "ilp", "ilp-top", "uniform")
+
+#: Agents that know no masks, and propose what the environment then corrects.
+UNMASKED = ("a2c", "ddpg", "recurrent-ppo", "sac", "td3", "trpo")
 
 
 @pytest.mark.parametrize("name", AGENTS)
@@ -20,7 +28,7 @@ def test_same_seed_same_search_and_other_seed_another(name):
     assert first.bits == again.bits
     assert first.rewards == again.rewards
     assert first.taken == again.taken
-    assert first.bits != other.bits
+    assert (first.bits == other.bits) == (name in SEEDLESS)
 
 
 @pytest.mark.parametrize("name", AGENTS)
@@ -87,7 +95,7 @@ def test_learns_under_every_constraint_and_decision(name, constraint, decisions)
     assert play_greedily(env, player) == play_greedily(env, player)
 
 
-@pytest.mark.parametrize("name", ["ppo", "reinforce", "random"])
+@pytest.mark.parametrize("name", [name for name in AGENTS if name not in UNMASKED])
 def test_masked_actions_are_never_proposed(name):
     env = make_env(budget=0.3)
     player = agent(name, env)

@@ -1,0 +1,144 @@
+"""An environment's decisions as a multiple-choice knapsack: one pair of bits for every group of layers.
+
+Costs and additive harms belong to a group's *pair* of weight and activation bits, whether one decision settles it or
+two: bit operations multiply the two, and a device may support some pairs only. Searches that trade harm against cost
+therefore pick pairs. In `weights` mode a pair is a decision's option.
+"""
+
+import numpy as np
+
+from agents.baselines.knapsack import Knapsack
+from agents.baselines.problem import Problem
+from quantenv.env.masks import cheapest_bits
+from quantenv.hardware.budget import TOLERANCE
+
+
+class Choices:
+    """What can be picked, and what it takes of the budgets.
+
+    F groups are decided; a pick is the index of a pair for each of them, int64 (F,); picks come in batches, (k, F).
+
+    Attributes:
+        pairs: (weight bits, activation bits) that some group can have, int64 (P, 2): by their sum, then weight bits.
+        open: Which pairs each group can have, bool (F, P).
+        prices: Share of each budget that a group's pair takes, float64 (F, P, M).
+        pinned: Share of each budget that pinned groups take, float64 (M,).
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        """Lays out the pairs.
+
+        Args:
+            problem: The decisions, costs and budgets.
+        """
+        walk = problem.walk
+        self._problem = problem
+        self._groups = np.unique(walk.groups)  # ascending, as the decisions are
+        pairs = np.argwhere(walk.allowed[self._groups].any(axis=0)) + 1
+        self.pairs = pairs[np.lexsort((pairs[:, 0], pairs.sum(axis=1)))]
+        weight, activation = self.pairs.T - 1
+        self.open = walk.allowed[self._groups][:, weight, activation]
+        self.prices = np.moveaxis(problem.costs[:, self._groups][:, :, weight, activation], 0, -1) / problem.limits
+        held = np.setdiff1d(np.arange(len(walk.members)), self._groups)
+        weight, activation = walk.start[held].T - 1
+        self.pinned = problem.costs[:, held, weight, activation].sum(axis=1) / problem.limits
+
+    def loads(self, picks: np.ndarray) -> np.ndarray:
+        """Returns the share of each budget that picks (k, F) take, float64 (k, M): above 1 is too much."""
+        return self.pinned + self.prices[np.arange(picks.shape[1]), picks].sum(axis=1)
+
+    def feasible(self, picks: np.ndarray) -> np.ndarray:
+        """Returns whether picks (k, F) are open and meet every budget, bool (k,)."""
+        legal = self.open[np.arange(picks.shape[1]), picks].all(axis=1)
+        return np.asarray(legal & (self.loads(picks) <= 1 + TOLERANCE).all(axis=1))
+
+    def neighbours(self, pick: np.ndarray) -> np.ndarray:
+        """Returns all that differ from a pick (F,) in one group, open pairs only, int64 (K, F)."""
+        group, pair = np.nonzero(self.open & (np.arange(len(self.pairs)) != pick[:, None]))
+        moved = np.tile(pick, (len(group), 1))
+        moved[np.arange(len(group)), group] = pair
+        return moved
+
+    def cheapest(self) -> np.ndarray:
+        """Returns the pick that costs least, int64 (F,), which meets the budgets if anything does."""
+        problem = self._problem
+        return self._of_bits(cheapest_bits(problem.walk.allowed, problem.costs, problem.limits)[None])[0]
+
+    def highest(self) -> np.ndarray:
+        """Returns the pick of each group's most bits, int64 (F,): open, not necessarily feasible."""
+        return self.open.shape[1] - 1 - self.open[:, ::-1].argmax(axis=1)
+
+    def actions(self, picks: np.ndarray) -> np.ndarray:
+        """Returns the actions, int64 (k, T), that make picks (k, F)."""
+        walk = self._problem.walk
+        bits = np.tile(walk.start, (len(picks), 1, 1))
+        bits[:, self._groups] = self.pairs[picks]
+        return np.array([walk.actions(each) for each in bits], dtype=np.int64).reshape(-1, walk.n_decisions)
+
+    def picks(self, actions: np.ndarray) -> np.ndarray:
+        """Returns the picks, int64 (k, F), that actions (k, T) make, as an environment reports them executed."""
+        return self._of_bits(self._problem.bits(actions))
+
+    def harms(self, harms: np.ndarray) -> np.ndarray:
+        """Sums the harms of decisions over those of a group.
+
+        Args:
+            harms: Harm of each decision's actions, float64 (T, A).
+
+        Returns:
+            Harm of each group's pairs, float64 (F, P); inf where the pair is not open.
+        """
+        walk = self._problem.walk
+        total = np.zeros(self.open.shape)
+        for group_harms, group, kind in zip(harms, np.searchsorted(self._groups, walk.groups), walk.kinds, strict=True):
+            if kind == "both":
+                wanted, offered = self.pairs, walk.options
+            else:
+                column = 1 if kind == "activations" else 0
+                wanted, offered = self.pairs[:, [column]], walk.options[:, [0]]
+            action = (wanted[:, None] == offered[None]).all(axis=-1).argmax(axis=1)  # (P,)
+            total[group] += group_harms[action]
+        return np.where(self.open, total, np.inf)
+
+    def swaps(self, picks: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """Draws a feasible change of two groups for each of some picks, int64 (k, F).
+
+        One random group takes any open pair, and a second one any with which the budgets are met, its present one
+        included: most good picks use a budget up, so that what helps is a swap. A pick stays where nothing fits.
+
+        Args:
+            picks: Feasible picks, int64 (k, F).
+            generator: Draws.
+
+        Returns:
+            Feasible picks, int64 (k, F).
+        """
+        (count, groups), pairs = picks.shape, len(self.pairs)
+        each = np.arange(count)
+        first, shift = generator.integers(groups, size=count), generator.integers(1, max(groups, 2), size=count)
+        second = (first + shift) % groups
+        priority = generator.random((2, count, pairs))  # the one of highest priority is taken
+        moved = picks.copy()
+        moved[each, first] = np.where(self.open[first], priority[0], -1.0).argmax(axis=1)
+        tried = np.repeat(moved[:, None], pairs, axis=1)  # (k, P, F)
+        tried[each, :, second] = np.arange(pairs)
+        fits = self.feasible(tried.reshape(-1, groups)).reshape(count, pairs)
+        drawn = tried[each, np.where(fits, priority[1], -1.0).argmax(axis=1)]
+        return np.where(fits.any(axis=1, keepdims=True), drawn, picks)
+
+    def knapsack(self, harms: np.ndarray) -> Knapsack:
+        """Returns the additive problem whose options are the pairs, for harms float64 (F, P)."""
+        limits = 1 + TOLERANCE - self.pinned
+        return Knapsack(harms, np.where(self.open, np.moveaxis(self.prices, -1, 0), 0.0), limits)
+
+    def _of_bits(self, bits: np.ndarray) -> np.ndarray:
+        """Finds the picks (k, F) in the bits of all groups, int64 (k, G, 2)."""
+        index = np.zeros((9, 9), dtype=np.int64)
+        index[self.pairs[:, 0], self.pairs[:, 1]] = np.arange(len(self.pairs))
+        decided = bits[:, self._groups]
+        return index[decided[..., 0], decided[..., 1]]
+
+
+def harm_of(harms: np.ndarray, picks: np.ndarray) -> np.ndarray:
+    """Sums harms, float64 (F, P), over picks (k, F), to (k,)."""
+    return harms[np.arange(picks.shape[1]), picks].sum(axis=1)

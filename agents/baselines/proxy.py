@@ -1,0 +1,74 @@
+"""The additive proxy of an environment: the harm that each decision's options do, summed over the decisions.
+
+Nothing is evaluated in the environment. What measuring a sensitivity costs, in evaluations, is
+`quantenv.sensitivity.Sensitivity.evaluations`: once for a task, whatever is searched in it and however often.
+"""
+
+import gymnasium
+import numpy as np
+
+from quantenv.allocation import MAX_BITS
+from quantenv.env.environment import QuantizationEnv
+from quantenv.errors import QuantenvError
+
+#: Bits at which a single number for a layer is taken to be its harm: `quantenv.sensitivity.layer_sensitivity`'s.
+PROBE_BITS = 3
+
+
+def decision_harms(env: gymnasium.Env, kind: str | None = None) -> np.ndarray:
+    """Returns the harm of each decision's actions, relative to 8 bits; those of tied layers are summed.
+
+    The harms are those that `quantenv.sensitivity.measure` finds in the environment's task or table. Where there is
+    neither, but an evaluator object with one number for each layer's sensitivity, that number is the harm of 3 bits, in
+    weights and activations alike, and of other bits by the law of uniform quantization, whose noise power falls by four
+    with each bit (Bennett, Bell System Technical Journal 27, 1948).
+
+    Args:
+        env: A QuantizationEnv, wrapped or not.
+        kind: A kind of sensitivity; None means the default for the task.
+
+    Returns:
+        Float64 (T, A); inf where the walk does not allow the action. The harm of a pair of bits that two decisions
+        settle is the sum of both.
+
+    Raises:
+        QuantenvError: If the kind is unknown, cannot be measured here, or does not tell the harm of an allowed action.
+    """
+    inner: QuantizationEnv = env.unwrapped  # type: ignore[assignment]
+    walk = inner.walk
+    weights, activations = (walk.per_group(harms) for harms in _layer_harms(inner, kind))
+    harms = np.full((walk.n_decisions, walk.n_actions), np.inf)
+    for decision, (group, what) in enumerate(zip(walk.groups, walk.kinds, strict=True)):
+        allowed = walk.allowed[group]
+        first, second = walk.options.T - 1
+        if what == "both":
+            legal, values = allowed[first, second], weights[group, first] + activations[group, second]
+        elif what == "weights":
+            legal, values = allowed.any(axis=1)[first], weights[group, first]
+        else:
+            legal, values = allowed.any(axis=0)[first], activations[group, first]
+        harms[decision, legal] = values[legal]
+    unknown = np.isnan(harms).any(axis=1)
+    if unknown.any():
+        decision = int(unknown.argmax())
+        layer = inner.layers[walk.members[walk.groups[decision]][0]].name
+        raise QuantenvError(
+            f"The sensitivity of layer {layer!r} is not known for all {walk.kinds[decision]} options on offer"
+            f"{f' by {kind!r}' if kind else ''}: offer fewer bits, or choose another kind of sensitivity or task."
+        )
+    return harms
+
+
+def _layer_harms(env: QuantizationEnv, kind: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the harms of weights and of activations at [layer, bits - 1], float64 (L, 8) each."""
+    if env.subject.measurable:
+        measured = env.subject.measure(kind)
+        return measured.weights, measured.activations
+    if env.sensitivity is None or kind is not None:
+        raise QuantenvError(
+            f"The proxy needs {'a sensitivity' if kind is None else f'the sensitivity {kind!r}'}, and there is no task "
+            "to measure it on: make the environment with a task, or with sensitivity= and no kind."
+        )
+    noise = 4.0 ** (PROBE_BITS - np.arange(1, MAX_BITS + 1))
+    harms = np.asarray(env.sensitivity, dtype=np.float64)[:, None] * (noise - noise[-1])
+    return harms, harms

@@ -1,0 +1,97 @@
+"""A network that holds every bit option at once, weighed: what a differentiable search differentiates."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from quantenv.layers import LayerSpec
+from quantenv.quantize.network import Calibration, Site, rewire
+from quantenv.quantize.quantizers import Grid, LSQQuantizer, quantize
+
+
+class MixedLayer(nn.Module):
+    """A folded Conv2d or Linear with weighed weights and input (Cai and Vasconcelos, CVPR 2020, equations 17 to 20).
+
+    One convolution serves all options: of quantized weights, and of roundings of the input, the weighed sum is taken.
+    The weights are those of post-training quantization and are not trained.
+
+    Attributes:
+        weight_share: Share of each weight option, (W,).
+        input_share: Share of each activation option, (A,).
+    """
+
+    def __init__(self, layer: nn.Module, weights: torch.Tensor, inputs: Sequence[LSQQuantizer]) -> None:
+        """Makes the layer.
+
+        Args:
+            layer: The folded float layer.
+            weights: Its quantized weights by option, (W, ...).
+            inputs: Quantizers of its input by option, length A.
+        """
+        super().__init__()
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        self.weights = weights
+        self.inputs = nn.ModuleList(inputs)
+        self.bias = None if layer.bias is None else layer.bias.detach()
+        self.convolution = (
+            (layer.stride, layer.padding, layer.dilation, layer.groups) if isinstance(layer, nn.Conv2d) else None
+        )
+        self.weight_share = torch.full((len(weights),), 1 / len(weights))
+        self.input_share = torch.full((len(inputs),), 1 / len(inputs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Runs the layer on (B, C, H, W) or (B, ..., F)."""
+        rounded = [quantizer(x) for quantizer in self.inputs]
+        if len(rounded) == 1:
+            x = rounded[0]
+        else:
+            x = sum(share * each for share, each in zip(self.input_share, rounded, strict=True))
+        weight = torch.tensordot(self.weight_share, self.weights, dims=1)
+        if self.convolution is None:
+            return F.linear(x, weight, self.bias)
+        stride, padding, dilation, groups = self.convolution
+        return F.conv2d(x, weight, self.bias, stride, padding, dilation, groups)
+
+
+def mixed_network(
+    calibration: Calibration, weight_bits: Sequence[Sequence[int]], activation_bits: Sequence[Sequence[int]]
+) -> tuple[fx.GraphModule, list[MixedLayer]]:
+    """Builds the network of all options, in which nothing is trained but what the shares are computed from.
+
+    Gradients pass roundings straight through, within their range. Sites are stored in 8 bits and rounded again by each
+    layer that reads them, so that with shares of one the network differs from the quantized one of that allocation by
+    rounding twice at most.
+
+    Args:
+        calibration: The calibrated network; not changed.
+        weight_bits: Options of each layer's weights, length L.
+        activation_bits: Options of each layer's input, length L.
+
+    Returns:
+        The network, and its layers in the order of `calibration.layers`.
+    """
+    indices = {layer.name: index for index, layer in enumerate(calibration.layers)}
+    mixed: list[MixedLayer] = []
+
+    def rounding(grid: Grid, features: int) -> LSQQuantizer:
+        quantizer = LSQQuantizer(grid, features)
+        quantizer.requires_grad_(False)
+        return quantizer
+
+    def make_site(site: Site) -> nn.Module:
+        return rounding(calibration.site_grids[site.node][8], site.features)
+
+    def make_layer(layer: LayerSpec, module: nn.Module) -> nn.Module:
+        index, site = indices[layer.name], calibration.site_of(layer.name)
+        weight = module.weight
+        assert isinstance(weight, torch.Tensor)
+        grids = calibration.weight_grids[layer.name]
+        weights = torch.stack([quantize(weight.detach(), grids[bits]) for bits in weight_bits[index]])
+        inputs = [rounding(calibration.site_grids[site.node][bits], site.features) for bits in activation_bits[index]]
+        mixed.append(MixedLayer(module, weights, inputs))
+        return mixed[-1]
+
+    network = rewire(calibration, make_site, make_layer)
+    return network.eval(), mixed
