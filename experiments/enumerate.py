@@ -16,6 +16,7 @@ from experiments.progress import ProgressView
 from experiments.provenance import environment
 from quantenv.errors import QuantenvError
 from quantenv.evaluate.enumeration import enumerate_task
+from quantenv.evaluate.workers import check_pool
 from quantenv.tasks import get_task
 
 
@@ -36,13 +37,18 @@ class EnumerateOptions:
     backend: str = "auto"
     """Arithmetic: float, integer (int8 kernels), or auto: integer where this CPU has them."""
     workers: int = os.cpu_count() or 1
-    """Processes that evaluate, one thread each."""
+    """Workers that evaluate, one thread each."""
+    pool: str = "processes"
+    """What workers are: processes on this machine, or ray: actors on a Ray cluster (quantenv[ray])."""
+    ray_address: str | None = None
+    """Ray cluster to join, as host:port; by default $RAY_ADDRESS, or a new one on this machine."""
     output: str | None = None
     """File of the table; <task>.npz by default."""
 
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise QuantenvError(f"--workers is {self.workers}; expected a whole number of at least 1.")
+        check_pool(self.pool, self.ray_address)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -83,6 +89,8 @@ def main(arguments: Sequence[str]) -> int:
             options.workers,
             provenance,
             show,
+            options.pool,
+            options.ray_address,
         )
     seconds = time.perf_counter() - started
     path = Path(options.output or f"{task.name}.npz")

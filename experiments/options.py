@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from quantenv.errors import QuantenvError
+from quantenv.evaluate.workers import check_pool
 from quantenv.finetune import FinetuneConfig
 
 
@@ -53,7 +54,8 @@ class TrainOptions:
     """Where evaluations are kept, so that no run computes one again: the path of an SQLite file, an SQLAlchemy URL
     (without a password: options are saved with the run) or off. By default $QUANTENV_STORE, or the user's own file."""
     agent_options: dict[str, Any] = field(default_factory=dict)
-    """Options of the agent by name, as {learning_rate: 0.001}; `quantenv agents --agent NAME` lists them."""
+    """Options of the agent by name, as {learning_rate: 0.001}, over those of experiments/configs/agents/<agent>.yaml;
+    `quantenv agents --agent NAME` lists them."""
     top_k: int = 10
     """Best allocations to keep in top_k.json."""
     qat: FinetuneConfig = field(default_factory=FinetuneConfig)
@@ -61,15 +63,24 @@ class TrainOptions:
     threads: int = 1
     """Threads of torch. Part of a run's identity: other counts can sum in another order. For networks as small as the
     digits task's, more than one is slower."""
+    workers: int = 1
+    """Workers that evaluate, for agents that ask for several evaluations at once; each has --threads threads of torch,
+    so give at most as many as there are cores. No number depends on this and the next two: with --resume, give them
+    anew."""
+    pool: str = "processes"
+    """What the workers are: processes on this machine, or ray: actors on a Ray cluster (quantenv[ray])."""
+    ray_address: str | None = None
+    """Ray cluster to join, as host:port; by default $RAY_ADDRESS, or a new one on this machine."""
     runs: str = "runs"
     """Folder in which runs are kept, as <task>/<agent>/<seed>-<time>."""
     resume: str | None = None
     """Folder of a run to continue. It has its own options, so no others can be given."""
 
     def __post_init__(self) -> None:
-        for name in ("evaluations", "top_k", "threads"):
+        for name in ("evaluations", "top_k", "threads", "workers"):
             _require_at_least(1, self, name)
         _require_at_least(0, self, "seed")
+        check_pool(self.pool, self.ray_address)
 
 
 @dataclass(frozen=True)
@@ -100,19 +111,20 @@ class FinetuneOptions:
 class ValidateOptions:
     """Evaluates a run's recorded allocations again and compares every count, loss and cost exactly.
 
-    Exits with code 1 and a list if anything differs.
+    Of a benchmark it computes the leaderboard again, looks every evaluation up again, and repeats one search of each
+    row. Exits with code 1 and a list if anything differs.
     """
 
     folder: str
-    """Run folder."""
+    """Folder of a run or of a benchmark."""
     sample: int = 20
-    """Recorded episodes to evaluate again, drawn at random, besides the best ones."""
+    """Recorded episodes of a run to evaluate again, drawn at random, besides the best ones."""
     all: bool = False
-    """Evaluate every recorded episode again."""
+    """Evaluate every recorded episode of a run again; repeat every search of a benchmark."""
     qat: bool = False
-    """Repeat the fine-tuning of the final table, too."""
+    """Repeat the fine-tuning of a run's final table, too."""
     seed: int = 0
-    """Draws the sample."""
+    """Draws the sample, and the search of each row."""
 
     def __post_init__(self) -> None:
         _require_at_least(0, self, "sample")

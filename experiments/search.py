@@ -1,5 +1,7 @@
 """The parts that every command builds from a run's options: the evaluator and the environment."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import cast
 
 import gymnasium
@@ -7,7 +9,9 @@ import gymnasium
 from agents import agent_class
 from experiments.options import TrainOptions
 from quantenv.env.environment import QuantizationEnv
+from quantenv.evaluate import make_evaluator, make_pool
 from quantenv.evaluate.base import Evaluator
+from quantenv.evaluate.store import EvaluationStore
 from quantenv.evaluate.table import EvaluationTable
 from quantenv.hardware import load_device
 from quantenv.tasks import Task
@@ -21,6 +25,31 @@ def check_names(options: TrainOptions) -> None:
     """
     agent_class(options.agent)
     load_device(options.device)
+
+
+@contextmanager
+def search_evaluator(
+    options: TrainOptions, task: Task | EvaluationTable, store: EvaluationStore | str
+) -> Iterator[Evaluator]:
+    """Gives a run's evaluator, and ends its workers, if it has any, however the run ends.
+
+    Args:
+        options: The run's options.
+        task: The task or table of that name.
+        store: Where evaluations are kept.
+
+    Yields:
+        The evaluator.
+
+    Raises:
+        QuantenvError: If a name is unknown or the workers cannot start.
+    """
+    if options.workers == 1:
+        yield make_evaluator(options.evaluator, task, store)
+        return
+    arguments = (options.evaluator, task, store, options.workers, options.threads, options.pool, options.ray_address)
+    with make_pool(*arguments) as pool:
+        yield pool
 
 
 def make_env(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from agents import Agent, make_agent
+from experiments.agent_options import resolved_options
 from experiments.command_line import flatten, parse_options
 from experiments.comparison import FineTune, best_uniform, compare, post_training, regret_note, verdicts
 from experiments.console import announcements, results
@@ -22,15 +23,14 @@ from experiments.recorder import EpisodeRecorder
 from experiments.replay import RecordedEvaluator
 from experiments.report import Report, limits, print_report, to_markdown
 from experiments.run_folder import RunFolder
-from experiments.search import check_names, make_env
+from experiments.search import check_names, make_env, search_evaluator
 from experiments.signals import GracefulStop, Interrupted
 from experiments.tensorboard import TensorBoard
 from experiments.top_k import TopK
 from quantenv.allocation import Allocation
 from quantenv.env.environment import QuantizationEnv
 from quantenv.errors import QuantenvError
-from quantenv.evaluate import make_evaluator
-from quantenv.evaluate.base import Evaluation
+from quantenv.evaluate.base import Evaluation, Evaluator
 from quantenv.evaluate.store import OFF, EvaluationStore, open_store
 from quantenv.evaluate.stored import through_store
 from quantenv.evaluate.table import EvaluationTable
@@ -40,6 +40,9 @@ from quantenv.files import write_text
 from quantenv.finetune import FinetuneConfig
 from quantenv.hardware import overhead_bytes
 from quantenv.tasks import Task
+
+#: Options that fix no number, so that a run may be resumed with others.
+OF_THE_MACHINE = ("store", "workers", "pool", "ray_address")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -57,10 +60,11 @@ def main(arguments: Sequence[str]) -> int:
     options = parse_options(TrainOptions, "train", arguments)
     with GracefulStop() as stop:
         if options.resume is None:
-            return train(options, None, stop)
+            return train(_with_agent_options(options), None, stop)
         folder = RunFolder.open(options.resume)
         _refuse_other_options(options)
-        options = dataclasses.replace(folder.options(), store=options.store or folder.options().store)
+        given = {name: getattr(options, name) for name in OF_THE_MACHINE}
+        options = dataclasses.replace(folder.options(), **{**given, "store": options.store or folder.options().store})
         if folder.report.exists():
             report = folder.read_json(folder.report, Report.from_dict)
             if report.complete:
@@ -87,8 +91,21 @@ def train(options: TrainOptions, earlier: RunFolder | None, stop: GracefulStop) 
     say.print(f"Preparing task {options.task!r} with {options.threads} thread{'s' * (options.threads > 1)}.")
     store = open_store(options.store) or OFF
     task = resolve_task(options.task)
+    with search_evaluator(options, task, store) as evaluator:
+        return _train(options, task, evaluator, store, earlier, stop)
+
+
+def _train(
+    options: TrainOptions,
+    task: Task | EvaluationTable,
+    searching: Evaluator,
+    store: EvaluationStore | str,
+    earlier: RunFolder | None,
+    stop: GracefulStop,
+) -> int:
+    say = announcements()
     recorded, sound = read_episodes(earlier.episodes) if earlier else ([], 0)
-    evaluator = RecordedEvaluator(make_evaluator(options.evaluator, task, store), recorded)
+    evaluator = RecordedEvaluator(searching, recorded)
     env, bare = make_env(options, task, evaluator)
     recorder = EpisodeRecorder(env, evaluator.reference.samples)
     agent = make_agent(options.agent, recorder, options.seed, options.agent_options)
@@ -215,10 +232,17 @@ def _save_best(folder: RunFolder, top: TopK, env: QuantizationEnv) -> None:
         top.best.allocation(env.layers, *env.origin).save(folder.best)
 
 
+def _with_agent_options(options: TrainOptions) -> TrainOptions:
+    """Fills in the agent's options for the task, so that the run's config.yaml holds them."""
+    filled = resolved_options(options.agent, options.task, options.agent_options)
+    return dataclasses.replace(options, agent_options=filled)
+
+
 def _refuse_other_options(given: TrainOptions) -> None:
     """Raises QuantenvError if options that a run fixes were given beside ``--resume``."""
     plain = flatten(parse_options(TrainOptions, "train", []))
-    other = [name for name, value in flatten(given).items() if name not in ("resume", "store") and value != plain[name]]
+    free = ("resume", *OF_THE_MACHINE)
+    other = [name for name, value in flatten(given).items() if name not in free and value != plain[name]]
     if other:
         raise QuantenvError(
             f"--resume continues a run with its own options, so --{other[0]} cannot be given with it: "

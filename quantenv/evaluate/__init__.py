@@ -1,5 +1,6 @@
 """How good an allocation is: evaluators by name."""
 
+import functools
 import importlib
 from typing import TYPE_CHECKING
 
@@ -9,18 +10,20 @@ from quantenv.evaluate.table import EvaluationTable
 from quantenv.evaluate.table_evaluator import TABULATED, TableEvaluator
 
 if TYPE_CHECKING:
+    from quantenv.evaluate.pool import PoolEvaluator
     from quantenv.evaluate.store import EvaluationStore
     from quantenv.tasks import Task
 
-__all__ = ["Evaluation", "Evaluator", "evaluator_names", "make_evaluator"]
+__all__ = ["Evaluation", "Evaluator", "evaluator_names", "make_evaluator", "make_pool"]
 
-#: Evaluators by name, as "module:class", so that naming one imports no torch.
+#: Evaluators by name, as "module:class", so that naming one imports no torch. Those that train need all of a task.
 _EVALUATORS = {
     "ptq": "quantenv.evaluate.ptq:PTQEvaluator",
     "ptq-float": "quantenv.evaluate.ptq:float_evaluator",
     "ptq-integer": "quantenv.evaluate.ptq:integer_evaluator",
     "finetune": "quantenv.finetune:FinetuneEvaluator",
 }
+_TRAINING = ("finetune",)
 
 
 def evaluator_names() -> tuple[str, ...]:
@@ -61,3 +64,48 @@ def make_evaluator(
     from quantenv.evaluate.stored import through_store  # SQLAlchemy: only where something is evaluated
 
     return through_store(evaluator, store, task.name)
+
+
+def make_pool(
+    name: str,
+    task: "Task | EvaluationTable",
+    store: "EvaluationStore | str | None" = None,
+    workers: int = 2,
+    threads: int | None = None,
+    pool: str = "processes",
+    address: str | None = None,
+) -> "PoolEvaluator":
+    """Makes an evaluator that computes with several workers, each with an evaluator of its own.
+
+    Its evaluations are those of `make_evaluator`, to the bit, and so is its identity. Close it, or use it as a context
+    manager.
+
+    Args:
+        name: As for `make_evaluator`.
+        task: The task; it is sent to the workers.
+        store: As for `make_evaluator`. Workers on other machines need one that they can reach, such as PostgreSQL.
+        workers: Processes or actors, at least 1.
+        threads: Threads of torch in each; by default the cores of this machine, divided among the workers.
+        pool: ``processes`` on this machine, or ``ray``: actors on a Ray cluster.
+        address: Ray cluster to join; by default that of ``$RAY_ADDRESS``, or a new one on this machine.
+
+    Returns:
+        The evaluator.
+
+    Raises:
+        QuantenvError: If a name is unknown, a number is out of range, the task is a table, the store cannot be opened,
+            or the workers cannot start.
+    """
+    from quantenv.evaluate.pool import PoolEvaluator, without_training
+    from quantenv.evaluate.store import EvaluationStore, open_store
+    from quantenv.evaluate.workers import check_pool, start_workers
+
+    check_pool(pool, address)
+    if name not in _EVALUATORS:
+        raise unknown_name("evaluator", name, _EVALUATORS)
+    if isinstance(task, EvaluationTable):
+        raise QuantenvError(f"Evaluations are looked up in table {task.name!r}, so workers have nothing to do: use 1.")
+    opened = store if isinstance(store, EvaluationStore) else open_store(store)
+    sent = task if name in _TRAINING else without_training(task)
+    make = functools.partial(make_evaluator, name, sent, opened or "off")
+    return PoolEvaluator(start_workers(make, workers, threads, pool, address), opened)

@@ -1,19 +1,19 @@
 """Evaluating every allocation of a task into a table: depth first, so that shared prefixes are computed once."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
 from quantenv.allocation import Allocation
 from quantenv.errors import QuantenvError
 from quantenv.evaluate.base import Evaluation
+from quantenv.evaluate.pool import without_training
 from quantenv.evaluate.ptq import PTQEvaluator
 from quantenv.evaluate.table import EvaluationTable
+from quantenv.evaluate.workers import start_workers
 from quantenv.groups import resolve_groups
 from quantenv.sensitivity import layer_sensitivity
 from quantenv.tasks import Task
@@ -37,6 +37,8 @@ def enumerate_task(
     workers: int = 1,
     provenance: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] = lambda done, rows: None,
+    pool: str = "processes",
+    address: str | None = None,
 ) -> EvaluationTable:
     """Evaluates every allocation of weight bits on the search and the test split.
 
@@ -47,15 +49,18 @@ def enumerate_task(
         tied: Groups of layers with equal bits; None ties nothing.
         activation_bits: Bits of all activations.
         backend: Backend of `PTQEvaluator`.
-        workers: Processes, one thread each; 1 evaluates here, with this process's threads.
+        workers: Workers, one thread each; 1 evaluates here, with this process's threads.
         provenance: What the table says of how it was made.
         progress: Called with the rows done and all rows.
+        pool: Kind of workers; see `quantenv.evaluate.make_pool`.
+        address: Ray cluster; see `quantenv.evaluate.make_pool`.
 
     Returns:
         The table.
 
     Raises:
-        QuantenvError: If the table would have more than 2**22 rows, or a part of it is out of range.
+        QuantenvError: If the table would have more than 2**22 rows, a part of it is out of range, or workers cannot
+            start, die again and again, or measure something else than this process would.
     """
     bits = tuple(sorted(bits))
     groups = resolve_groups(tied, task.layers)
@@ -76,7 +81,7 @@ def enumerate_task(
     }
     loss = {split: np.empty(rows, dtype=np.float32) for split in SPLITS}
     done = 0
-    for (*_, first, last, split), block in zip(jobs, _run(evaluator, jobs, workers), strict=True):
+    for (*_, first, last, split), block in zip(jobs, _run(evaluator, jobs, workers, pool, address), strict=True):
         correct[split][first:last] = [evaluation.correct for evaluation in block]
         loss[split][first:last] = [evaluation.loss for evaluation in block]
         done += (last - first) * (split == SPLITS[-1])
@@ -107,13 +112,21 @@ def _small_weights(task: Task) -> dict[str, np.ndarray]:
     return state if sum(array.nbytes for array in state.values()) <= MOST_WEIGHT_BYTES else {}
 
 
-def _run(evaluator: PTQEvaluator, jobs: Sequence[tuple[Any, ...]], workers: int) -> Any:
+def _run(
+    evaluator: PTQEvaluator, jobs: Sequence[tuple[Any, ...]], workers: int, pool: str, address: str | None
+) -> Iterator[list[Evaluation]]:
     """Yields the evaluations of each job, in order."""
     if workers == 1:
         yield from (_evaluate_rows(evaluator, *job) for job in jobs)
         return
-    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (evaluator.task, evaluator.backend)) as pool:
-        yield from pool.map(_work, jobs)
+    make = partial(PTQEvaluator, without_training(evaluator.task), evaluator.backend)
+    with start_workers(make, workers, 1, pool, address) as running:
+        if running.facts.identity != evaluator.identity:
+            raise QuantenvError(
+                "The workers would measure something else than this process: they need the same versions of quantenv "
+                "and torch, and a CPU with the same vector instructions."
+            )
+        yield from running.map(_evaluate_rows, jobs)
 
 
 def _evaluate_rows(
@@ -134,16 +147,3 @@ def _evaluate_rows(
                 weights[layer] = head
         allocations.append(Allocation.make(evaluator.layers, weights, activation_bits))
     return evaluator.evaluate(allocations, split)
-
-
-_worker_evaluator: PTQEvaluator  # of a worker process, set by `_start_worker`
-
-
-def _start_worker(task: Task, backend: str) -> None:
-    global _worker_evaluator
-    torch.set_num_threads(1)
-    _worker_evaluator = PTQEvaluator(task, backend)
-
-
-def _work(job: tuple[Any, ...]) -> list[Evaluation]:
-    return _evaluate_rows(_worker_evaluator, *job)

@@ -1,0 +1,90 @@
+import logging
+import signal
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+import ray
+
+from quantenv.errors import QuantenvError
+from quantenv.evaluate import make_evaluator, make_pool
+from quantenv.evaluate.pool import PoolEvaluator
+from quantenv.evaluate.ray_pool import RayWorkers
+from quantenv.evaluate.store import EvaluationStore
+from quantenv.tasks import get_task
+from tests.evaluate.fragile import batch, deaths, evaluations, refuses, stored_fragile
+from tests.synthetic import AdditiveEvaluator
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A local cluster of two CPUs, begun by workers themselves; all tests share it."""
+    before = signal.getsignal(signal.SIGTERM)
+    with RayWorkers(AdditiveEvaluator, 1, threads=2) as workers:
+        assert signal.getsignal(signal.SIGTERM) is before
+        assert ray.cluster_resources()["CPU"] == 2
+        assert ray.nodes()[0]["NodeManagerAddress"] == "127.0.0.1"  # nobody else may run code here
+        workers._workers[0].stop()  # its CPUs are for the tests
+        yield
+    assert not ray.is_initialized()
+
+
+def test_an_actor_killed_in_mid_run_changes_nothing(cluster, tmp_path, caplog):
+    task, location = get_task("digits"), str(tmp_path / "evaluations.sqlite")
+    serial = make_evaluator("ptq", task, "off")
+    wanted = batch(serial.layers, 60)
+    with make_pool("ptq", task, location, workers=2, threads=1, pool="ray") as pool:
+        assert (pool.identity, pool.layers, pool.reference) == (serial.identity, serial.layers, serial.reference)
+        assert pool.evaluate(wanted[:20], "test") == serial.evaluate(wanted[:20], "test")
+        killed = []
+
+        def kill_one(workers, function, jobs):
+            results = type(workers).map(workers, function, jobs)
+            yield next(results)
+            ray.kill(workers._workers[1]._actor)
+            killed.append(len(jobs))
+            yield from results
+
+        pool.workers.map = partial(kill_one, pool.workers)
+        with caplog.at_level(logging.WARNING, "quantenv"):
+            assert pool.evaluate(wanted) == serial.evaluate(wanted)
+    assert killed == [4]
+    assert "Worker 2 of 2 died" in caplog.text
+    assert "attempt 2 of 3" in caplog.text
+    assert EvaluationStore(location).count() == 80
+    assert ray.is_initialized()  # it was there before this pool
+
+
+def test_a_death_over_a_piece_loses_nothing_and_errors_keep_their_message(cluster, tmp_path):
+    wanted = batch(AdditiveEvaluator().layers, poisoned=[5])
+    location = str(tmp_path / "evaluations.sqlite")
+    make = partial(stored_fragile, folder=str(tmp_path), deaths=1, location=location)
+    with PoolEvaluator(RayWorkers(make, 2, 1), EvaluationStore(location)) as pool:
+        assert pool.evaluate(wanted) == AdditiveEvaluator().evaluate(wanted)
+        assert (deaths(tmp_path), evaluations(tmp_path)) == (1, 40)
+        with pytest.raises(QuantenvError, match=r"^the disk is full$") as caught:
+            list(pool.workers.map(refuses, [()]))
+        assert type(caught.value) is QuantenvError
+
+
+def test_a_cluster_that_is_not_there_is_an_error(monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(QuantenvError, match=r"Cannot use a Ray cluster at '127\.0\.0\.1:1': .*refused"):
+        RayWorkers(AdditiveEvaluator, 1, address="127.0.0.1:1")
+
+
+def test_without_ray_it_is_said_what_to_install():
+    program = """
+import sys
+sys.modules["ray"] = None
+from quantenv.evaluate.workers import start_workers
+from quantenv.errors import QuantenvError
+try:
+    start_workers(dict, 1, pool="ray")
+except QuantenvError as error:
+    assert "pip install 'quantenv[ray]'" in str(error)
+else:
+    raise AssertionError("started")
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
