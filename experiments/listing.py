@@ -70,7 +70,8 @@ def list_agents(arguments: Sequence[str]) -> int:
         _print(["agent", "description"], describe().items())
         return 0
     config = agent_class(options.agent).config_class
-    texts = {item.arg_name: item.description or "" for item in parse_from_object(config).params}
+    bases = reversed(config.__mro__[:-1])  # options are inherited, too; the last one is object
+    texts = {item.arg_name: item.description or "" for base in bases for item in parse_from_object(base).params}
     rows = [
         (field.name, repr(field.default), " ".join(texts.get(field.name, "").split()))
         for field in dataclasses.fields(config)

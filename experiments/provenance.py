@@ -19,6 +19,9 @@ PACKAGES = (
     "stable-baselines3",
     "sb3-contrib",
     "scikit-learn",
+    "scipy",
+    "optuna",
+    "cmaes",
 )
 
 

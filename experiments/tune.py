@@ -1,0 +1,310 @@
+"""`quantenv tune`: looks for an agent's options with Optuna, on seeds that no benchmark uses.
+
+A trial is one choice of options, judged by searches with every budget and tuning seed. The first trial is the options
+in force. Trials are drawn and searched in batches of a fixed size: what is found depends neither on `--workers` nor on
+how often the tuning was interrupted.
+"""
+
+import dataclasses
+import importlib
+import importlib.resources
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from agents import agent_class
+from experiments.agent_options import read_sections, resolved_options
+from experiments.benchmarks.jobs import Record, Refusal
+from experiments.benchmarks.suite import FIRST_TUNING_SEED, Job
+from experiments.benchmarks.workers import run_all
+from experiments.command_line import parse_options
+from experiments.console import announcements
+from experiments.progress import ProgressView
+from experiments.signals import GracefulStop, Interrupted
+from quantenv.errors import QuantenvError, unknown_name
+from quantenv.files import write_text
+
+#: Trials that are drawn together.
+BATCH = 8
+#: Digits to which numbers are rounded before they are tried.
+DIGITS = 3
+
+Space = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """Looks for an agent's options on a task with Optuna's TPE, and writes the best found as YAML.
+
+    A trial's score is the mean, over budgets and tuning seeds, of the accuracy lost after all evaluations: regret on a
+    table task, else the error of the best feasible allocation. The same command continues a tuning that was
+    interrupted, or one with fewer trials.
+    """
+
+    agent: str = "reinforce"
+    """Whose options; `quantenv agents` lists them."""
+    task: str = "resnet20_table"
+    """Task, or path of a table."""
+    metric: str = "size"
+    """Budgeted metric: size, bops, latency or energy."""
+    budgets: list[float] = field(default_factory=lambda: [0.35, 0.45, 0.6])
+    """Ratios of the cost at 8 bits, in (0, 1]."""
+    seeds: int = 3
+    """Searches with each budget, seeded 1000, 1001, ...: a benchmark's seeds stay below."""
+    evaluations: int = 500
+    """Counted evaluations of each search."""
+    trials: int = 40
+    """Choices of options to try in all, the options in force among them."""
+    space: str | None = None
+    """YAML file of spaces by agent; by default the shipped one, experiments/configs/spaces.yaml."""
+    agent_options: dict[str, Any] = field(default_factory=dict)
+    """Options of the agent that are not varied, as {hidden: 128}."""
+    device: str = "generic"
+    """Whose costs count: a name from `quantenv devices`, or the path of a YAML file."""
+    decisions: str = "weights"
+    """What the agent decides: weights, weights+activations or joint."""
+    constraint: str = "mask"
+    """How the budget is held: mask, project, reject or lagrangian."""
+    seed: int = 0
+    """Of Optuna's draws."""
+    workers: int = 2
+    """Searches that run at the same time, each in a process of its own with one thread. Results do not depend on it."""
+    output: str | None = None
+    """Folder of the tuning; by default runs/tune/<task>/<agent>."""
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "evaluations", "trials", "workers"):
+            if getattr(self, name) < 1:
+                raise QuantenvError(f"--{name} is {getattr(self, name)}; expected a whole number of at least 1.")
+        if not self.budgets:
+            raise QuantenvError("--budgets is empty; expected at least one ratio in (0, 1].")
+
+    def jobs(self, agent_options: Mapping[str, Any]) -> list[Job]:
+        """Lists the searches that judge a choice of the agent's options."""
+        return [
+            Job(
+                task=self.task,
+                metric=self.metric,
+                budget=budget,
+                agent=self.agent,
+                seed=FIRST_TUNING_SEED + index,
+                evaluations=self.evaluations,
+                device=self.device,
+                decisions=self.decisions,
+                constraint=self.constraint,
+                agent_options=dict(agent_options),
+            )
+            for budget in self.budgets
+            for index in range(self.seeds)
+        ]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Tunes, or continues a tuning.
+
+    Args:
+        arguments: The command line after ``tune``.
+
+    Returns:
+        Exit code: 0, or 128 + the signal's number if interrupted.
+
+    Raises:
+        QuantenvError: For a mistake in the options, a folder of another tuning, or if Optuna is not installed.
+    """
+    options = parse_options(TuneOptions, "tune", arguments)
+    optuna = _optuna()
+    base = resolved_options(options.agent, options.task, options.agent_options)
+    space = find_space(options)
+    in_force = _in_force(options.agent, base, space)
+    folder = Path(options.output or f"runs/tune/{Path(options.task).stem}/{options.agent}")
+    folder.mkdir(parents=True, exist_ok=True)
+    study = optuna.create_study(
+        storage=f"sqlite:///{folder / 'tuning.sqlite'}",
+        study_name="quantenv",
+        direction="minimize",
+        load_if_exists=True,
+    )
+    _check_same(study, folder, options, base, space)
+    try:
+        with GracefulStop() as stop:
+            _run(optuna, study, options, base, space, in_force, stop)
+    except Interrupted as interruption:
+        announcements().print("Interrupted. The same command continues.")
+        return interruption.exit_code
+    text = _best_yaml(study, _finished(optuna, study), options)
+    write_text(folder / "best.yaml", text)
+    announcements().print(f"Written to {folder / 'best.yaml'}.", markup=False)
+    sys.stdout.write(text)
+    return 0
+
+
+def find_space(options: TuneOptions) -> Space:
+    """Returns what is varied: for each option of the agent ``{low, high, log}`` or ``{choices}``.
+
+    Raises:
+        QuantenvError: If there is no space for the agent, or it is malformed.
+    """
+    shipped = importlib.resources.files("experiments.configs") / "spaces.yaml"
+    spaces = read_sections(Path(options.space) if options.space else shipped)
+    if options.agent not in spaces:
+        if not options.space:
+            raise QuantenvError(
+                f"There is no shipped space for agent {options.agent!r}, only for {', '.join(sorted(spaces))}: "
+                "give one by --space."
+            )
+        raise unknown_name(f"space in {options.space}:", options.agent, spaces)
+    space = {name: span for name, span in spaces[options.agent].items() if name not in options.agent_options}
+    fields = {each.name for each in dataclasses.fields(agent_class(options.agent).config_class)}
+    for name, span in space.items():
+        if name not in fields:
+            raise unknown_name(f"option of agent {options.agent!r} in its space:", name, fields)
+        if not isinstance(span, dict) or not (set(span) == {"choices"} or {"low", "high"} <= set(span) <= set(SPAN)):
+            raise QuantenvError(
+                f"The space of option {name!r} is {span!r}; expected {{low: ..., high: ...}}, perhaps with log: true, "
+                "or {choices: [...]}."
+            )
+    if not space:
+        raise QuantenvError("There is nothing to tune: the space is empty, or --agent_options fixes all of it.")
+    return space
+
+
+#: What describes a number's range.
+SPAN = ("low", "high", "log")
+
+
+def _in_force(agent: str, base: Mapping[str, Any], space: Space) -> dict[str, Any]:
+    """Returns the options in force of those that are varied.
+
+    Raises:
+        QuantenvError: If the space leaves one out.
+    """
+    config = agent_class(agent).config_class()
+    values = {name: base.get(name, getattr(config, name)) for name in space}
+    for name, value in values.items():
+        span = space[name]
+        if value not in span["choices"] if "choices" in span else not span["low"] <= value <= span["high"]:
+            raise QuantenvError(
+                f"The space of option {name!r}, {span}, leaves out its value in force, {value}: widen it."
+            )
+    return values
+
+
+def _run(
+    optuna: Any,
+    study: Any,
+    options: TuneOptions,
+    base: Mapping[str, Any],
+    space: Space,
+    in_force: Mapping[str, Any],
+    stop: GracefulStop,
+) -> None:
+    """Runs the trials that are missing."""
+    distributions = {name: _distribution(optuna, span) for name, span in space.items()}
+    states = optuna.trial.TrialState
+    for left in study.get_trials(deepcopy=False, states=(states.RUNNING, states.WAITING)):  # of a killed process
+        if left.state == states.RUNNING:
+            study.tell(left.number, state=states.FAIL)
+    with ProgressView(announcements(), "trials", options.trials) as view:
+        while (done := len(_finished(optuna, study))) < options.trials:
+            # A sampler of its own for each batch, so that a batch is drawn alike whenever the tuning was interrupted.
+            study.sampler = optuna.samplers.TPESampler(seed=options.seed + done)
+            if not done and not study.get_trials(deepcopy=False, states=(states.WAITING,)):
+                study.enqueue_trial(dict(in_force))
+            trials = [study.ask(distributions) for _ in range(min(BATCH, options.trials - done))]
+            chosen = [{**base, **{name: _rounded(value) for name, value in trial.params.items()}} for trial in trials]
+            scores = _scores(options, chosen, stop)
+            for trial, agent_options, score in zip(trials, chosen, scores, strict=True):
+                trial.set_user_attr("agent_options", agent_options)
+                if isinstance(score, str):
+                    if not done and trial is trials[0]:
+                        raise QuantenvError(f"Agent {options.agent!r} cannot search with the options in force: {score}")
+                    study.tell(trial, state=states.PRUNED)
+                else:
+                    study.tell(trial, score)
+            view.show(len(_finished(optuna, study)), f"best so far {study.best_value:.3%}")
+
+
+def _scores(options: TuneOptions, chosen: Sequence[Mapping[str, Any]], stop: GracefulStop) -> list[float | str]:
+    """Judges choices of the agent's options, lower is better; or says why the agent refused one."""
+    jobs = {(trial, job.budget, job.seed): job for trial, each in enumerate(chosen) for job in options.jobs(each)}
+    owners = {id(job): trial for (trial, _, _), job in jobs.items()}  # two trials may choose the same
+    lost: list[list[float]] = [[] for _ in chosen]
+    refusals: dict[int, str] = {}
+    for job, outcome in run_all(list(jobs.values()), options.workers, "processes", stop):
+        trial = owners[id(job)]
+        if isinstance(outcome, Refusal):
+            refusals[trial] = outcome.sentence
+        else:
+            lost[trial].append(accuracy_lost(outcome))
+    # Sums in an order of their own would make scores depend on which search ended first.
+    return [refusals.get(trial, float(np.mean(np.sort(values or [1.0])))) for trial, values in enumerate(lost)]
+
+
+def accuracy_lost(record: Record) -> float:
+    """Returns the regret of a search's best evaluation, or its error where no regret is known, 0-1; 1 if infeasible."""
+    error = 1 - record.correct / record.samples
+    lost = error if np.isnan(record.regret).all() else record.regret
+    return float(np.where(record.feasible, lost, 1.0).min())
+
+
+def _distribution(optuna: Any, span: Mapping[str, Any]) -> Any:
+    if "choices" in span:
+        return optuna.distributions.CategoricalDistribution(span["choices"])
+    low, high, log = span["low"], span["high"], span.get("log", False)
+    whole = isinstance(low, int) and isinstance(high, int)
+    kind = optuna.distributions.IntDistribution if whole else optuna.distributions.FloatDistribution
+    return kind(low, high, log=log)
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+
+
+def _finished(optuna: Any, study: Any) -> list[Any]:
+    states = optuna.trial.TrialState
+    return study.get_trials(deepcopy=False, states=(states.COMPLETE, states.PRUNED))
+
+
+def _check_same(study: Any, folder: Path, options: TuneOptions, base: Mapping[str, Any], space: Space) -> None:
+    """Raises QuantenvError if a study's trials were judged or drawn otherwise than these would be."""
+    free = ("trials", "workers", "output", "space", "agent_options")
+    fixed = {name: value for name, value in dataclasses.asdict(options).items() if name not in free}
+    wanted = json.dumps({**fixed, "base": dict(base), "space": dict(space)}, sort_keys=True)
+    recorded = study.user_attrs.get("tuning")
+    if recorded is None:
+        study.set_user_attr("tuning", wanted)
+    elif recorded != wanted:
+        before, now = json.loads(recorded), json.loads(wanted)
+        name = next(name for name in now if before.get(name) != now[name])
+        raise QuantenvError(
+            f"{folder} holds a tuning with other options ({name} is {now[name]}, and was {before.get(name)}): choose "
+            "another --output, or repeat the options."
+        )
+
+
+def _best_yaml(study: Any, finished: Sequence[Any], options: TuneOptions) -> str:
+    best = study.best_trial
+    budgets = ", ".join(f"{budget:g}" for budget in options.budgets)
+    comment = (
+        f"# By `quantenv tune --agent {options.agent} --task {options.task}`: {len(finished)} trials, {options.metric} "
+        f"budgets {budgets}; seeds {FIRST_TUNING_SEED}-{FIRST_TUNING_SEED + options.seeds - 1}.\n"
+        f"# Mean accuracy lost after {options.evaluations} evaluations: {best.value:.3%}; before tuning "
+        f"{finished[0].value:.3%}.\n"
+    )
+    return comment + yaml.safe_dump({options.task: best.user_attrs["agent_options"]}, sort_keys=True)
+
+
+def _optuna() -> Any:
+    """Imports Optuna, which only tuning and a few agents need."""
+    try:
+        optuna = importlib.import_module("optuna")
+    except ImportError as error:
+        raise QuantenvError(f"Tuning needs Optuna ({error}): pip install 'quantenv[search]'") from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
