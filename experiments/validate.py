@@ -1,10 +1,12 @@
-"""`quantenv validate`: evaluates what a run recorded again and lists every difference."""
+"""`quantenv validate`: evaluates what a run or a benchmark recorded again and lists every difference."""
 
 import random
 from collections.abc import Iterator, Sequence
 
 import torch
 
+from experiments.benchmarks.folder import BenchmarkFolder
+from experiments.benchmarks.replay import benchmark_differences
 from experiments.command_line import parse_options
 from experiments.comparison import POST_TRAINING, QAT, costs_of, float_row, meets_budgets, post_training, quantized_row
 from experiments.console import announcements, results
@@ -32,7 +34,7 @@ from quantenv.tasks import Task
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Validates a run folder.
+    """Validates the folder of a run or of a benchmark.
 
     Args:
         arguments: The command line after ``validate``.
@@ -44,6 +46,8 @@ def main(arguments: Sequence[str]) -> int:
         QuantenvError: For a mistake in the options, a damaged file, or a run whose task is not the one here.
     """
     options = parse_options(ValidateOptions, "validate", arguments)
+    if BenchmarkFolder.is_at(options.folder):
+        return _validate_benchmark(options)
     folder = RunFolder.open(options.folder)
     run = folder.options()
     torch.set_num_threads(run.threads)
@@ -69,11 +73,28 @@ def main(arguments: Sequence[str]) -> int:
     except Interrupted as interruption:
         announcements().print("Interrupted.")
         return interruption.exit_code
+    return _conclude(
+        differences, f"{len(chosen)} of {len(episodes)} recorded evaluations, top {len(top.episodes)}, report"
+    )
+
+
+def _validate_benchmark(options: ValidateOptions) -> int:
+    try:
+        with GracefulStop() as stop:
+            folder = BenchmarkFolder.open(options.folder)
+            return _conclude(*benchmark_differences(folder, options.all, options.seed, stop))
+    except Interrupted as interruption:
+        announcements().print("Interrupted.")
+        return interruption.exit_code
+
+
+def _conclude(differences: Sequence[str], compared: str) -> int:
+    """Prints the differences and the verdict; returns the exit code."""
     say = results()
     for difference in differences:
         say.print(difference, markup=False, soft_wrap=True)
     verdict = f"{len(differences)} differences" if differences else "everything agrees"
-    say.print(f"{len(chosen)} of {len(episodes)} recorded evaluations, top {len(top.episodes)}, report: {verdict}.")
+    say.print(f"{compared}: {verdict}.", soft_wrap=True)
     return 1 if differences else 0
 
 

@@ -4,16 +4,28 @@ import sys
 
 import pytest
 
+from experiments.benchmarks.suite import BenchmarkOptions
 from experiments.cli import COMMANDS, main
+from experiments.enumerate import EnumerateOptions
 from experiments.listing import AgentsOptions, DevicesOptions, TasksOptions
+from experiments.optimum import OptimumOptions
 from experiments.options import FinetuneOptions, TrainOptions, ValidateOptions
+from experiments.sensitivity import SensitivityOptions
+from experiments.solve import SolveOptions
 from experiments.store import ExportOptions, InfoOptions, MergeOptions, PruneOptions
+from experiments.tune import TuneOptions
 
-POSITIONAL = ("folder", "file", "source")
+POSITIONAL = ("folder", "file", "source", "problem")
 OPTIONS = {
+    "benchmark": BenchmarkOptions,
     "train": TrainOptions,
     "finetune": FinetuneOptions,
     "validate": ValidateOptions,
+    "sensitivity": SensitivityOptions,
+    "solve": SolveOptions,
+    "tune": TuneOptions,
+    "enumerate": EnumerateOptions,
+    "optimum": OptimumOptions,
     "store info": InfoOptions,
     "store export": ExportOptions,
     "store merge": MergeOptions,

@@ -1,0 +1,267 @@
+"""A benchmark's folder: a part for each finished search while it runs, and the Parquet file of all of them.
+
+| file | content |
+|---|---|
+| `suite.yaml` | the options; run them again with `quantenv benchmark --config` |
+| `environment.json` | versions, git revision, CPU |
+| `parts/*.parquet` | one finished search each, with its own description; what a benchmark continues from |
+| `evaluations.parquet` | every evaluation of every search |
+| `jobs.json` | for each search: options of the agent, wall time, hash of all it depends on |
+| `leaderboard.json`, `leaderboard.md`, `curves.json` | what follows from them |
+"""
+
+import importlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from experiments.benchmarks.jobs import Record
+from experiments.benchmarks.suite import BenchmarkOptions, Job
+from experiments.command_line import parse_options, to_yaml
+from quantenv.errors import QuantenvError
+from quantenv.files import content_hash, write_atomically, write_text
+
+#: Columns of `evaluations.parquet` and the parts, with their Arrow types. Accuracies and regrets are shares, 0-1.
+COLUMNS = {
+    "task": "string",
+    "metric": "string",
+    "budget": "float64",  # ratio of the 8-bit cost
+    "agent": "string",
+    "seed": "int32",
+    "evaluation": "int32",  # from 1
+    "bits": "string",  # weight bits of the layers, a digit each, "/", activation bits
+    "correct": "int32",
+    "samples": "int32",
+    "loss": "float64",  # mean cross-entropy, nats
+    "cost": "float64",  # SI units of the metric
+    "feasible": "bool_",
+    "reward": "float64",
+    "regret": "float64",  # best feasible accuracy less this one; inf if infeasible, nan where it is not known
+    "sampling_error": "float64",  # binomial standard error of the best feasible accuracy; nan where it is not known
+}
+_DESCRIPTION = b"quantenv"
+
+
+@dataclass(frozen=True)
+class BenchmarkFolder:
+    """Paths and files of one benchmark; every file is written atomically."""
+
+    path: Path
+
+    @property
+    def suite(self) -> Path:
+        """The options."""
+        return self.path / "suite.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """What the numbers depend on besides."""
+        return self.path / "environment.json"
+
+    @property
+    def parts(self) -> Path:
+        """Folder of the finished searches."""
+        return self.path / "parts"
+
+    @property
+    def evaluations(self) -> Path:
+        """Every evaluation."""
+        return self.path / "evaluations.parquet"
+
+    @property
+    def jobs(self) -> Path:
+        """A description of every search."""
+        return self.path / "jobs.json"
+
+    @property
+    def leaderboard(self) -> Path:
+        """The leaderboard; `leaderboard.md` beside it is the same for reading."""
+        return self.path / "leaderboard.json"
+
+    @property
+    def curves(self) -> Path:
+        """The anytime curves."""
+        return self.path / "curves.json"
+
+    @classmethod
+    def open(cls, path: str | Path) -> "BenchmarkFolder":
+        """Opens a finished benchmark.
+
+        Raises:
+            QuantenvError: If there is none.
+        """
+        folder = cls(Path(path))
+        for file in (folder.suite, folder.evaluations, folder.jobs, folder.leaderboard):
+            if not file.is_file():
+                raise QuantenvError(
+                    f"{path} holds no finished benchmark: {file.name} is missing. Run `quantenv benchmark --output "
+                    f"{path}` to the end."
+                )
+        return folder
+
+    @staticmethod
+    def is_at(path: str | Path) -> bool:
+        """Whether a benchmark, finished or not, is in a folder."""
+        return (Path(path) / "suite.yaml").is_file()
+
+    def options(self) -> BenchmarkOptions:
+        """Reads the options.
+
+        Raises:
+            QuantenvError: If the file is damaged.
+        """
+        try:
+            sound = isinstance(yaml.safe_load(self.suite.read_text()), dict)
+        except (OSError, ValueError, yaml.YAMLError):
+            sound = False
+        if not sound:
+            raise QuantenvError(f"{self.suite} cannot be read as YAML: restore it.")
+        return parse_options(BenchmarkOptions, "benchmark", ["--config", str(self.suite)])
+
+    def write_options(self, options: BenchmarkOptions) -> None:
+        """Writes the options."""
+        header = "# Options of this benchmark; run it again with `quantenv benchmark --config <this file>`.\n"
+        write_text(self.suite, header + to_yaml(options))
+
+    def write_json(self, path: Path, content: Any) -> None:
+        """Writes a JSON file; what it holds must be finite or None."""
+        write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+    def read_json(self, path: Path) -> Any:
+        """Reads a JSON file.
+
+        Raises:
+            QuantenvError: If it is missing or damaged.
+        """
+        try:
+            return json.loads(path.read_text())
+        except OSError as error:
+            raise QuantenvError(f"Cannot read {path}: {error.strerror}.") from error
+        except ValueError as error:
+            raise QuantenvError(f"{path} is damaged or truncated: restore it.") from error
+
+    # Parts ------------------------------------------------------------------------------------------------
+
+    def part(self, job: Job) -> Path:
+        """Returns where a search's part lies."""
+        # A task may be a path; the hash keeps two of the same stem apart.
+        stem = f"{Path(job.task).stem}-{content_hash([job.task])[:4]}"
+        return self.parts / f"{stem}-{job.metric}-{job.budget:g}-{job.agent}-{job.seed}.parquet"
+
+    def write_part(self, job: Job, key: str, record: Record) -> None:
+        """Writes a finished search.
+
+        Args:
+            job: The search.
+            key: Hash of what it depends on.
+            record: What it evaluated.
+        """
+        arrow, parquet = _pyarrow()
+        table = arrow.table(_columns(job, record), schema=_schema())
+        description = {
+            **asdict(job),
+            "key": key,
+            "config": dict(record.config),
+            "evaluator_identity": record.evaluator_identity,
+            "equivalent_evaluations": record.equivalent_evaluations,
+            "environment_seconds": record.environment_seconds,
+            "agent_seconds": record.agent_seconds,
+        }
+        table = table.replace_schema_metadata({_DESCRIPTION: json.dumps(description)})
+        write_atomically(self.part(job), lambda file: parquet.write_table(table, file, compression="zstd"))
+
+    def key_of(self, job: Job) -> str | None:
+        """Returns the hash that a search's part was made under; None if there is no sound part."""
+        path = self.part(job)
+        if not path.is_file():
+            return None
+        arrow, parquet = _pyarrow()
+        try:
+            return json.loads(parquet.read_schema(path).metadata[_DESCRIPTION])["key"]
+        except (arrow.ArrowException, KeyError, TypeError, ValueError):
+            return None  # damaged: it is made again
+
+    def merge(self, jobs: Sequence[Job]) -> None:
+        """Writes `evaluations.parquet` and `jobs.json` from the parts, in the order of the jobs."""
+        arrow, parquet = _pyarrow()
+        descriptions = []
+
+        def write(file: Any) -> None:
+            with parquet.ParquetWriter(file, _schema(), compression="zstd") as writer:
+                for job in jobs:
+                    table = parquet.read_table(self.part(job))
+                    descriptions.append(json.loads(table.schema.metadata[_DESCRIPTION]))
+                    waiting.append(table.replace_schema_metadata(None))
+                    if sum(part.num_rows for part in waiting) >= ROW_GROUP:
+                        writer.write_table(arrow.concat_tables(waiting))
+                        waiting.clear()
+                if waiting:
+                    writer.write_table(arrow.concat_tables(waiting))
+
+        waiting: list[Any] = []
+        write_atomically(self.evaluations, write)
+        self.write_json(self.jobs, descriptions)
+
+    def read_evaluations(self, columns: Iterable[str] = tuple(COLUMNS)) -> Any:
+        """Reads columns of `evaluations.parquet` as an Arrow table.
+
+        Raises:
+            QuantenvError: If the file is damaged.
+        """
+        arrow, parquet = _pyarrow()
+        try:
+            return parquet.read_table(self.evaluations, columns=list(columns))
+        except (arrow.ArrowException, OSError) as error:
+            raise QuantenvError(f"{self.evaluations} is damaged or truncated: run the benchmark again.") from error
+
+
+#: Rows after which the Parquet file begins a new group.
+ROW_GROUP = 200_000
+
+
+def require_pyarrow() -> None:
+    """Raises QuantenvError if pyarrow, which writes Parquet, is not installed."""
+    _pyarrow()
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    """Imports pyarrow, which only benchmarks need."""
+    try:
+        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise QuantenvError(
+            f"A benchmark's evaluations are kept as Parquet, which needs pyarrow ({error}): "
+            "pip install 'quantenv[benchmark]'"
+        ) from error
+
+
+def _schema() -> Any:
+    arrow, _ = _pyarrow()
+    return arrow.schema([(name, getattr(arrow, kind)()) for name, kind in COLUMNS.items()])
+
+
+def _columns(job: Job, record: Record) -> Mapping[str, Any]:
+    count = len(record.bits)
+    same: Callable[[Any], list[Any]] = lambda value: [value] * count  # noqa: E731
+    return {
+        "task": same(job.task),
+        "metric": same(job.metric),
+        "budget": same(job.budget),
+        "agent": same(job.agent),
+        "seed": same(job.seed),
+        "evaluation": np.arange(1, count + 1, dtype=np.int32),
+        "bits": list(record.bits),
+        "correct": record.correct,
+        "samples": same(record.samples),
+        "loss": record.loss,
+        "cost": record.cost,
+        "feasible": record.feasible,
+        "reward": record.reward,
+        "regret": record.regret,
+        "sampling_error": same(record.sampling_error),
+    }

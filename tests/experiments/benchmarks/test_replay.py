@@ -1,0 +1,110 @@
+"""`quantenv validate` on a benchmark finds what was changed."""
+
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from experiments.cli import main
+
+
+def change(folder, row, **values):
+    """Changes a row of the Parquet file."""
+    path = folder / "evaluations.parquet"
+    rows = pyarrow.parquet.read_table(path)
+    content = rows.to_pylist()
+    content[row] |= values
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(content, schema=rows.schema), path)
+
+
+def validate(folder, *arguments):
+    return main(["validate", str(folder), *arguments])
+
+
+def test_a_sound_benchmark_agrees_to_the_bit(benchmark, in_process, capsys):
+    assert validate(benchmark) == 0
+    assert "4 rows, 144 evaluations, 4 searches repeated: everything agrees" in capsys.readouterr().out
+    assert validate(benchmark, "--all") == 0
+    assert "12 searches repeated" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "expected"),
+    [
+        ("correct", 199, "evaluation 8: correct was recorded as 199"),
+        ("loss", 0.125, "evaluation 8: loss was recorded as 0.125"),
+        ("cost", 1.0, "evaluation 8: cost was recorded as 1.0"),
+        ("feasible", False, "evaluation 8: feasible was recorded as False and is True"),
+        ("reward", 3.0, "from evaluation 8 of 12 on: reward was recorded as 3.0"),
+        ("regret", 3.0, "from evaluation 8 of 12 on: regret was recorded as 3.0"),
+    ],
+)
+def test_a_tampered_evaluation_is_found(benchmark_copy, in_process, capsys, column, value, expected):
+    change(benchmark_copy, 19, **{column: value})
+    assert validate(benchmark_copy, "--all") == 1
+    assert expected in capsys.readouterr().out
+
+
+def test_an_invented_evaluation_of_a_real_allocation_is_found(benchmark_copy, in_process, capsys):
+    """All of the row is as the table says; only the search never went there."""
+    rows = pyarrow.parquet.read_table(benchmark_copy / "evaluations.parquet").to_pylist()
+    names = ("bits", "correct", "loss", "cost", "regret", "reward")
+    other = next(row for row in rows if row["bits"] != rows[19]["bits"] and row["budget"] == rows[19]["budget"])
+    change(benchmark_copy, 19, **{name: other[name] for name in names})
+    assert validate(benchmark_copy, "--all") == 1
+    out = capsys.readouterr().out
+    assert "repeats differently from evaluation 8 of 12 on: bits was recorded as" in out
+    assert "evaluation 8: correct" not in out
+
+
+def test_a_tampered_leaderboard_is_found(benchmark_copy, in_process, capsys):
+    path = benchmark_copy / "leaderboard.json"
+    content = json.loads(path.read_text())
+    content["rows"][1]["regret"]["12"]["value"] = 0.0625
+    content["overall"][0]["reached"]["optimum"] = 77
+    path.write_text(json.dumps(content))
+    assert validate(benchmark_copy) == 1
+    out = capsys.readouterr().out
+    assert "leaderboard.json, rows, " in out
+    assert "0.0625" in out
+    assert "leaderboard.json, overall, " in out
+    assert "2 differences" in out
+
+
+def test_a_tampered_text_or_curve_is_found(benchmark_copy, in_process, capsys):
+    text = benchmark_copy / "leaderboard.md"
+    text.write_text(text.read_text().replace("| 1 | ", "| 1 | best ", 1))
+    curves = benchmark_copy / "curves.json"
+    content = json.loads(curves.read_text())
+    content["curves"][0]["regret"]["value"][-1] = 0.03125
+    curves.write_text(json.dumps(content))
+    assert validate(benchmark_copy) == 1
+    out = capsys.readouterr().out
+    assert "leaderboard.md: not the leaderboard of leaderboard.json" in out
+    assert "curves.json: the curves do not follow" in out
+
+
+def test_changed_options_are_found(benchmark_copy, in_process, capsys):
+    path = benchmark_copy / "jobs.json"
+    jobs = json.loads(path.read_text())
+    for job in jobs:
+        job["config"] = {"made": "up"}
+        job["evaluator_identity"] = "0" * 16
+    path.write_text(json.dumps(jobs))
+    assert validate(benchmark_copy) == 1
+    out = capsys.readouterr().out
+    assert "options were recorded as {'made': 'up'}" in out
+    assert "what evaluates is not what was recorded" in out
+
+
+@pytest.mark.parametrize("name", ["suite.yaml", "jobs.json", "evaluations.parquet", "leaderboard.json"])
+def test_a_damaged_file_is_refused(benchmark_copy, refused, name):
+    path = benchmark_copy / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3].rstrip() + b"\n\0\n")
+    assert name in refused("validate", str(benchmark_copy))
+
+
+def test_an_unfinished_benchmark_is_refused(benchmark_copy, refused):
+    (benchmark_copy / "leaderboard.json").unlink()
+    assert "no finished benchmark: leaderboard.json is missing" in refused("validate", str(benchmark_copy))
