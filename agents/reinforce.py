@@ -47,11 +47,11 @@ class ReinforceConfig:
     """Units of each LSTM layer."""
     layers: int = 2
     """LSTM layers."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     """Adam's step size."""
-    episodes_per_update: int = 8
+    episodes_per_update: int = 16
     """Episodes whose gradients are averaged in one update."""
-    updates_per_batch: int = 8
+    updates_per_batch: int = 4
     """Gradient steps on a batch; 1 is plain REINFORCE, too slow for a few hundred evaluations."""
     clip_range: float = 0.2
     """How far a probability ratio may move in the further steps on a batch before it is clipped."""
