@@ -25,9 +25,9 @@ class PPOConfig:
     """Units of both hidden layers of the policy and of the value network."""
     learning_rate: float = 1e-3
     """Adam's step size."""
-    episodes_per_update: int = 8
+    episodes_per_update: int = 16
     """Episodes in a rollout."""
-    episodes_per_minibatch: int = 4
+    episodes_per_minibatch: int = 16
     """Episodes' worth of decisions in a gradient step; divides `episodes_per_update`."""
     epochs: int = 10
     """Passes over a rollout."""
