@@ -10,10 +10,10 @@ TRAIN_OPTIONS := $(if $(TASK),--task '$(TASK)') $(if $(AGENT),--agent '$(AGENT)'
 	$(if $(BUDGET),--budget '$(BUDGET)') $(if $(EVALUATIONS),--evaluations '$(EVALUATIONS)') $(if $(SEED),--seed '$(SEED)')
 
 .DEFAULT_GOAL := help
-.PHONY: help install train-agent finetune validate tensorboard bench bench-agents bench-regret test lint check clean
+.PHONY: help install train-agent finetune validate tensorboard bench bench-agents benchmark bench-regret report bench-sensitivity test lint check clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo "  Variables: AGENT TASK METRIC BUDGET EVALUATIONS SEED (train-agent), RUN=<folder>, ARGS=\"--option value\""
 
 $(BIN)/python:
@@ -30,6 +30,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) -c constraints.txt -e '.[dev]'
 	@touch $@
 
+$(VENV)/.installed-benchmark: $(VENV)/.installed
+	$(PIP) -c constraints.txt -e '.[benchmark]'
+	@touch $@
+
 install: $(VENV)/.installed ## make .venv and install quantenv into it
 
 train-agent: $(VENV)/.installed ## search, fine-tune and compare: AGENT= TASK= METRIC= BUDGET= EVALUATIONS= SEED=
@@ -44,16 +48,24 @@ validate: $(VENV)/.installed ## evaluate what a run recorded again and compare: 
 tensorboard: $(VENV)/.installed ## look at the runs' curves in a browser
 	$(BIN)/tensorboard --logdir $(or $(RUN),runs) --host localhost $(ARGS)
 
-bench: $(VENV)/.installed ## cost of an evaluation, table environments' speed, the store under kills (minutes)
-	$(BIN)/python -m experiments.bench_evaluator
-	$(BIN)/python -m experiments.bench_table_env
-	$(BIN)/python -m experiments.bench_store
+bench: $(VENV)/.installed ## evaluation, enumeration, table environments, the store, workers: all claims (20 minutes)
+	$(BIN)/python -m experiments.bench $(ARGS)
+	$(BIN)/python -m experiments.bench_ilp
 
 bench-agents: $(VENV)/.installed ## what each agent finds against the best uniform allocation (minutes)
 	$(BIN)/python -m experiments.agents_vs_uniform $(ARGS)
 
-bench-regret: $(VENV)/.installed ## exact regret of the agents on the table tasks (half an hour)
-	$(BIN)/python -m experiments.regret_curves $(ARGS)
+benchmark: $(VENV)/.installed-benchmark ## every agent on the table tasks, and the leaderboard (ten minutes)
+	$(BIN)/quantenv benchmark $(ARGS)
+
+bench-regret: $(VENV)/.installed-benchmark ## exact regret of the learners after up to 5,000 evaluations (half an hour)
+	$(BIN)/quantenv benchmark --config experiments/configs/regret.yaml $(ARGS)
+
+report: $(VENV)/.installed-benchmark ## draw runs and benchmarks as one HTML page: RUN=<folder>
+	$(BIN)/quantenv report $(or $(RUN),runs/benchmark/default) $(ARGS)
+
+bench-sensitivity: $(VENV)/.installed ## how well sums of sensitivities rank allocations (minutes)
+	$(BIN)/python -m experiments.bench_sensitivity $(ARGS)
 
 test: $(VENV)/.installed-dev ## run the tests
 	$(BIN)/python -m pytest $(ARGS)

@@ -34,8 +34,15 @@ COMMANDS = {
         "experiments.finetune:main", "quantization-aware fine-tuning of a run's or any file's allocation"
     ),
     "validate": Command("experiments.validate:main", "evaluate a run's recorded allocations again and compare"),
+    "benchmark": Command(
+        "experiments.benchmarks.command:main", "agents x tasks x budgets x seeds: every evaluation, and a leaderboard"
+    ),
+    "report": Command("experiments.reports.command:main", "runs and benchmarks as one HTML page and pictures"),
+    "tune": Command("experiments.tune:main", "look for an agent's options, on seeds that no benchmark uses"),
     "enumerate": Command("experiments.enumerate:main", "evaluate every allocation of a task into a table"),
     "optimum": Command("experiments.optimum:main", "the best allocation of a table task within a budget, exactly"),
+    "sensitivity": Command("experiments.sensitivity:main", "how much each layer alone harms at each bit-width"),
+    "solve": Command("experiments.solve:main", "the exact optimum of a problem file or of a task's sensitivities"),
     "store": Command("experiments.store:main", "look at, export, merge or prune the store of evaluations"),
     "tasks": Command("experiments.listing:list_tasks", "list the tasks"),
     "agents": Command("experiments.listing:list_agents", "list the agents and their options"),

@@ -1,0 +1,97 @@
+"""`quantenv report`: runs and benchmarks as one HTML page and PNGs."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.command_line import parse_options
+from experiments.console import announcements, results
+from experiments.progress import ProgressView
+from experiments.reports.groups import group
+from experiments.reports.interactive import require_plotly
+from experiments.reports.known import learn
+from experiments.reports.page import page
+from experiments.reports.pictures import save_picture
+from experiments.reports.sections import make_sections
+from experiments.reports.sources import read_folders
+from quantenv.errors import QuantenvError
+from quantenv.files import write_text
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Draws runs and benchmarks: Pareto fronts, anytime curves, bits by layer, patterns, leaderboards, and a verdict.
+
+    Writes one HTML page that needs no network, and every figure as a PNG beside it.
+    """
+
+    folders: list[str]
+    """Folders of runs and of benchmarks, any number of either."""
+    output: str = "report.html"
+    """The page; its pictures are called as it is, with their names behind."""
+    measure: bool = True
+    """Whether networks may be evaluated for what folders do not hold: uniform allocations, answers of the proxy,
+    sensitivities. Seconds for small networks, minutes for others, and never twice: results are kept. Tables need
+    none."""
+
+    def __post_init__(self) -> None:
+        if Path(self.output).suffix.lower() not in (".html", ".htm"):
+            raise QuantenvError(f"--output is {self.output}; expected the path of a page, such as report.html.")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Writes a report.
+
+    Args:
+        arguments: The command line after ``report``.
+
+    Returns:
+        Exit code 0.
+
+    Raises:
+        QuantenvError: For a mistake in the options, a folder that is neither a run's nor a benchmark's, a damaged
+            file, or a page that cannot be written.
+    """
+    options = parse_options(ReportOptions, "report", _with_folders(arguments))
+    require_plotly()
+    sources = read_folders(options.folders)
+    groups = group(sources)
+    settings = dict.fromkeys(case.setting for case in groups)
+    say = announcements()
+    known = {}
+    for setting in settings:
+        say.print(f"Looking at {setting.title} ...", markup=False)
+        known[setting] = learn(setting, [case for case in groups if case.setting == setting], options.measure)
+    sections, short = make_sections(sources, groups, known)
+    output = Path(options.output)
+    figures = [figure for section in sections for figure in section.figures]
+    folders = ", ".join(options.folders) if len(options.folders) <= 4 else f"{len(options.folders)} folders"
+    about = f"{len(sources.searches):,} searches from {folders}."
+    try:
+        write_text(output, page("Quantization report", about, sections))
+        with ProgressView(say, "pictures", len(figures)) as view:
+            for done, figure in enumerate(figures, start=1):
+                save_picture(figure, output.with_name(f"{output.stem}-{figure.key}.png"))
+                view.show(done, figure.key)
+    except OSError as error:
+        raise QuantenvError(f"Cannot write {output}: {error.strerror}. Give another --output.") from error
+    for sentence in short:
+        results().print(sentence, markup=False)
+    results().print(f"{output}, and {len(figures)} pictures beside it.", markup=False, soft_wrap=True)
+    return 0
+
+
+def _with_folders(arguments: Sequence[str]) -> list[str]:
+    """Makes one list of all folders on the command line, which is what the parser expects."""
+    folders, others = [], []
+    rest = iter(arguments)
+    for argument in rest:
+        if not argument.startswith("-"):
+            folders.append(argument)
+        elif argument in ("--output", "--config"):
+            others.append(argument)
+            others += [value for value in [next(rest, None)] if value is not None]
+        else:
+            others.append(argument)
+    return [json.dumps(folders), *others] if folders else others
