@@ -26,6 +26,7 @@ from agents.baselines.choices import Choices
 from agents.baselines.ilp import solve
 from agents.baselines.ilp_agents import proxy_knapsack
 from agents.baselines.problem import Problem
+from agents.baselines.proxy import measuring_cost
 from agents.ppo import PPOAgent, PPOConfig
 from agents.reinforce import ReinforceAgent, ReinforceConfig
 from quantenv.env.environment import QuantizationEnv
@@ -221,7 +222,5 @@ class WarmStart:
         """Solves the proxy: one action for each decision, int64 (T,)."""
         choices = Choices(Problem(self._env))
         answer = solve(proxy_knapsack(choices, self._env, self._config.sensitivity))
-        inner: QuantizationEnv = self._env.unwrapped  # type: ignore[assignment]
-        if inner.subject.measurable:
-            self.cost = inner.subject.measure(self._config.sensitivity or None).evaluations
+        self.cost = measuring_cost(self._env, self._config.sensitivity or None)
         return choices.actions(answer.options[None])[0]

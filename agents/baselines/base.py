@@ -17,6 +17,7 @@ from gymnasium.vector import VectorEnv
 
 from agents.base import Log, vectorize
 from agents.baselines.problem import Problem
+from agents.baselines.proxy import measuring_cost
 from quantenv.errors import QuantenvError
 from quantenv.files import write_text
 
@@ -157,6 +158,13 @@ class AskTellAgent(ABC):
                 if metrics := self.metrics():
                     log(metrics)
             evaluations -= len(results)
+
+    @property
+    def equivalent_evaluations(self) -> float:
+        """What measuring the sensitivities that the agent starts from takes, in evaluations' worth of work."""
+        if not hasattr(self.config, "sensitivity"):
+            return 0.0
+        return measuring_cost(self.env, self.config.sensitivity or None)
 
     def start_episode(self) -> None:
         """Returns to the first decision of what `act` replays."""

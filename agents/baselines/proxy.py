@@ -59,6 +59,17 @@ def decision_harms(env: gymnasium.Env, kind: str | None = None) -> np.ndarray:
     return harms
 
 
+def measuring_cost(env: gymnasium.Env, kind: str | None = None) -> float:
+    """Returns what measuring the sensitivities behind `decision_harms` takes, in evaluations' worth of work.
+
+    Args:
+        env: A QuantizationEnv, wrapped or not.
+        kind: A kind of sensitivity; None means the default for the task.
+    """
+    inner: QuantizationEnv = env.unwrapped  # type: ignore[assignment]
+    return inner.subject.measure(kind).evaluations if inner.subject.measurable else 0.0
+
+
 def _layer_harms(env: QuantizationEnv, kind: str | None) -> tuple[np.ndarray, np.ndarray]:
     """Returns the harms of weights and of activations at [layer, bits - 1], float64 (L, 8) each."""
     if env.subject.measurable:

@@ -3,6 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
+from agents import make_agent
 from agents.baselines.proxy import decision_harms
 from quantenv.env.environment import QuantizationEnv
 from quantenv.env.subject import Subject
@@ -88,3 +89,13 @@ def test_options_of_unknown_harm_are_refused(monkeypatch):
     with pytest.raises(QuantenvError, match="layer 'layer0' is not known for all weights options on offer by 'loss'"):
         decision_harms(env, "loss")
     assert np.isfinite(decision_harms(make_env(bits=(2, 4, 8)), "loss")).all()
+
+
+def test_agents_say_what_their_sensitivities_cost():
+    table = synthetic_table()
+    env = QuantizationEnv(table, budget=0.6)
+    cost = measure(table).evaluations
+    assert cost > 0
+    for name in ("ilp", "ilp-top", "greedy-up", "greedy-down", "annealing", "surrogate"):
+        assert make_agent(name, env).equivalent_evaluations == cost, name
+    assert make_agent("uniform", env).equivalent_evaluations == 0
