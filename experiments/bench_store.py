@@ -1,17 +1,14 @@
-"""Benchmark: what the store survives and what it costs, on SQLite and, on request, on PostgreSQL.
+"""Benchmark part: what the store survives and what it costs, on SQLite and, where it is installed, on PostgreSQL.
 
-`python -m experiments.bench_store --postgres` kills a process that evaluates through the store 100 times at random
-moments, lets two processes write at once, and times look-ups and writes.
+It kills a process that evaluates through the store at random moments, lets two processes write at once, and times
+look-ups and writes.
 """
 
-import json
 import os
 import random
 import secrets
 import signal
-import statistics
 import struct
-import sys
 import tempfile
 import time
 import zlib
@@ -22,45 +19,24 @@ from itertools import islice
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
-from experiments.command_line import parse_options
+from experiments.bench_options import BenchOptions
+from experiments.benchmark import Claim, show, spread
 from experiments.console import announcements
-from experiments.postgres_server import postgres_server
+from experiments.postgres_server import NotInstalledError, postgres_server
 from quantenv.allocation import Allocation
 from quantenv.errors import QuantenvError
 from quantenv.evaluate.base import Evaluation
 from quantenv.evaluate.store import Bits, EvaluationStore, Record
 from quantenv.evaluate.stored import StoredEvaluator
-from quantenv.files import write_text
 from quantenv.layers import LayerSpec
 
-NAME = "bench_store"
 LAYERS, SAMPLES = 8, 1000
 #: Seconds of the pretended evaluations: of the order of a write, so that kills hit both.
 EVALUATION_SECONDS = 0.0003
 #: Longest time that a process lives before it is killed; opening the store takes about a tenth of it.
 LONGEST_LIFE = 0.15
-REPEATS = 7
-
-
-@dataclass(frozen=True)
-class BenchStoreOptions:
-    """Measures what the store survives and what it costs."""
-
-    kills: int = 100
-    """How often a process is killed."""
-    evaluations: int = 4000
-    """Evaluations of each of two processes that write at once; they share half of them."""
-    rows: int = 65536
-    """Rows of the store in which look-ups and writes are timed."""
-    url: str | None = None
-    """Measure on this database, too; what is written is deleted again."""
-    postgres: bool = False
-    """Measure on a PostgreSQL server, too, started for it on loopback; needs Debian's package postgresql."""
-    seed: int = 0
-    """Draws allocations and moments."""
-    output: str = "experiments/results"
-    """Folder of the JSON file and the table."""
 
 
 @dataclass(frozen=True)
@@ -209,24 +185,25 @@ def store_each(store: EvaluationStore, records: Iterable[Record]) -> None:
         store.add(record)
 
 
-def time_accesses(location: str, rows: int, seed: int) -> dict[str, float]:
+def time_accesses(location: str, rows: int, rounds: int, seed: int) -> dict[str, dict[str, float]]:
     """Times accesses to a store of so many rows.
 
     Args:
         location: Where the store is.
         rows: Rows to fill it with.
+        rounds: Interleaved rounds.
         seed: Draws allocations.
 
     Returns:
-        Microseconds by access: the median of 7 interleaved rounds.
+        Microseconds for a row, by access, as spreads; `add many`, which fills it, happens once.
     """
     identity = f"times-{secrets.token_hex(8)}"
-    drawn = random_bits(rows + 200 * REPEATS, seed)
+    drawn = random_bits(rows + 200 * rounds, seed)
     known, new = drawn[:rows], drawn[rows:]
     store = EvaluationStore(location)
     started = time.perf_counter()
     store.add_all(Record(identity, "search", bits, value_of(bits), "bench", 1.0) for bits in known)
-    filled = time.perf_counter() - started
+    taken = {"add many": [(time.perf_counter() - started) / rows]}
     fresh = (Record(identity, "search", bits, value_of(bits), "bench") for bits in new)
     accesses: dict[str, tuple[int, Callable[[], object]]] = {
         "open": (1, lambda: EvaluationStore(location).close()),
@@ -235,75 +212,82 @@ def time_accesses(location: str, rows: int, seed: int) -> dict[str, float]:
         "find 256 missing": (1024, lambda: [store.find(identity, "test", known[:256]) for _ in range(4)]),
         "add one": (200, lambda: store_each(store, islice(fresh, 200))),
     }
-    taken: dict[str, list[float]] = {name: [] for name in accesses}
-    for _ in range(REPEATS):
+    for _ in range(rounds):
         for name, (count, access) in accesses.items():
             started = time.perf_counter()
             access()
-            taken[name].append((time.perf_counter() - started) / count * 1e6)
+            taken.setdefault(name, []).append((time.perf_counter() - started) / count)
     store.prune(identity)
     store.close()
-    return {"add many": filled / rows * 1e6, **{name: statistics.median(times) for name, times in taken.items()}}
+    return {name: spread([1e6 * value for value in values]) for name, values in taken.items()}
 
 
-def measure(location: str, options: BenchStoreOptions) -> dict[str, dict[str, float]]:
-    """Runs every part on one database.
+def measure(options: BenchOptions) -> dict[str, Any]:
+    """Runs everything on every database there is.
 
     Args:
-        location: Where the store is.
-        options: Sizes and seed.
+        options: `kills`, `evaluations`, `stored`, `rounds`, `url` and `seed` count.
 
     Returns:
-        The results by part, plain.
+        The results by database, and why others were not measured.
     """
+    measured: dict[str, Any] = {"databases": {}, "not_measured": {}}
+    for name, database in _databases(options.url).items():
+        announcements().print(f"Measuring {name}.")
+        try:
+            with database as location:
+                measured["databases"][name] = measure_database(location, options)
+        except NotInstalledError as error:
+            measured["not_measured"][name] = str(error)
+    return measured
+
+
+def measure_database(location: str, options: BenchOptions) -> dict[str, Any]:
+    """Runs everything on one database."""
     return {
         "kills": asdict(survive_kills(location, options.kills, options.seed)),
         "writers": asdict(survive_writers(location, options.evaluations, options.seed)),
-        "microseconds": time_accesses(location, options.rows, options.seed),
+        "microseconds": time_accesses(location, options.stored, options.rounds, options.seed),
     }
 
 
-def to_markdown(measured: dict[str, dict[str, dict[str, float]]]) -> str:
+def claims(measured: dict[str, Any]) -> list[Claim]:
+    """Says whether every database lost, duplicated and changed nothing."""
+    rows = []
+    for name, parts in measured["databases"].items():
+        kills, writers = parts["kills"], parts["writers"]
+        figure = (
+            f"lost {kills['in_flight_lost']} in flight and {kills['completed_lost']} completed ones; {kills['wrong']} "
+            f"wrong, {kills['evaluated_again']} evaluated again, of {kills['begun']:,}"
+        )
+        claim = f"{name}: {kills['kills']} kills at random moments lose at most the evaluation in flight"
+        rows.append(Claim(claim, "no other lost, none wrong", figure, _survived(kills)))
+        figure = f"{writers['stored']:,} of {writers['distinct']:,} stored, {writers['wrong']} wrong"
+        sound = writers["stored"] == writers["distinct"] and not any(writers[key] for key in ("wrong", "failed"))
+        rows.append(Claim(f"{name}: two writers at once lose and duplicate nothing", "all, once", figure, sound))
+        each = {key: parts["microseconds"][key] for key in ("find one", "add one")}
+        rows += [Claim(f"{name}: {key}, microseconds", "", show(figures, ",.1f")) for key, figures in each.items()]
+    rows += [Claim(name, "", f"not measured: {why}") for name, why in measured["not_measured"].items()]
+    return rows
+
+
+def to_markdown(measured: dict[str, Any]) -> str:
     """Returns a table of all figures: a row for each, a column for each database."""
-    first = next(iter(measured.values()))
-    lines = [f"| store | {' | '.join(measured)} |", "|---" * (1 + len(measured)) + "|"]
-    for part, figures in first.items():
+    databases = measured["databases"]
+    lines = [f"| store | {' | '.join(databases)} |", "|---" * (1 + len(databases)) + "|"]
+    for part, figures in next(iter(databases.values())).items():
         for name in figures:
-            cells = " | ".join(f"{databases[part][name]:,.4g}" for databases in measured.values())
+            values = [parts[part][name] for parts in databases.values()]
+            cells = " | ".join(show(value, ",.1f") if part == "microseconds" else f"{value:,}" for value in values)
             lines.append(f"| {part}: {name.replace('_', ' ')} | {cells} |")
+    lines += [f"\n{name} was not measured: {why}" for name, why in measured["not_measured"].items()]
     return "\n".join(lines) + "\n"
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Runs the benchmark and writes a JSON file and a Markdown table.
-
-    Args:
-        arguments: The command line.
-
-    Returns:
-        Exit code: 0, or 1 if the store lost, duplicated or changed anything.
-    """
-    options = parse_options(BenchStoreOptions, NAME, arguments)
-    measured: dict[str, dict[str, dict[str, float]]] = {}
-    for name, database in _databases(options).items():
-        with database as location:
-            announcements().print(f"Measuring {name}.")
-            measured[name] = measure(location, options)
-    folder = Path(options.output)
-    content = {"options": asdict(options) | {"url": None}, "results": measured}  # a URL may hold a password
-    write_text(folder / f"{NAME}.json", json.dumps(content, indent=1) + "\n")
-    table = to_markdown(measured)
-    write_text(folder / f"{NAME}.md", table)
-    sys.stdout.write(table)
-    return 0 if all(_is_sound(parts) for parts in measured.values()) else 1
-
-
-def _databases(options: BenchStoreOptions) -> dict[str, AbstractContextManager[str]]:
-    databases: dict[str, AbstractContextManager[str]] = {"SQLite": _temporary_sqlite()}
-    if options.postgres:
-        databases["PostgreSQL"] = postgres_server()
-    if options.url is not None:
-        databases[options.url.split(":")[0]] = nullcontext(options.url)
+def _databases(url: str | None) -> dict[str, AbstractContextManager[str]]:
+    databases: dict[str, AbstractContextManager[str]] = {"SQLite": _temporary_sqlite(), "PostgreSQL": postgres_server()}
+    if url is not None:
+        databases[url.split(":")[0]] = nullcontext(url)
     return databases
 
 
@@ -313,14 +297,12 @@ def _temporary_sqlite() -> Iterator[str]:
         yield str(Path(folder) / "evaluations.sqlite")
 
 
-def _is_sound(parts: dict[str, dict[str, float]]) -> bool:
-    kills, writers = parts["kills"], parts["writers"]
+def _survived(kills: dict[str, int]) -> bool:
     return (
         not any(kills[name] for name in ("completed_lost", "evaluated_again", "wrong"))
+        and kills["begun"] > 0
         and kills["in_flight_lost"] <= kills["kills"]
         and kills["stored"] == kills["begun"] - kills["in_flight_lost"]
-        and writers["stored"] == writers["distinct"]
-        and not any(writers[name] for name in ("wrong", "failed"))
     )
 
 
@@ -362,7 +344,3 @@ def _prune(location: str, identity: str) -> int:
     rows = store.prune(identity)
     store.close()
     return rows
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

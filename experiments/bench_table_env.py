@@ -1,40 +1,25 @@
-"""Benchmark: steps per second of a table environment, one alone and many vectorised, in one process.
+"""Benchmark part: steps per second of a table environment, one alone and many vectorised, in one process.
 
-Prints JSON: medians of interleaved rounds, with their range. Actions are random and drawn beforehand; a step is one
-decision of one environment, with resets and the evaluation at the end of each episode within.
+Actions are random and drawn beforehand; a step is one decision of one environment, with resets and the evaluation at
+the end of each episode within.
 """
 
-import json
-import statistics
-import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import gymnasium
 import numpy as np
 
-from experiments.command_line import parse_options
-from experiments.provenance import environment
+from experiments.bench_options import BenchOptions
+from experiments.benchmark import Claim, show, spread
 from quantenv.env.environment import QuantizationEnv
 from quantenv.env.vector import VectorTableEnv
 
-NAME = "bench_table_env"
-
-
-@dataclass(frozen=True)
-class BenchmarkOptions:
-    """Measures steps per second of a table environment."""
-
-    id: str = "quantenv/DigitsTable-v0"
-    """Environment id over a table."""
-    num_envs: int = 1024
-    """Copies in the vectorised environment."""
-    rounds: int = 7
-    """Rounds, of which the median counts."""
-    seconds: float = 0.5
-    """Least duration of each measurement."""
+ID = "quantenv/DigitsTable-v0"
+SINGLE, WRAPPED, VECTORISED = "single", "single, with the wrappers of gymnasium.make", "vectorised"
+#: Decisions per second.
+TARGETS = {SINGLE: 50_000, VECTORISED: 1_000_000}
 
 
 def measure_single(env: QuantizationEnv, actions: Sequence[int], seconds: float) -> float:
@@ -61,46 +46,52 @@ def measure_vector(envs: VectorTableEnv, actions: np.ndarray, seconds: float) ->
     return steps * envs.num_envs / elapsed
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Runs the benchmark.
+def measure(options: BenchOptions) -> dict[str, Any]:
+    """Plays random episodes.
 
     Args:
-        arguments: The command line.
+        options: `num_envs`, `rounds`, `seconds` and `seed` count.
 
     Returns:
-        Exit code 0.
+        The spreads of decisions per second, by kind of environment.
     """
-    options = parse_options(BenchmarkOptions, NAME, arguments)
-    made = gymnasium.make(options.id)  # as users make it, with Gymnasium's wrappers
+    made = gymnasium.make(ID)  # as users make it, with Gymnasium's wrappers
     bare: Any = made.unwrapped
-    envs: Any = gymnasium.make_vec(options.id, num_envs=options.num_envs, vectorization_mode="vector_entry_point")
-    rng = np.random.default_rng(0)
-    actions = rng.integers(bare.action_space.n, size=(1000, options.num_envs))
-    rounds: dict[str, list[float]] = {"single": [], "single, with the wrappers of gymnasium.make": [], "vectorised": []}
+    envs: Any = gymnasium.make_vec(ID, num_envs=options.num_envs, vectorization_mode="vector_entry_point")
+    actions = np.random.default_rng(options.seed).integers(bare.action_space.n, size=(1000, options.num_envs))
+    plain = actions.ravel()[:100_000].tolist()
+    rounds: dict[str, list[float]] = {SINGLE: [], WRAPPED: [], VECTORISED: []}
     for _ in range(options.rounds):
-        plain = actions.ravel()[:100_000].tolist()
-        for name, value in zip(
-            rounds,
-            (
-                measure_single(bare, plain, options.seconds),
-                measure_single(made, plain, options.seconds),  # type: ignore[arg-type]
-                measure_vector(envs, actions, options.seconds),
-            ),
-            strict=True,
-        ):
-            rounds[name].append(value)
-    content = {
-        "command": f"python -m experiments.{NAME} {' '.join(arguments)}".strip(),
-        "options": asdict(options),
-        "environment": environment(bare.evaluator.identity, 1),
-        "steps_per_second": {
-            name: {"median": round(statistics.median(values)), "least": round(min(values)), "most": round(max(values))}
-            for name, values in rounds.items()
-        },
+        rounds[SINGLE].append(measure_single(bare, plain, options.seconds))
+        rounds[WRAPPED].append(measure_single(made, plain, options.seconds))  # type: ignore[arg-type]
+        rounds[VECTORISED].append(measure_vector(envs, actions, options.seconds))
+    return {
+        "id": ID,
+        "num_envs": options.num_envs,
+        "rounds": options.rounds,
+        "steps_per_second": {name: spread(values) for name, values in rounds.items()},
     }
-    sys.stdout.write(json.dumps(content, indent=1) + "\n")
-    return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+def claims(measured: dict[str, Any]) -> list[Claim]:
+    """Says whether the environments are fast enough."""
+    rows = []
+    for name, target in TARGETS.items():
+        figures = measured["steps_per_second"][name]
+        many = f", {measured['num_envs']:,} copies" if name == VECTORISED else ""
+        claim = f"decisions per second of {measured['id']}, {name}{many}"
+        rows.append(Claim(claim, f">= {target:,}", show(figures, ",.0f"), figures["median"] >= target))
+    return rows
+
+
+def to_markdown(measured: dict[str, Any]) -> str:
+    """Returns the table."""
+    lines = [
+        f"{measured['id']}, {measured['num_envs']:,} copies where vectorised; medians (least to greatest) of "
+        f"{measured['rounds']} interleaved rounds.",
+        "",
+        "| environment | decisions per second |",
+        "|---|---|",
+    ]
+    lines += [f"| {name} | {show(figures, ',.0f')} |" for name, figures in measured["steps_per_second"].items()]
+    return "\n".join(lines) + "\n"

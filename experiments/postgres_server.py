@@ -1,5 +1,6 @@
 """A PostgreSQL server for a benchmark: on loopback, in a temporary folder, gone afterwards."""
 
+import importlib.util
 import os
 import pwd
 import secrets
@@ -22,6 +23,10 @@ UNPRIVILEGED = ("postgres", "nobody")
 START_SECONDS = 30
 
 
+class NotInstalledError(QuantenvError):
+    """There is no PostgreSQL on this machine, or no driver for it."""
+
+
 @contextmanager
 def postgres_server() -> Iterator[str]:
     """Runs a server while the context lasts.
@@ -30,8 +35,11 @@ def postgres_server() -> Iterator[str]:
         An SQLAlchemy URL of its database, with a random password.
 
     Raises:
-        QuantenvError: If PostgreSQL is not installed, or does not start.
+        NotInstalledError: If PostgreSQL or its driver psycopg is not installed.
+        QuantenvError: If it does not start.
     """
+    if importlib.util.find_spec("psycopg") is None:
+        raise NotInstalledError("The driver psycopg is not installed: pip install 'quantenv[postgres]'.")
     programs = _programs()
     user = _user()
     port, password = _free_port(), secrets.token_hex(16)
@@ -76,7 +84,7 @@ def _programs() -> Path:
         return Path(found).resolve().parent
     versions = sorted(Path(DEBIAN).glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
     if not versions:
-        raise QuantenvError("PostgreSQL is not installed here: install Debian's package postgresql, or give a --url.")
+        raise NotInstalledError("PostgreSQL is not installed here: install Debian's package postgresql.")
     return versions[-1].parent
 
 

@@ -28,6 +28,8 @@ ATTEMPTS, FIRST_PAUSE = 5, 0.1
 STORE_SUFFIXES = (".sqlite", ".sqlite3", ".db")
 
 _SQLITE_HEADER = b"SQLite format 3\0"
+#: What the names of a database's files end in besides the path.
+_SUFFIXES = ("", "-wal", "-shm")
 #: Primary result codes (sqlite.org/rescode.html) that speak of the circumstances. All others mean that the file is
 #: damaged: the statements are always the same, so they fail only where tables or pages are not as they were made.
 _CIRCUMSTANCES = {
@@ -200,7 +202,7 @@ class Database:
             try:
                 engine = self._prepared_engine()
             except (DBAPIError, Damaged, UnicodeError) as error:
-                reason = _damage(error)
+                reason = _damage(error, self.path)
                 if reason is None:
                     raise
                 self._move_aside(reason)
@@ -217,9 +219,9 @@ class Database:
         engine = self._make_engine()
         try:
             if self.path is not None:
-                _check_write_version(self.path)
                 with engine.connect() as connection:
-                    verdict = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+                    # Unlike quick_check it looks at the order of keys, without which rows are there but never found.
+                    verdict = connection.exec_driver_sql("PRAGMA integrity_check(1)").scalar()
                 if verdict != "ok":
                     raise Damaged(str(verdict))
             for table in self._metadata.sorted_tables:
@@ -283,7 +285,7 @@ class Database:
         while aside.exists():
             number += 1
             aside = path.with_name(f"{stem}-{number}")
-        for suffix in ("", "-wal", "-shm"):
+        for suffix in _SUFFIXES:
             part = Path(f"{path}{suffix}")
             if part.exists():
                 os.replace(part, f"{aside}{suffix}")
@@ -303,7 +305,7 @@ class Database:
         try:
             yield
         except (DBAPIError, Damaged, UnicodeError) as error:
-            damage = _damage(error)
+            damage = _damage(error, self.path)
             if damage is not None and self.path is not None:
                 raise _Retry(damage, damaged=True) from error
             reason = damage or str(getattr(error, "orig", error))
@@ -333,31 +335,26 @@ def _write_ahead(connection: Any, record: object) -> None:
     connection.execute("PRAGMA synchronous = NORMAL")
 
 
-def _check_write_version(path: Path) -> None:
-    """Refuses a header that SQLite takes for a read-only file of the future, though it is only damaged.
-
-    Raises:
-        Damaged: If byte 18, the write version, is neither 1 nor 2 (sqlite.org/fileformat.html, section 1.3.3).
-    """
-    header = b""
-    if path.exists():
-        with path.open("rb") as file:
-            header = file.read(19)
-    if header.startswith(_SQLITE_HEADER) and len(header) == 19 and header[18] not in (1, 2):
-        raise Damaged(f"its header gives the unknown write version {header[18]}")
-
-
-def _damage(error: BaseException) -> str | None:
-    """Returns what is damaged, if an error means that an SQLite file is."""
+def _damage(error: BaseException, path: Path | None) -> str | None:
+    """Returns what is damaged, if an error means that the SQLite file at a path is."""
     if isinstance(error, Damaged | UnicodeError):
         return " ".join(str(error).split())
     cause = getattr(error, "orig", None)
     if not isinstance(cause, sqlite3.Error):
         return None
     code = getattr(cause, "sqlite_errorcode", sqlite3.SQLITE_ERROR)  # text that is not UTF-8 has no code
-    if code & 0xFF in _CIRCUMSTANCES and code != sqlite3.SQLITE_IOERR_SHORT_READ:
+    # A damaged header may look like that of a future format, which SQLite only reads (fileformat.html, section 1.3.3).
+    taken_for_newer = code == sqlite3.SQLITE_READONLY and path is not None and _may_write(path)
+    short = code == sqlite3.SQLITE_IOERR_SHORT_READ
+    if code & 0xFF in _CIRCUMSTANCES and not short and not taken_for_newer:
         return None
     return " ".join(str(cause).split())
+
+
+def _may_write(path: Path) -> bool:
+    """Whether the system lets this process write a database, its folder and what SQLite keeps beside it."""
+    parts = [path.parent, *(Path(f"{path}{suffix}") for suffix in _SUFFIXES)]
+    return all(os.access(part, os.W_OK) for part in parts if part.exists())
 
 
 def _is_locked(error: BaseException) -> bool:

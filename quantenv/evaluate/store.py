@@ -152,18 +152,7 @@ class EvaluationStore:
         """
         found = {}
         for chunk in _chunks(bits, CHUNK):
-            codes = [_encode(item) for item in chunk]
-            one = len(codes) == 1
-            parameters = {"of_identity": identity, "of_split": split, "of_bits": codes[0] if one else codes}
-            statement = _FIND_ONE if one else _FIND_SOME
-
-            def look_up(
-                connection: sa.Connection, statement: Any = statement, values: Any = parameters
-            ) -> list[Record]:
-                return [_record(row) for row in connection.execute(statement, values)]
-
-            for record in self._database.run(look_up):
-                found[record.bits] = record.evaluation
+            found.update(self._database.run(partial(_find, identity, split, chunk)))
         return found
 
     def add(self, record: Record) -> None:
@@ -183,10 +172,7 @@ class EvaluationStore:
             QuantenvError: If an identity, split or bits are too long for a key.
         """
         for chunk in _chunks(records, CHUNK):
-            rows = [_row(record) for record in chunk]
-            written = self._database.run(partial(self._write, rows))
-            if written != len(rows) and self.agreeing(chunk) != len(rows):
-                raise QuantenvError(f"The store {self.name} did not take all of {len(rows)} evaluations.")
+            self._database.run(partial(self._write, chunk, [_row(record) for record in chunk]))
 
     def agreeing(self, records: Iterable[Record]) -> int:
         """Counts the records that are stored, with the same value.
@@ -194,19 +180,7 @@ class EvaluationStore:
         Raises:
             StoreConflictError: If one is stored with another value.
         """
-        agreeing = 0
-        for chunk in _chunks(records, CHUNK):
-            groups: dict[tuple[str, str], list[Record]] = {}
-            for record in chunk:
-                groups.setdefault((record.identity, record.split), []).append(record)
-            for (identity, split), group in groups.items():
-                found = self.find(identity, split, [record.bits for record in group])
-                for record in group:
-                    known = found.get(record.bits)
-                    if known is not None and _values(known) != _values(record.evaluation):
-                        raise _conflict(self.name, record, known)
-                    agreeing += known is not None
-        return agreeing
+        return sum(self._database.run(partial(self._agreeing, chunk)) for chunk in _chunks(records, CHUNK))
 
     def records(self, identity: str | None = None) -> Iterator[Record]:
         """Goes through the stored evaluations in the order of their keys, holding few at a time.
@@ -278,19 +252,57 @@ class EvaluationStore:
         """Closes the connections; the next access opens new ones."""
         self._database.close()
 
-    def _write(self, rows: list[dict[str, Any]], connection: sa.Connection) -> int:
-        """Inserts rows that are not there yet; returns how many were, or -1 if the database does not say."""
+    def _write(self, records: list[Record], rows: list[dict[str, Any]], connection: sa.Connection) -> None:
+        """Inserts the rows of at most `CHUNK` records that are not there yet.
+
+        Raises:
+            StoreConflictError: If one is there with another value.
+            Damaged: If afterwards one is not there.
+        """
         if self._insert is not None:
-            return connection.execute(self._insert, rows if len(rows) > 1 else rows[0]).rowcount
-        inserted = 0
-        for row in rows:
-            try:
-                with connection.begin_nested():
-                    connection.execute(sa.insert(_TABLE), row)
-                inserted += 1
-            except IntegrityError:
-                continue  # already there: the caller compares the values
-        return inserted
+            inserted = connection.execute(self._insert, rows if len(rows) > 1 else rows[0]).rowcount
+        else:
+            inserted = _insert_one_by_one(rows, connection)
+        # Servers need not say how many they inserted.
+        if inserted != len(rows) and self._agreeing(records, connection) != len(rows):
+            raise Damaged("it neither takes nor finds some evaluations")
+
+    def _agreeing(self, records: list[Record], connection: sa.Connection) -> int:
+        """Does what `agreeing` does for at most `CHUNK` records."""
+        groups: dict[tuple[str, str], list[Record]] = {}
+        for record in records:
+            groups.setdefault((record.identity, record.split), []).append(record)
+        agreeing = 0
+        for (identity, split), group in groups.items():
+            found = _find(identity, split, [record.bits for record in group], connection)
+            for record in group:
+                known = found.get(record.bits)
+                if known is not None and _values(known) != _values(record.evaluation):
+                    raise _conflict(self.name, record, known)
+                agreeing += known is not None
+        return agreeing
+
+
+def _insert_one_by_one(rows: list[dict[str, Any]], connection: sa.Connection) -> int:
+    """Inserts rows that are not there yet, in portable SQL; returns how many."""
+    inserted = 0
+    for row in rows:
+        try:
+            with connection.begin_nested():
+                connection.execute(sa.insert(_TABLE), row)
+            inserted += 1
+        except IntegrityError:
+            continue  # already there: the caller compares the values
+    return inserted
+
+
+def _find(identity: str, split: str, bits: Sequence[Bits], connection: sa.Connection) -> dict[Bits, Evaluation]:
+    """Looks at most `CHUNK` evaluations up."""
+    codes = [_encode(item) for item in bits]
+    one = len(codes) == 1
+    values = {"of_identity": identity, "of_split": split, "of_bits": codes[0] if one else codes}
+    rows = connection.execute(_FIND_ONE if one else _FIND_SOME, values)
+    return {record.bits: record.evaluation for record in map(_record, rows)}
 
 
 def _row(record: Record) -> dict[str, Any]:

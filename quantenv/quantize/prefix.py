@@ -1,12 +1,14 @@
 """Running many allocations of one network so that what they share is computed once.
 
-Allocations whose first switched modules have equal settings share the activations up to there. `PrefixRunner` keeps,
-in front of every switched module, the live tensors of the allocation at hand, and starts the next allocation at the
-first setting that differs. Given allocations in sorted order this walks them depth first: each module runs once for
-each distinct prefix.
+Allocations whose first switched modules have equal settings share the activations up to there. `PrefixRunner` starts
+each allocation at the first setting that differs from those of the one before. Given allocations in sorted order this
+walks them depth first: each module runs once for each distinct prefix. It keeps the live tensors in front of those
+switched modules only at which a later allocation starts: everything else is freed at once, and its memory, still in the
+processor's caches, used again.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -48,6 +50,7 @@ class PrefixRunner:
         (self._input,) = (registers[node] for node in nodes if node.op == "placeholder")
         self._steps: list[_Step] = []
         self._switch_steps: list[int] = []
+        self._switched: dict[int, int] = {}
         for node in nodes:
             if node.op == "placeholder":
                 continue
@@ -56,6 +59,7 @@ class PrefixRunner:
                 continue
             function, first = _callable(network.module, node)
             if isinstance(function, Switched):
+                self._switched[len(self._steps)] = len(self._switch_steps)
                 self._switch_steps.append(len(self._steps))
             # map_arg's types know only values that a graph may hold
             arguments, keywords = cast(Any, fx.map_arg)((first, node.kwargs), lambda n: _Register(registers[n]))
@@ -73,31 +77,29 @@ class PrefixRunner:
         Yields:
             Logits, shape (B, classes), for each allocation, in order. They must not be changed in place.
         """
-        before: list[list[Any]] = []  # registers in front of each switched step of the allocation at hand
-        previous: tuple[Setting, ...] | None = None
+        starts = _starts(settings)
+        later = _later(starts)
+        kept: dict[int, list[Any]] = {}  # registers in front of switched modules, by the modules' indices
         registers: list[Any] = [None] * self._size
-        for wanted in settings:
-            if wanted != previous:
-                first = _first_difference(wanted, previous)
-                self._network.switch(wanted, first)
-                if previous is None:
-                    registers[self._input] = inputs
-                    position = 0
-                else:
-                    registers = before[first].copy()
-                    del before[first:]
-                    position = self._switch_steps[first]
+        registers[self._input] = inputs
+        for index, (wanted, start) in enumerate(zip(settings, starts, strict=True)):
+            if start is not None:
+                self._network.switch(wanted, start)
+                position = 0
+                if index:
+                    registers, position = kept.pop(start), self._switch_steps[start]
                 with torch.inference_mode():
-                    self._advance(registers, position, before)
-                previous = wanted
+                    self._advance(registers, position, later[index], kept)
             yield registers[self._output]
 
-    def _advance(self, registers: list[Any], position: int, before: list[list[Any]]) -> None:
-        """Runs the steps from `position` to the end, remembering the registers in front of switched ones."""
+    def _advance(
+        self, registers: list[Any], position: int, wanted: Collection[int], kept: dict[int, list[Any]]
+    ) -> None:
+        """Runs the steps from `position` to the end and keeps the registers in front of `wanted` switched modules."""
         for index in range(position, len(self._steps)):
             step = self._steps[index]
-            if len(before) < len(self._switch_steps) and self._switch_steps[len(before)] == index:
-                before.append(registers.copy())
+            if self._switched.get(index) in wanted:
+                kept[self._switched[index]] = registers.copy()
             arguments = [_load(registers, argument) for argument in step.arguments]
             keywords = {key: _load(registers, value) for key, value in step.keywords.items()}
             registers[step.target] = step.function(*arguments, **keywords)
@@ -113,10 +115,24 @@ def _load(registers: list[Any], argument: Any) -> Any:
     return argument
 
 
-def _first_difference(wanted: tuple[Setting, ...], previous: tuple[Setting, ...] | None) -> int:
-    if previous is None:
-        return 0
-    return next(index for index, pair in enumerate(zip(wanted, previous, strict=True)) if pair[0] != pair[1])
+def _starts(settings: Sequence[tuple[Setting, ...]]) -> list[int | None]:
+    """Returns the first switched module at which each allocation differs from the one before, None if none does."""
+    starts: list[int | None] = [0] if settings else []
+    for before, wanted in itertools.pairwise(settings):
+        pairs = enumerate(zip(wanted, before, strict=True))
+        starts.append(next((index for index, (new, old) in pairs if new != old), None))
+    return starts
+
+
+def _later(starts: Sequence[int | None]) -> list[set[int]]:
+    """Returns for each allocation the modules at which later ones start with its activations."""
+    result: list[set[int]] = []
+    ahead: set[int] = set()
+    for start in reversed(starts):
+        result.append(ahead)
+        if start is not None:
+            ahead = {module for module in ahead if module < start} | {start}
+    return result[::-1]
 
 
 def _callable(module: fx.GraphModule, node: fx.Node) -> tuple[Callable[..., Any], tuple[Any, ...]]:

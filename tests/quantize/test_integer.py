@@ -1,12 +1,15 @@
 import pytest
 import torch
 
+from experiments.bench_agreement import agreement
+from experiments.bench_tasks import trained_resnet20
 from quantenv.allocation import Allocation
 from quantenv.errors import QuantenvError
 from quantenv.quantize import Grid, QuantizedNetwork, calibrate, calibrate_task, quantize
 from quantenv.quantize.integer import IntegerNetwork, decode, encode, integer_obstacle
 from quantenv.quantize.quantizers import activation_bounds
 from quantenv.tasks import get_task
+from quantenv.tasks.resnet20 import DATA_VARIABLE
 from quantenv.tasks.vision import torchvision
 from tests.networks import branched
 
@@ -34,6 +37,16 @@ def test_predictions_agree_with_the_float_backend_on_digits(bits, activations):
     integers.select(allocation)
     agreement = (floats(inputs).argmax(1) == integers(inputs).argmax(1)).float().mean()
     assert agreement >= 0.99
+
+
+def test_predictions_agree_with_the_float_backend_on_a_trained_resnet20(monkeypatch):
+    # On CIFAR-10 it takes data that do not ship: `make bench` does that.
+    monkeypatch.delenv(DATA_VARIABLE, raising=False)
+    found = agreement(trained_resnet20(200))
+    for by_bits in found.values():
+        assert [int(bits) for bits in by_bits] == [2, 3, 4, 5, 6, 7, 8]
+        assert all(row["agreement"] >= 0.99 for row in by_bits.values())
+        assert by_bits["8"]["integer_accuracy"] > 0.8  # it has learnt, so that agreement means something
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,25 @@ def test_each_distinct_prefix_runs_once():
     assert list(calls.values()) == [3, 9, 27, 27, 27, 27]
 
 
+def test_only_what_a_later_allocation_starts_from_is_kept(monkeypatch):
+    sizes = []
+
+    def advance(self, registers, position, wanted, kept):
+        original(self, registers, position, wanted, kept)
+        sizes.append(len(kept))
+
+    original = PrefixRunner._advance
+    monkeypatch.setattr(PrefixRunner, "_advance", advance)
+    network = QuantizedNetwork(CALIBRATION)
+    rows = [(2, 2, 8, 8, 8, tail) for tail in (2, 4)] + [(2, 4, 8, 8, 8, tail) for tail in (2, 4, 6)]
+    settings = [network.settings(Allocation.make(CALIBRATION.layers, row)) for row in rows]
+    list(PrefixRunner(network).run(INPUTS[:2], settings[:1] * 2))
+    assert sizes == [0]
+    sizes.clear()
+    list(PrefixRunner(network).run(INPUTS[:2], settings))
+    assert sizes == [2, 1, 1, 1, 0]  # in front of the second layer, of the last one, or of both
+
+
 def test_inputs_are_left_alone():
     network = QuantizedNetwork(CALIBRATION)
     inputs = INPUTS[:4].clone()

@@ -1,0 +1,44 @@
+"""The options of `make bench`: one set for all its parts, so that a small run of everything is one command."""
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """Measures everything that is claimed of evaluation, table environments, the store and workers."""
+
+    only: str = ""
+    """Parts to measure, as evaluator,store; all by default. What else the results hold stays as it is."""
+    images: int = 1000
+    """Images of ResNet-20's search split."""
+    threads: int = 2
+    """Threads of torch in this process."""
+    rounds: int = 7
+    """Interleaved rounds; medians are reported, with the least and the greatest."""
+    rows: int = 512
+    """Rows of the digits enumeration that are walked depth first and one by one."""
+    episodes: int = 300
+    """Evaluations of the searches in which prefixes are counted."""
+    replayed: int = 128
+    """Images on which searches are replayed with and without a cache of activations."""
+    enumerations: int = 1
+    """Runs of the whole enumeration of digits."""
+    workers: int = os.cpu_count() or 1
+    """Processes of the enumeration."""
+    num_envs: int = 1024
+    """Copies in the vectorised table environment."""
+    seconds: float = 0.5
+    """Least duration of each measurement of table environments."""
+    kills: int = 100
+    """How often a process is killed that writes to the store."""
+    evaluations: int = 4000
+    """Evaluations of each of two processes that write at once; they share half of them."""
+    stored: int = 65536
+    """Rows of the store in which look-ups and writes are timed."""
+    url: str | None = None
+    """Measure the store on this database, too; what is written is deleted again."""
+    seed: int = 0
+    """Draws allocations and moments."""
+    output: str = "experiments/results"
+    """Folder of the JSON file and the table."""

@@ -1,0 +1,232 @@
+"""`make bench` runs, part by part, and keeps what it has measured. The figures themselves are not tested."""
+
+import dataclasses
+import itertools
+import json
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+
+from experiments import bench, bench_activation_cache, bench_enumeration, bench_pools, bench_store
+from experiments.activation_cache import CachedRunner, allocation_of, decision_cuts, replay
+from experiments.bench_activation_cache import remaining
+from experiments.bench_evaluator import HAQEvaluator
+from experiments.bench_options import BenchOptions
+from experiments.benchmark import Claim, NotMeasured, interleave, ratio, spread
+from experiments.postgres_server import NotInstalledError
+from quantenv.allocation import Allocation
+from quantenv.errors import QuantenvError
+from quantenv.evaluate.ptq import PTQEvaluator
+from quantenv.quantize.prefix import PrefixRunner
+from quantenv.tasks import get_task
+from tests.synthetic import synthetic_layers
+
+TINY = (
+    "--images=2",
+    "--threads=1",
+    "--rounds=1",
+    "--rows=8",
+    "--episodes=6",
+    "--replayed=2",
+    "--num_envs=4",
+    "--seconds=0.01",
+    "--kills=1",
+    "--evaluations=20",
+    "--stored=300",
+)
+
+
+def run(folder, *arguments):
+    """Runs parts and returns what is in the results then."""
+    assert bench.main([*TINY, f"--output={folder}", *arguments]) == 0
+    return json.loads((folder / "bench.json").read_text())["parts"]
+
+
+@pytest.fixture
+def two_parts(monkeypatch):
+    """Two parts, of which the second stops the process as long as the returned list holds something."""
+    trouble = [KeyboardInterrupt()]
+
+    def second(options):
+        if trouble:
+            raise trouble[0]
+        return {"seed": options.seed}
+
+    def claims(measured):
+        return [Claim("a seed", ">= 1", str(measured["seed"]), measured["seed"] >= 1)]
+
+    def make(measure):
+        return bench.Part("Title", measure, claims, lambda measured: f"seed {measured['seed']}\n")
+
+    monkeypatch.setattr(bench, "PARTS", {"one": make(lambda options: {"seed": options.seed}), "two": make(second)})
+    return trouble
+
+
+@contextmanager
+def no_server():
+    raise NotInstalledError("there is none.")
+    yield
+
+
+def test_every_part_is_measured_and_written(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bench_store, "postgres_server", no_server)
+    monkeypatch.setattr(bench_activation_cache, "AGENTS", ("random",))
+    names = [name for name in bench.PARTS if name not in ("agreement", "enumeration", "workers")]
+    parts = run(tmp_path, f"--only={','.join(reversed(names))}")
+    assert list(parts) == names
+    for part in parts.values():
+        assert part["measured"]
+        assert part["claims"]
+        assert part["environment"]["packages"]["torch"] == torch.__version__
+        assert part["environment"]["cpu_flags"]
+        assert part["options"]["rounds"] == 1
+    table = (tmp_path / "bench.md").read_text()
+    assert capsys.readouterr().out == table
+    assert table.count("\n## ") == len(names)
+    assert "| resnet20 | HAQ's way |" in table
+    assert "Decision: a cache saves" in table
+    assert "PostgreSQL was not measured: there is none." in table
+
+
+def test_an_interrupted_benchmark_keeps_what_it_has_and_is_taken_up(tmp_path, two_parts):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    assert list(json.loads((tmp_path / "bench.json").read_text())["parts"]) == ["one"]
+    two_parts.clear()
+    parts = run(tmp_path, "--only=two", "--seed=1")
+    assert [part["measured"]["seed"] for part in parts.values()] == [0, 1]
+    rows = [line for line in (tmp_path / "bench.md").read_text().splitlines() if "a seed" in line]
+    assert rows == ["| one | a seed | >= 1 | 0 | **no** |", "| two | a seed | >= 1 | 1 | yes |"]
+
+
+def test_a_part_that_cannot_run_here_says_why(tmp_path, two_parts):
+    two_parts[0] = NotMeasured("no such machine")
+    parts = run(tmp_path)
+    assert parts["two"]["measured"] == {}
+    assert "| two | Title |  | not measured: no such machine |  |" in (tmp_path / "bench.md").read_text()
+
+
+def test_mistakes_are_refused(tmp_path, two_parts):
+    with pytest.raises(QuantenvError, match=r"'three'.*one, two"):
+        run(tmp_path, "--only=one,three")
+    assert not (tmp_path / "bench.json").exists()
+    (tmp_path / "bench.json").write_text("[]")
+    with pytest.raises(QuantenvError, match="does not hold the results"):
+        run(tmp_path, "--only=one")
+
+
+def test_a_password_is_not_written_down(tmp_path, two_parts):
+    run(tmp_path, "--only=one", "--url=postgresql://user:secret@host/name")
+    assert "secret" not in (tmp_path / "bench.json").read_text()
+
+
+def test_subjects_take_turns_and_ratios_are_of_the_same_round():
+    turns = []
+
+    def subject(name, items):
+        return lambda: turns.append(name) or items
+
+    seconds = interleave({"a": subject("a", 1), "b": subject("b", 1000)}, 3)
+    assert turns == ["a", "b"] * 4
+    assert {name: len(values) for name, values in seconds.items()} == {"a": 3, "b": 3}
+    assert ratio([1, 4, 9], [1, 2, 3]) == {"median": 2, "least": 1, "greatest": 3}
+    assert spread([5, 1, 2]) == {"median": 2, "least": 1, "greatest": 5}
+
+
+def test_haqs_way_starts_from_the_float_weights_every_time():
+    task = get_task("digits")
+    evaluator, inputs = HAQEvaluator(task), task.splits["search"].inputs
+    fine, coarse = (Allocation.make(task.layers, bits) for bits in (8, 2))
+    first = evaluator.evaluate(fine, inputs, 450)
+    assert (evaluator.evaluate(coarse, inputs, 450).argmax(1) == first.argmax(1)).float().mean() < 0.9
+    assert torch.equal(evaluator.evaluate(fine, inputs, 450), first)
+    with torch.no_grad():
+        expected = task.network(inputs)
+    assert (first.argmax(1) == expected.argmax(1)).float().mean() > 0.97
+
+
+def test_what_remains_to_be_computed_is_counted_as_by_hand():
+    layers = [
+        dataclasses.replace(layer, macs=macs) for layer, macs in zip(synthetic_layers(3), (1, 10, 100), strict=True)
+    ]
+
+    def shares(*batches):
+        coded = [[tuple((int(digit), 8) for digit in code) for code in batch] for batch in batches]
+        return remaining(coded, layers, [0, 1, 2], float("inf"))
+
+    found = shares(["222", "224"], ["244", "444"], ["242"])
+    # 222: all; 224: the last layer; 244: its first layer was computed two evaluations before; 444: all; 242: the last
+    assert found["within a batch"] == pytest.approx((111 + 100 + 111 + 111 + 111) / 555)
+    assert found["with the last one"] == pytest.approx((111 + 100 + 110 + 111 + 111) / 555)
+    assert found["everything"] == pytest.approx((111 + 100 + 110 + 111 + 100) / 555)
+    assert found["limited cache"] == found["everything"]  # without a limit
+
+
+@pytest.mark.parametrize("bound", [0, 40, 1e9])
+def test_a_limited_cache_never_does_worse_than_none_nor_better_than_all(bound):
+    layers, rng = synthetic_layers(5), np.random.default_rng(0)
+    batches = [[tuple((int(bits), 8) for bits in rng.choice([2, 4], 5))] for _ in range(60)]
+    found = remaining(batches, layers, [0, 2, 4], bound)
+    assert found["everything"] <= found["limited cache"] <= found["within a batch"] == 1
+    assert (found["limited cache"] == 1) == (bound == 0)
+
+
+@pytest.mark.parametrize("kept", [0, 1.5, 1000])
+def test_a_cache_of_activations_changes_no_result(kept):
+    evaluator, rng = PTQEvaluator(get_task("digits")), np.random.default_rng(0)
+    batches = [sorted({tuple((int(b), 8) for b in rng.choice([2, 4], 8)) for _ in range(3)}) for _ in range(12)]
+    cuts = decision_cuts(evaluator, [0, 1, 3])
+    assert cuts == sorted(set(cuts))
+    inputs = evaluator.task.splits["search"].inputs
+    cached = CachedRunner(evaluator.network, cuts, kept * inputs[0].numel() * 12 * len(inputs))
+    plain = PrefixRunner(evaluator.network)
+    for batch in batches:
+        settings = [evaluator.network.settings(allocation_of(evaluator.layers, bits)) for bits in batch]
+        expected = [output.clone() for output in plain.run(inputs, settings)]
+        assert all(map(torch.equal, cached.run(inputs, settings), expected))
+        assert cached.used <= cached.bound
+    assert (cached.used > 0) == (kept > 0)
+    assert replay(evaluator, batches, [0, 1, 3], 1e9)["total"] > 0
+
+
+def test_the_enumeration_is_run_as_users_run_it():
+    measured = bench_enumeration.measure(BenchOptions(enumerations=1, workers=1), bits="4,8")
+    assert measured["rows"] == 2**8
+    assert measured["rows_per_second"]["median"] == pytest.approx(256 / measured["seconds"]["median"])
+    assert "`quantenv enumerate --task=digits --bits=4,8 --workers=1`" in bench_enumeration.to_markdown(measured)
+
+
+def test_a_store_that_loses_something_does_not_meet_its_claim():
+    sound = {"kills": 2, "begun": 9, "stored": 8, "in_flight_lost": 1}
+    sound |= {"completed_lost": 0, "evaluated_again": 0, "wrong": 0}
+    writers = {"distinct": 5, "begun": 6, "stored": 5, "wrong": 0, "failed": 0}
+    once = {"median": 1.0, "least": 1.0, "greatest": 1.0}
+
+    def met(kills, writers):
+        parts = {"kills": kills, "writers": writers, "microseconds": {"find one": once, "add one": once}}
+        claims = bench_store.claims({"databases": {"SQLite": parts}, "not_measured": {"PostgreSQL": "not installed"}})
+        assert claims[-1] == Claim("PostgreSQL", "", "not measured: not installed")
+        return [claim.met for claim in claims[:2]]
+
+    assert met(sound, writers) == [True, True]
+    for name, change in itertools.product(("completed_lost", "evaluated_again", "wrong", "stored"), (1,)):
+        assert met(sound | {name: sound[name] + change}, writers) == [False, True]
+    assert met(sound, writers | {"stored": 6}) == [True, False]
+
+
+def test_speed_ups_of_workers_are_held_against_their_targets():
+    def row(one, cores):
+        quartiles = {"over_one_thread_quartiles": [1, 2], "over_all_cores_quartiles": [1, 2]}
+        return {"over_one_thread": one, "over_all_cores": cores, **quartiles}
+
+    rows = {"one process, one thread": row(1, 1), "one process, all cores": row(1.8, 1)}
+    rows |= {"2 processes, one thread each": row(1.95, 0.9), "2 Ray actors, one thread each": row(1.8, 1.1)}
+    claims = bench_pools.claims({"tasks": {"digits": {"rows": rows}}, "not_measured": {}})
+    assert [(claim.target, claim.met) for claim in claims] == [
+        (">= 1.9", True),
+        (">= 1.0", False),
+        (">= 1.7", True),
+        (">= 1.0", True),
+    ]
