@@ -67,8 +67,8 @@ report: $(VENV)/.installed-benchmark ## draw runs and benchmarks as one HTML pag
 bench-sensitivity: $(VENV)/.installed ## how well sums of sensitivities rank allocations (minutes)
 	$(BIN)/python -m experiments.bench_sensitivity $(ARGS)
 
-test: $(VENV)/.installed-dev ## run the tests
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.installed-dev ## run the tests, in two processes
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(VENV)/.installed-dev ## style and types
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ look-ups and writes.
 import os
 import random
 import secrets
+import select
 import signal
 import struct
 import tempfile
@@ -35,8 +36,12 @@ from quantenv.layers import LayerSpec
 LAYERS, SAMPLES = 8, 1000
 #: Seconds of the pretended evaluations: of the order of a write, so that kills hit both.
 EVALUATION_SECONDS = 0.0003
-#: Longest time that a process lives before it is killed; opening the store takes about a tenth of it.
+#: Longest time that a process lives before it is killed, counted from its start or from its first evaluation.
 LONGEST_LIFE = 0.15
+#: Of so many processes one is killed at a moment counted from its start: opening the store may be hit, too.
+WHILE_STARTING = 4
+#: Seconds to wait for a process's first evaluation.
+PATIENCE = 60.0
 
 
 @dataclass(frozen=True)
@@ -129,7 +134,10 @@ def survive_kills(location: str, kills: int, seed: int) -> KillResult:
     stored: dict[Bits, Evaluation] = {}
     begun = lost = completed_lost = again = done = 0
     while done < kills:
-        process, reports = _start(location, identity, todo)
+        process, reports, began = _start(location, identity, todo)
+        if done % WHILE_STARTING and not began(PATIENCE):
+            process.kill()
+            raise QuantenvError(f"A process evaluated nothing within {PATIENCE:g} s: this machine is too busy.")
         time.sleep(rng.uniform(0, LONGEST_LIFE))
         assert process.pid is not None
         os.kill(process.pid, signal.SIGKILL)
@@ -170,10 +178,10 @@ def survive_writers(location: str, evaluations: int, seed: int) -> WritersResult
         todo = [*shared, *half]
         rng.shuffle(todo)
         processes.append(_start(location, identity, todo))
-    begun = sum(sum(1 for _ in reports()) for _, reports in processes)
-    for process, _ in processes:
+    begun = sum(sum(1 for _ in reports()) for _, reports, _ in processes)
+    for process, *_ in processes:
         process.join()
-    failed = sum(process.exitcode != 0 for process, _ in processes)
+    failed = sum(process.exitcode != 0 for process, *_ in processes)
     stored = _all(location, identity)
     wrong = sum(evaluation != value_of(bits) for bits, evaluation in stored.items())
     return WritersResult(len(drawn), begun, _prune(location, identity), wrong, failed)
@@ -306,8 +314,14 @@ def _survived(kills: dict[str, int]) -> bool:
     )
 
 
-def _start(location: str, identity: str, todo: Sequence[Bits]) -> tuple[BaseProcess, Callable[[], Iterator[int]]]:
-    """Starts a process that evaluates, and returns it with what reads its reports, up to its end."""
+def _start(
+    location: str, identity: str, todo: Sequence[Bits]
+) -> tuple[BaseProcess, Callable[[], Iterator[int]], Callable[[float], bool]]:
+    """Starts a process that evaluates.
+
+    Returns:
+        The process, what reads its reports up to its end, and what waits some seconds for the first of them.
+    """
     reader, writer = os.pipe()
     process = get_context("fork").Process(target=_work, args=(location, identity, todo, reader, writer))
     process.start()
@@ -318,7 +332,10 @@ def _start(location: str, identity: str, todo: Sequence[Bits]) -> tuple[BaseProc
             while len(report := file.read(4)) == 4:
                 yield struct.unpack("<i", report)[0]
 
-    return process, reports
+    def began(seconds: float) -> bool:
+        return bool(select.select([reader], [], [], seconds)[0])
+
+    return process, reports, began
 
 
 def _work(location: str, identity: str, todo: Sequence[Bits], reader: int, writer: int) -> None:

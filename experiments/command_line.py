@@ -47,15 +47,15 @@ def parse_options(
     parser = ArgumentParser(
         prog=f"quantenv {command}",
         description=(kind.__doc__ or "").strip(),
-        default_config_files=[str(shipped)] if shipped.is_file() else [],
         exit_on_error=False,
         allow_abbrev=False,
     )
     if any(dataclasses.fields(kind)):  # type: ignore[arg-type]
         parser.add_argument("--config", action="config", help="YAML file of options, such as a run's config.yaml.")
         parser.add_class_arguments(kind, as_group=False, as_positional=True)
-    if defaults:
-        parser.set_defaults(dict(defaults))
+    # Not `default_config_files`: those would stand above the defaults that a caller gives.
+    below = _dotted(yaml.safe_load(shipped.read_text()) or {}, kind) if shipped.is_file() else {}
+    parser.set_defaults({**below, **(defaults or {})})
     try:
         parsed = parser.parse_args(_with_values(arguments, kind))
     except argparse.ArgumentError as error:
@@ -88,6 +88,15 @@ def flatten(options: Any, prefix: str = "") -> dict[str, Any]:
             flat |= flatten(value, f"{prefix}{field.name}.")
         else:
             flat[f"{prefix}{field.name}"] = value
+    return flat
+
+
+def _dotted(values: Mapping[str, Any], kind: Any, prefix: str = "") -> dict[str, Any]:
+    """Returns options as YAML nests them by dotted name, as `flatten` does."""
+    nested = {field.name: field.type for field in dataclasses.fields(kind) if dataclasses.is_dataclass(field.type)}
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _dotted(value, nested[name], f"{prefix}{name}.") if name in nested else {f"{prefix}{name}": value}
     return flat
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.command_line import flatten, parse_options, to_yaml
-from experiments.options import TrainOptions
+from experiments.options import FinetuneOptions, TrainOptions
 from quantenv.errors import QuantenvError
 
 
@@ -50,6 +50,12 @@ def test_shipped_configuration_reaches_the_options():
     content = yaml.safe_load((resources.files("experiments.configs") / "train.yaml").read_text())
     options = parse_options(TrainOptions, "train", [])
     assert {name: getattr(options, name) for name in content} == content
+
+
+def test_what_a_run_fixes_stands_above_the_shipped_configuration():
+    assert parse_options(FinetuneOptions, "finetune", []).threads == 1  # as shipped
+    assert parse_options(FinetuneOptions, "finetune", [], {"threads": 3}).threads == 3
+    assert parse_options(FinetuneOptions, "finetune", ["--threads=2"], {"threads": 3}).threads == 2
 
 
 @given(
