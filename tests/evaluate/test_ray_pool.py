@@ -47,6 +47,8 @@ def test_an_actor_killed_in_mid_run_changes_nothing(cluster, tmp_path, caplog):
             yield from results
 
         pool.workers.map = partial(kill_one, pool.workers)
+        # Libraries that other tests load, such as Alembic, disable the loggers that exist.
+        logging.getLogger("quantenv.evaluate.workers").disabled = False
         with caplog.at_level(logging.WARNING, "quantenv"):
             assert pool.evaluate(wanted) == serial.evaluate(wanted)
     assert killed == [4]

@@ -28,7 +28,7 @@ def test_front_is_that_of_trying_everything(problem):
     same_cost, same_harm = 1e-11 * np.abs(costs).max(), 1e-11 * scale(problem)
     for cost, harm in points:  # each is a solution, and none is better in both
         assert (np.abs(costs - cost) + np.abs(harms - harm) <= same_cost + same_harm).any()
-        assert not ((costs <= cost + same_cost) & (harms < harm - same_harm)).any()
+        assert not ((costs <= cost - same_cost) & (harms < harm - same_harm)).any()
     for cost, harm in zip(costs, harms, strict=True):  # and every solution is as good as one of them or worse
         assert ((points[:, 0] <= cost + same_cost) & (points[:, 1] <= harm + same_harm)).any()
 
