@@ -234,6 +234,6 @@ def _task_of(env: gymnasium.Env) -> Task:
             "Agent 'differentiable' needs the network and its gradients, and the environment was made with an "
             "evaluator only: make it with a task, or choose another agent."
         )
-    task = inner.subject._resolve("the differentiable search needs its network")
+    task = inner.subject.resolve("the differentiable search needs its network")
     assert isinstance(task, Task)
     return task

@@ -58,7 +58,7 @@ class Subject:
         """
         if self.table is not None:
             return self.table.sensitivity
-        task = self._resolve("the observation shows a sensitivity and none was given")
+        task = self.resolve("the observation shows a sensitivity and none was given")
         from quantenv.sensitivity import layer_sensitivity
 
         assert not isinstance(task, EvaluationTable)
@@ -80,7 +80,7 @@ class Subject:
         """
         from quantenv.sensitivity import measure
 
-        return measure(self._resolve("its sensitivity was asked for") if self.table is None else self.table, kind)
+        return measure(self.resolve("its sensitivity was asked for") if self.table is None else self.table, kind)
 
     def check_walk(self, walk: "Walk") -> None:
         """Checks that a table holds every allocation that an episode can end with.
@@ -109,12 +109,20 @@ class Subject:
         if isinstance(evaluator, str):
             from quantenv.evaluate import make_evaluator
 
-            return make_evaluator(evaluator, self._resolve(f"evaluator={evaluator!r} needs one"), store)
+            return make_evaluator(evaluator, self.resolve(f"evaluator={evaluator!r} needs one"), store)
         if not hasattr(evaluator, "evaluate"):
             raise QuantenvError(f"evaluator is {evaluator!r}: expected a name such as 'ptq', or an Evaluator object.")
         return evaluator
 
-    def _resolve(self, purpose: str) -> "Task | EvaluationTable":
+    def resolve(self, purpose: str) -> "Task | EvaluationTable":
+        """Returns the task or table, made now if it was given by name.
+
+        Args:
+            purpose: What needs it, for the message.
+
+        Raises:
+            QuantenvError: If there is none.
+        """
         if self._task is None:
             raise QuantenvError(f"task is None, but {purpose}: give a task.")
         if isinstance(self._task, str):

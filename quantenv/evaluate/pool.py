@@ -184,7 +184,7 @@ def _live(lifeline: Connection) -> None:
 def _prepare(payload: bytes, threads: int) -> Facts:
     global _evaluator
     pin_threads(threads)
-    make: Make = pickle.loads(payload)
+    make: Make = pickle.loads(payload)  # from the process that started this one, never from a file
     pin_threads(threads)  # of torch, too, which was imported by now if a task was sent
     _evaluator = make()
     return Facts.of(_evaluator)

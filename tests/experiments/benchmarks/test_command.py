@@ -82,7 +82,6 @@ def test_the_order_of_the_searches_does_not_matter(benchmark, table_file, tmp_pa
 
 
 def test_ray_finds_what_processes_do(benchmark, table_file, tmp_path):
-    pytest.importorskip("ray", reason="the dev extra holds it")
     assert repeatable(run_benchmark(table_file, tmp_path / "ray", "--pool=ray", "--workers=1")) == repeatable(benchmark)
 
 
