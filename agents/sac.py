@@ -19,8 +19,10 @@ class SACConfig:
     """Units of both hidden layers of actor and critics."""
     learning_rate: float = 3e-3
     """Adam's step size."""
-    updates_per_episode: int = 1
-    """Gradient steps after each episode."""
+    episodes_per_batch: int = 4
+    """Episodes that run side by side between updates."""
+    updates_per_batch: int = 4
+    """Gradient steps after each batch."""
     batch_size: int = 64
     """Transitions in a gradient step."""
     replay_episodes: int = 256
@@ -34,8 +36,8 @@ class SACConfig:
     """First weight of the entropy beside returns of unit spread; it is learned from there."""
 
     def __post_init__(self) -> None:
-        require_in_range(self, 1, math.inf, "hidden", "batch_size", "replay_episodes", "updates_per_episode")
-        require_in_range(self, 1, math.inf, "warmup_episodes")
+        require_in_range(self, 1, math.inf, "hidden", "batch_size", "replay_episodes", "updates_per_batch")
+        require_in_range(self, 1, math.inf, "episodes_per_batch", "warmup_episodes")
         require_in_range(self, 0, math.inf, "learning_rate")
         require_in_range(self, 1e-6, math.inf, "entropy_coefficient")
         require_in_range(self, -10, 1, "entropy")

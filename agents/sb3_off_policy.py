@@ -2,7 +2,7 @@
 
 They choose bits by numbers in [0, 1] (`ContinuousBits`). SB3 stores each transition at once: before the reward of the
 episode is known, and with the proposed action, which masks and projection may have changed. Here updates wait for the
-end of the episode, and at that end replay is put right, before anything of it is drawn.
+end of a few episodes, which run side by side, and at that end replay is put right, before anything of it is drawn.
 """
 
 from abc import ABC, abstractmethod
@@ -25,7 +25,7 @@ from quantenv.env.wrappers import ContinuousBits
 class OffPolicyAgent(ABC):
     """An agent of SB3 that learns from replay of whole episodes.
 
-    Its config has ``updates_per_episode``, ``replay_episodes`` and ``warmup_episodes``.
+    Its config has ``episodes_per_batch``, ``updates_per_batch``, ``replay_episodes`` and ``warmup_episodes``.
     """
 
     name: ClassVar[str]
@@ -36,17 +36,19 @@ class OffPolicyAgent(ABC):
         self.env = env
         self.config = config or self.config_class()
         _, _, self._length = problem_size(env)
+        self._seed = seed
         self._episodes = 0
         self._bits = ContinuousBits(env)
         self._randomness = PrivateRandomness()
+        copies = self.config.episodes_per_batch
         with self._randomness.active():
             self.model = self._build(
-                ContinuousVecEnv(LockstepVecEnv(vectorize(env, 1), seed), self._bits),
+                ContinuousVecEnv(LockstepVecEnv(vectorize(env, copies), seed), self._bits),
                 train_freq=(self._length, "step"),
-                gradient_steps=self.config.updates_per_episode,
+                gradient_steps=self.config.updates_per_batch,
                 learning_starts=self.config.warmup_episodes * self._length,
                 replay_buffer_class=WholeEpisodes,
-                buffer_size=self.config.replay_episodes * self._length,
+                buffer_size=max(1, self.config.replay_episodes // copies) * copies * self._length,
                 gamma=1.0,
                 seed=seed,
                 device="cpu",
@@ -57,18 +59,45 @@ class OffPolicyAgent(ABC):
         """Makes SB3's algorithm with these options and its own."""
 
     def learn(self, evaluations: int, log: Log) -> None:
-        """Acts for this many episodes; after the warm-up, each one is followed by updates."""
+        """Acts for this many episodes; after the warm-up, each batch of them is followed by updates.
+
+        A last batch that they do not fill is played and not learned from.
+        """
         self.model.set_logger(Logger(folder=None, output_formats=[Forward(log)]))
+        rest = evaluations % self.config.episodes_per_batch
         with self._randomness.active():
-            self.model.learn(
-                evaluations * self._length,
-                callback=_FiniteRewards(),
-                log_interval=1,
-                reset_num_timesteps=not self._episodes,
-            )
-        self._episodes += evaluations
-        # SB3 writes an update's metrics after the next episode, and none followed the last update.
+            if evaluations > rest:
+                self.model.learn(
+                    (evaluations - rest) * self._length,
+                    callback=_FiniteRewards(),
+                    log_interval=1,
+                    reset_num_timesteps=not self._episodes,
+                )
+            self._episodes += evaluations - rest
+            if rest:
+                self._play(rest)
+        # SB3 writes an update's metrics after the next batch, and none followed the last update.
         self.model.logger.dump()
+
+    def _play(self, count: int) -> None:
+        """Explores for a few episodes as in a batch."""
+        first_seed = None if self._episodes else self._seed
+        envs = ContinuousVecEnv(LockstepVecEnv(vectorize(self.env, count), first_seed), self._bits)
+        observations: Any = envs.reset()  # (B, F)
+        for _ in range(self._length):
+            if self._episodes < self.config.warmup_episodes:
+                actions = np.array([self.model.action_space.sample() for _ in range(count)])  # (B, D)
+            else:
+                actions, _ = self.model.predict(observations)
+                if self.model.action_noise is not None:
+                    scaled = self.model.policy.scale_action(actions)  # in [-1, 1], where the noise belongs
+                    drawn = [self.model.action_noise().reshape(-1, scaled.shape[1]) for _ in range(count)]
+                    scaled += np.concatenate(drawn)[:count]  # SB3's noise is for one copy, or for all of a batch
+                    actions = self.model.policy.unscale_action(scaled.clip(-1, 1))
+            observations, rewards, _, _ = envs.step(actions)
+            for reward in rewards:
+                finite_reward(reward)
+        self._episodes += count
 
     def start_episode(self) -> None:  # noqa: B027, for there is nothing to forget
         """Does nothing: the actor has no memory."""
@@ -118,7 +147,7 @@ class ContinuousVecEnv(VecEnvWrapper):
 
 
 class WholeEpisodes(ReplayBuffer):
-    """Replay that is put right at the end of each episode, for one environment.
+    """Replay that is put right when the episodes of a batch end, all at once.
 
     Every step gets the action that was executed and, as its return, the final reward: the only one, undiscounted. So
     critics regress on returns. They need no targets of their own making, which in a few hundred episodes pass the
@@ -135,15 +164,15 @@ class WholeEpisodes(ReplayBuffer):
         done: np.ndarray,
         infos: list[dict[str, Any]],
     ) -> None:
-        """Stores a step; the last one of an episode completes them all."""
+        """Stores a step of every copy; the last one of the episodes completes them all."""
         super().add(obs, next_obs, action, reward, done, infos)
         if not done.all():
             return
-        executed = infos[0]["executed_numbers"]  # (T, D)
+        executed = np.stack([info["executed_numbers"] for info in infos], axis=1)  # (T, B, D)
         low, high = self.action_space.low, self.action_space.high  # type: ignore[attr-defined]
         steps = np.arange(self.pos - len(executed), self.pos)  # the buffer holds whole episodes: at its end, from -T
-        self.actions[steps, 0] = 2 * (executed - low) / (high - low) - 1  # SB3's replay holds actions in [-1, 1]
-        self.rewards[steps] = reward
+        self.actions[steps] = 2 * (executed - low) / (high - low) - 1  # SB3's replay holds actions in [-1, 1]
+        self.rewards[steps] = reward  # (B,)
         self.dones[steps] = 1
         held = (self.rewards if self.full else self.rewards[: self.pos]).astype(np.float64)
         self._mean, self._spread = float(held.mean()), float(held.std()) + 1e-8

@@ -21,8 +21,10 @@ class TD3Config:
     """Units of both hidden layers of actor and critics."""
     learning_rate: float = 3e-3
     """Adam's step size."""
-    updates_per_episode: int = 2
-    """Gradient steps after each episode."""
+    episodes_per_batch: int = 4
+    """Episodes that run side by side between updates."""
+    updates_per_batch: int = 4
+    """Gradient steps after each batch."""
     updates_per_actor_update: int = 2
     """Of these, how many for each one of the actor and the targets."""
     batch_size: int = 64
@@ -35,8 +37,8 @@ class TD3Config:
     """Standard deviation of the exploration noise on numbers in [-1, 1]; it does not decay."""
 
     def __post_init__(self) -> None:
-        require_in_range(self, 1, math.inf, "hidden", "batch_size", "replay_episodes", "updates_per_episode")
-        require_in_range(self, 1, math.inf, "updates_per_actor_update", "warmup_episodes")
+        require_in_range(self, 1, math.inf, "hidden", "batch_size", "replay_episodes", "updates_per_batch")
+        require_in_range(self, 1, math.inf, "episodes_per_batch", "updates_per_actor_update", "warmup_episodes")
         require_in_range(self, 0, math.inf, "learning_rate", "noise")
 
 
