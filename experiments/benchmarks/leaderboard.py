@@ -117,6 +117,7 @@ def _case_rows(results: Results, case: Case) -> list[dict[str, Any]]:
                 "agent": agent,
                 "runs": len(at[agent]),
                 "regret": {str(c): _interval(regret, index) for index, c in enumerate(options.read_at)},
+                "quartiles": {str(c): _quartiles(at[agent][:, index]) for index, c in enumerate(options.read_at)},
                 "score": None if score is None else _interval(bootstrap([score], resamples=options.resamples)),
                 "behind_best": _interval(behind) | {"within_interval": _includes(behind, 0.0) or rank == 1},
                 "improvement": _improvement(results, [case], agent),
@@ -238,6 +239,14 @@ def _interval(estimate: Estimate, index: int | None = None) -> dict[str, Any]:
     pick = (lambda values: values) if index is None else (lambda values: values[index])
     parts = {"value": estimate.value, "low": estimate.low, "high": estimate.high}
     return {name: _plain(np.asarray(pick(values)).tolist()) for name, values in parts.items()}
+
+
+def _quartiles(regret: np.ndarray) -> dict[str, Any]:
+    """Returns the quartiles of the seeds, interpolated linearly; null where seeds without a result enter."""
+    # Infinite regrets have no differences to interpolate; a regret of over 100 points comes of what stands for them.
+    low, median, high = np.quantile(np.minimum(regret, 1e9), [0.25, 0.5, 0.75]).tolist()
+    parts = {"median": median, "low": low, "high": high}
+    return {name: value if value <= 100 else None for name, value in parts.items()}
 
 
 def _plain(value: Any) -> Any:

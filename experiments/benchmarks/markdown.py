@@ -43,6 +43,19 @@ def to_markdown(content: Mapping[str, Any]) -> str:
             ],
             [_row(row, checkpoints, content, timing[row["agent"]]) for row in rows],
         )
+    lines += ["", "## Median and quartiles of the seeds", ""]
+    lines += _table(
+        ["task", "budget", "agent", *_regret_heads(checkpoints)],
+        [
+            [
+                row["task"],
+                f"{row['budget']:g}",
+                row["agent"],
+                *(_quartiles(row["quartiles"][str(c)]) for c in checkpoints),
+            ]
+            for row in content["rows"]
+        ],
+    )
     lines += list(_notes(content))
     return "\n".join(lines) + "\n"
 
@@ -111,10 +124,17 @@ def _improvements(row: Mapping[str, Any], checkpoints: Sequence[int], content: M
 
 
 def _interval(estimate: Mapping[str, Any], digits: int = 2) -> str:
-    value, low, high = (
-        "none" if estimate[key] is None else f"{estimate[key]:.{digits}f}" for key in ("value", "low", "high")
-    )
+    value, low, high = (_number(estimate[key], digits) for key in ("value", "low", "high"))
     return f"{value} ({low} to {high})"
+
+
+def _quartiles(quartiles: Mapping[str, Any]) -> str:
+    median, low, high = (_number(quartiles[key], 2) for key in ("median", "low", "high"))
+    return f"{median} ({low} to {high})"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "none" if value is None else f"{value:.{digits}f}"
 
 
 def _time(time: Mapping[str, Any], end: int) -> str:

@@ -53,6 +53,13 @@ def test_regret_is_in_points_and_score_is_one_at_the_optimum_and_zero_at_uniform
     assert CASE.score(np.array([150, 190, 110, NOTHING])).tolist() == [0, 1, -1, -math.inf]
 
 
+def test_quartiles_are_those_of_the_seeds():
+    found = rows()
+    assert found["random"]["quartiles"]["4"] == pytest.approx({"median": 15, "low": 12.5, "high": 17.5})
+    assert found["sure"]["quartiles"]["2"] == {"median": 0, "low": 0, "high": 0}
+    assert found["random"]["quartiles"]["2"]["high"] is None  # one of three seeds has found nothing yet
+
+
 def test_no_score_where_uniform_is_missing_or_best():
     for uniform in (None, 190):
         case = dataclasses.replace(CASE, uniform=uniform)
@@ -129,6 +136,7 @@ def test_the_markdown_says_what_the_json_does():
     assert "| 1 | sure | 0.00 (0.00 to 0.00) |" in text
     assert "| 2 | twin ≈ |" in text
     assert "| 3 | random | none (" in text
+    assert "| t | 0.5 | random | 25.00 (20.00 to none) | 15.00 (12.50 to 17.50) |" in text
     assert ">4 (>4 to >4), 0/3 runs" in text
     assert "Optimum of 9 feasible allocations, 1 as accurate: 95.00% of 200 samples" in text
     assert "- Not run: x on t: It needs gradients." in text
