@@ -27,7 +27,7 @@ class A2CConfig:
     """Episodes in a rollout, which serves one gradient step; at least 2, for advantages are normalised over them."""
     gae_lambda: float = 1.0
     """1 makes advantages the final reward less the value: the reward is terminal and episodes are short."""
-    entropy_bonus: float = 0.03
+    entropy_bonus: float = 0.2
     """Weight of the policy's entropy (nats per decision) beside normalised advantages."""
     max_gradient_norm: float = 0.5
     """Gradients are scaled down to this Euclidean norm."""

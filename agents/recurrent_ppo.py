@@ -24,9 +24,9 @@ class RecurrentPPOConfig:
 
     hidden: int = 64
     """Units of the LSTM, and of the layer behind it in the policy and in the value network."""
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-2
     """Adam's step size."""
-    episodes_per_update: int = 8
+    episodes_per_update: int = 16
     """Episodes in a rollout, all of which enter each gradient step."""
     epochs: int = 4
     """Gradient steps on a rollout."""
@@ -34,7 +34,7 @@ class RecurrentPPOConfig:
     """How far the probability ratio may move before the objective is clipped."""
     gae_lambda: float = 1.0
     """1 makes advantages the final reward less the value: the reward is terminal and episodes are short."""
-    entropy_bonus: float = 0.03
+    entropy_bonus: float = 0.3
     """Weight of the policy's entropy (nats per decision)."""
     max_gradient_norm: float = 0.5
     """Gradients are scaled down to this Euclidean norm."""

@@ -17,9 +17,9 @@ class SACConfig:
 
     hidden: int = 64
     """Units of both hidden layers of actor and critics."""
-    learning_rate: float = 3e-3
+    learning_rate: float = 6e-3
     """Adam's step size."""
-    episodes_per_batch: int = 4
+    episodes_per_batch: int = 8
     """Episodes that run side by side between updates."""
     updates_per_batch: int = 4
     """Gradient steps after each batch."""
@@ -27,7 +27,7 @@ class SACConfig:
     """Transitions in a gradient step."""
     replay_episodes: int = 256
     """Episodes that replay holds; older ones are overwritten."""
-    warmup_episodes: int = 40
+    warmup_episodes: int = 24
     """Episodes of uniformly random actions before the first gradient step."""
     entropy: float = -1.0
     """Entropy that the actor is held to, in nats for each number. They span [-1, 1] inside SAC, so that -1 is a spread

@@ -23,11 +23,11 @@ class TRPOConfig:
     """Units of both hidden layers of the policy and of the value network."""
     learning_rate: float = 3e-3
     """Adam's step size for the value network; the policy's step is the trust region's."""
-    episodes_per_update: int = 16
+    episodes_per_update: int = 32
     """Episodes in a rollout, at least 2: advantages are normalised over them."""
     value_updates: int = 10
     """Passes of the value network over a rollout."""
-    target_kl: float = 0.05
+    target_kl: float = 0.06
     """Trust region: mean KL divergence of the new policy from the old one, in nats per decision."""
     conjugate_gradient_steps: int = 10
     """Most steps towards the natural gradient."""
