@@ -19,11 +19,11 @@ class TD3Config:
 
     hidden: int = 64
     """Units of both hidden layers of actor and critics."""
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-3
     """Adam's step size."""
-    episodes_per_batch: int = 4
+    episodes_per_batch: int = 8
     """Episodes that run side by side between updates."""
-    updates_per_batch: int = 4
+    updates_per_batch: int = 8
     """Gradient steps after each batch."""
     updates_per_actor_update: int = 2
     """Of these, how many for each one of the actor and the targets."""
@@ -33,7 +33,7 @@ class TD3Config:
     """Episodes that replay holds; older ones are overwritten."""
     warmup_episodes: int = 40
     """Episodes of uniformly random actions before the first gradient step."""
-    noise: float = 0.3
+    noise: float = 0.5
     """Standard deviation of the exploration noise on numbers in [-1, 1]; it does not decay."""
 
     def __post_init__(self) -> None:

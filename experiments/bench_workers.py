@@ -30,7 +30,7 @@ from quantenv.tasks.resnet20 import DATA_VARIABLE
 
 NAME = "bench_workers"
 #: Allocations in a batch by task: a second or more of one thread's time.
-BATCHES = {"digits": 1024, "resnet20": 12}
+BATCHES = {"digits": 1024, "resnet20": 6}
 ONE_THREAD, ALL_CORES = "one process, one thread", "one process, all cores"
 
 

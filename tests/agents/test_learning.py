@@ -8,7 +8,7 @@ import pytest
 from tests.agents.searches import MAIN, best_reward, make_env, search
 
 EVALUATIONS = 200
-SEEDS = range(5)
+SEEDS = range(3)
 TASK = {"count": 6, "budget": 0.4}
 
 
