@@ -32,7 +32,7 @@ class TD3Config:
     replay_episodes: int = 256
     """Episodes that replay holds; older ones are overwritten."""
     warmup_episodes: int = 40
-    """Episodes of uniformly random actions before the first gradient step."""
+    """Episodes of uniformly random actions before the first gradient step; SB3 adds the noise to these, too."""
     noise: float = 0.5
     """Standard deviation of the exploration noise on numbers in [-1, 1]; it does not decay."""
 
