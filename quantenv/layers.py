@@ -68,21 +68,28 @@ def describe(network: "nn.Module", example: "torch.Tensor") -> tuple[LayerSpec, 
     """Runs a network once and describes its quantizable layers in execution order.
 
     Args:
-        network: Any module whose parameterised layers are Conv2d, Linear or batch norms. Its mode is restored.
+        network: Any module that multiplies by weights in Conv2d, Linear and attention layers only; batch, layer and
+            group norms may lie between them, and parameters of modules of your own that are added or scale. Attention
+            is described by its projections (see `quantenv.attention`). Its mode is restored.
         example: One batch of inputs, shape (B, ...), on the network's device.
 
     Returns:
         One LayerSpec for each Conv2d and Linear that ran, in the order of first use.
 
     Raises:
-        UnsupportedLayerError: If a module owns parameters quantenv cannot place (it is named), if no
-            quantizable layer ran, or if a weight or bias holds NaN or infinity.
+        UnsupportedLayerError: If weights are multiplied by where quantenv cannot see them (the module is named), if no
+            quantizable layer ran, if the network's output is no tensor, or if a parameter holds NaN or infinity.
     """
     import torch
     from torch import nn
 
+    from quantenv.attention import with_plain_attention
+    from quantenv.multiplications import Multiplications
+
+    network = with_plain_attention(network)
     _check_modules(network)
     calls: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = {}
+    watch = Multiplications(network)
     hooks = []
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -90,18 +97,25 @@ def describe(network: "nn.Module", example: "torch.Tensor") -> tuple[LayerSpec, 
             def record(
                 _module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor, name: str = name
             ) -> None:
-                calls.setdefault(name, []).append((tuple(args[0].shape[1:]), tuple(output.shape[1:])))
+                calls.setdefault(name, []).append(
+                    (_per_sample(args[0].shape, len(example)), _per_sample(output.shape, len(example)))
+                )
 
-            hooks.append(module.register_forward_hook(record))
+            hooks += [module.register_forward_hook(record), *watch.hooks(module)]
     training = network.training
     try:
         network.eval()
-        with torch.no_grad():
-            network(example)
+        with torch.no_grad(), watch:
+            output = network(example)
     finally:
         network.train(training)
         for hook in hooks:
             hook.remove()
+    if not isinstance(output, torch.Tensor):
+        raise UnsupportedLayerError(
+            f"{type(network).__name__} puts out a {type(output).__name__}; expected one tensor of logits. "
+            "Wrap it in a module that returns the logits."
+        )
     if not calls:
         raise UnsupportedLayerError(
             f"{type(network).__name__} ran no Conv2d or Linear layer, so there is nothing to quantize."
@@ -110,25 +124,39 @@ def describe(network: "nn.Module", example: "torch.Tensor") -> tuple[LayerSpec, 
     return tuple(_spec(name, modules[name], shapes) for name, shapes in calls.items())
 
 
+def _per_sample(shape: "torch.Size", batch: int) -> tuple[int, ...]:
+    """Takes the batch out of a shape. Windows of an image, say, lie beside each other in the first dimension."""
+    if shape[0] == batch:
+        return tuple(shape[1:])
+    return tuple(shape) if shape[0] % batch else (shape[0] // batch, *shape[1:])
+
+
 def _check_modules(network: "nn.Module") -> None:
     import torch
     from torch import nn
 
-    # Batch norms stay in float and are not quantizable layers themselves.
-    known = nn.Conv2d | nn.Linear | nn.BatchNorm1d | nn.BatchNorm2d
+    # Norms stay in float and are not quantizable layers themselves.
+    known = nn.Conv2d | nn.Linear | nn.BatchNorm1d | nn.BatchNorm2d | nn.LayerNorm | nn.GroupNorm
+    containers = nn.Sequential | nn.ModuleList | nn.ModuleDict
     for name, module in network.named_modules():
         parameters = dict(module.named_parameters(recurse=False))
-        if not parameters:
-            continue
-        if not isinstance(module, known):
+        where = f"Layer {name or '(the network itself)'!r}"
+        # What torch calls its own is a leaf of the trace; of your own modules every step is seen.
+        torchs = type(module).__module__.startswith("torch.nn.")
+        if torchs and parameters and not isinstance(module, known):
             raise UnsupportedLayerError(
-                f"Layer {name or '(the network itself)'!r} is a {type(module).__name__} with parameters of its own; "
-                "quantenv handles Conv2d, Linear and batch norms. Replace it, or express it with those layers."
+                f"{where} is a {type(module).__name__} with parameters of its own; quantenv handles Conv2d, Linear, "
+                "attention and norms. Replace it, or express it with those layers."
+            )
+        if torchs and any(module.children()) and not isinstance(module, containers | known):
+            raise UnsupportedLayerError(
+                f"{where} is a {type(module).__name__}, which hides its layers from the trace. Express it with "
+                "nn.MultiheadAttention, nn.Linear and nn.LayerNorm in a module of your own."
             )
         for key, value in parameters.items():
             if not torch.isfinite(value).all():
                 raise UnsupportedLayerError(
-                    f"Layer {name!r}: its {key} holds NaN or infinity, so the pretrained weights are unusable. "
+                    f"{where}: its {key} holds NaN or infinity, so the pretrained weights are unusable. "
                     "Load a sound checkpoint."
                 )
 

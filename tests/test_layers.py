@@ -78,3 +78,83 @@ def test_a_network_without_layers_is_refused():
 def test_other_padding_than_zeros_is_refused():
     with pytest.raises(UnsupportedLayerError, match="'0' pads with 'reflect'"):
         describe(nn.Sequential(nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect")), torch.randn(1, 1, 8, 8))
+
+
+def test_attention_is_described_by_its_projections():
+    vit = torchvision().models.VisionTransformer(32, 16, 1, 2, 8, 16, num_classes=3)
+    layers = describe(vit, torch.randn(2, 3, 32, 32))
+    block = "encoder.layers.encoder_layer_0"
+    projections = [f"{block}.self_attention.{name}_proj" for name in ("q", "k", "v", "out")]
+    assert [layer.name for layer in layers] == [
+        "conv_proj",
+        *projections,
+        f"{block}.mlp.0",
+        f"{block}.mlp.3",
+        "heads.head",
+    ]
+    assert (layers[1].input_shape, layers[1].params, layers[1].macs) == ((5, 8), 64, 5 * 64)
+
+
+def test_windows_count_for_their_image():
+    swin = torchvision().models.SwinTransformer([2, 2], 8, [2], [2], [4, 4], num_classes=3)
+    for batch in (1, 2):
+        layers = {layer.name: layer for layer in describe(swin, torch.randn(batch, 3, 16, 16))}
+        qkv = layers["features.1.0.attn.qkv"]
+        assert (qkv.input_shape, qkv.macs) == ((4, 16, 8), 4 * 16 * 8 * 24)  # four windows of 16 tokens
+
+
+class Loose(nn.Module):
+    """Multiplies by a weight of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(2, 2))
+
+    def forward(self, x):
+        return x @ self.weight.T
+
+
+class Borrowing(nn.Module):
+    """Multiplies by a layer's weight without calling the layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(2, 2)
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.inner.weight)
+
+
+def test_weights_that_are_multiplied_by_outside_of_layers_are_refused():
+    with pytest.raises(UnsupportedLayerError, match=r"A weight of '1' \(Loose\) is multiplied by"):
+        describe(nn.Sequential(nn.Linear(2, 2), Loose()), torch.randn(1, 2))
+    with pytest.raises(UnsupportedLayerError, match=r"A weight of '1\.inner' \(Linear\) is multiplied by in linear"):
+        describe(nn.Sequential(nn.Linear(2, 2), Borrowing()), torch.randn(1, 2))
+
+
+def test_modules_that_hide_their_layers_are_refused():
+    encoder = nn.TransformerEncoderLayer(4, 2, 8)
+    with pytest.raises(UnsupportedLayerError, match="is a TransformerEncoderLayer, which hides its layers"):
+        describe(nn.Sequential(encoder), torch.randn(1, 3, 4))
+
+
+def test_parameters_that_only_add_or_scale_are_no_layers():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale, self.shift = nn.Parameter(torch.ones(2)), nn.Parameter(torch.zeros(2))
+
+        def forward(self, x):
+            return x * self.scale + self.shift
+
+    layers = describe(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2), Scaled()), torch.randn(1, 2))
+    assert [layer.name for layer in layers] == ["0"]
+
+
+def test_networks_that_put_out_more_than_logits_are_refused():
+    class Two(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    with pytest.raises(UnsupportedLayerError, match="puts out a tuple; expected one tensor of logits"):
+        describe(nn.Sequential(nn.Linear(2, 2), Two()), torch.randn(1, 2))

@@ -16,6 +16,8 @@ RATIOS = torch.linspace(0.1, 1.0, 91)
 #: The same grid of ratios for weights, of which there are more: first coarsely, then about the best.
 COARSE_RATIOS = torch.linspace(0.1, 1.0, 19)
 REFINEMENTS = (-0.04, -0.03, -0.02, -0.01, 0.01, 0.02, 0.03, 0.04)
+#: Weights whose ranges are searched together.
+SEARCHED_AT_ONCE = 1 << 17
 #: Samples of an activation that take part in the search for its range.
 MAX_SAMPLES = 1 << 15
 
@@ -34,9 +36,12 @@ def weight_grids(weight: torch.Tensor) -> dict[int, Grid]:
     shape = (-1,) + (1,) * (weight.dim() - 1)
     flat = weight.detach().flatten(1)
     largest = flat.abs().amax(1)
+    channels = max(1, SEARCHED_AT_ONCE // flat.shape[1])
     grids = {1: Grid(1, flat.abs().mean(1).view(shape), *weight_bounds(1))}
     for bits in BITS[1:]:
-        scale = _weight_scale(flat, bits, largest, grids[bits - 1].scale.view(-1))
+        # Channels are searched on their own: as many at once as the processor's caches hold.
+        parts = zip(*(x.split(channels) for x in (flat, largest, grids[bits - 1].scale.view(-1))), strict=True)
+        scale = torch.cat([_weight_scale(rows, bits, high, coarser) for rows, high, coarser in parts])
         grids[bits] = Grid(bits, scale.view(shape), *weight_bounds(bits))
     return grids
 

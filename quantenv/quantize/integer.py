@@ -15,7 +15,7 @@ from torch import fx, nn
 
 from quantenv.errors import QuantenvError
 from quantenv.quantize.network import Bits, QuantizedNetwork, Setting, Switched, SwitchedLayer, SwitchedSite
-from quantenv.quantize.quantizers import Grid, quantize
+from quantenv.quantize.quantizers import Grid
 
 #: Calls that may move codes as they are; max pools and padding move decoded values instead.
 _CODE_MOVES = {torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze}
@@ -70,7 +70,7 @@ class IntegerNetwork(QuantizedNetwork):
     value_bytes = 1
 
     def _build(self) -> fx.GraphModule:
-        if (obstacle := integer_obstacle()) is not None:
+        if (obstacle := integer_obstacle() or self.calibration.scheme.integer_obstacle) is not None:
             raise QuantenvError(f"The integer backend cannot run here: {obstacle}. Use backend 'float'.")
         return _to_integers(super()._build())
 
@@ -102,6 +102,7 @@ class IntegerLayer(Switched):
         self._recode = activation_bits < stored_bits
         if (weight_bits, activation_bits) not in self._packed:
             self._pack(weight_bits, activation_bits)
+        _, self._bias = layer.rounded(weight_bits)
         self._weight, self._weight_scale = self._packed[weight_bits, activation_bits], self._scales[weight_bits]
         self._zeros = torch.zeros(len(self._weight_scale), dtype=torch.int32)
         self._input_scale = float(self._input.scale)
@@ -112,7 +113,8 @@ class IntegerLayer(Switched):
 
     def _pack(self, weight_bits: int, activation_bits: int) -> None:
         layer, grid = self.layer, self.layer.grids[weight_bits]
-        codes = quantize(layer.float_weight, grid).div(torch.where(grid.scale > 0, grid.scale, 1.0)).round()
+        assert isinstance(grid, Grid)  # codebooks were refused when the network was made
+        codes = layer.rounded(weight_bits)[0].div(torch.where(grid.scale > 0, grid.scale, 1.0)).round()
         self._scales[weight_bits] = grid.scale.flatten().contiguous()
         weight = codes.to(torch.int8).contiguous()
         if layer.convolution is None:
@@ -136,10 +138,10 @@ class IntegerLayer(Switched):
         )
         inputs = (codes, self._input_scale, -self._input.low, self._weight, self._weight_scale, self._zeros)
         if self.layer.convolution is None:
-            sums = torch.ops.onednn.qlinear_pointwise(*inputs, self.layer.bias, scale, zero, kind, "none", [], "")
+            sums = torch.ops.onednn.qlinear_pointwise(*inputs, self._bias, scale, zero, kind, "none", [], "")
         else:
             sums = torch.ops.onednn.qconv2d_pointwise(
-                *inputs, self.layer.bias, *self.layer.convolution, scale, zero, kind, "none", [], ""
+                *inputs, self._bias, *self.layer.convolution, scale, zero, kind, "none", [], ""
             )
         if self._output is None:
             return sums
@@ -180,10 +182,7 @@ class Decode(Encode):
 def _to_integers(source: fx.GraphModule) -> fx.GraphModule:
     """Rewrites the float graph of a `QuantizedNetwork` node by node."""
     modules = dict(source.named_modules())
-    result, graph = fx.GraphModule(source, fx.Graph()), fx.Graph()
-    for name, module in modules.items():
-        if name and not isinstance(module, Switched) and not any(module.children()):
-            result.add_submodule(name, module)
+    result, graph = fx.GraphModule(source, source.graph), fx.Graph()  # with its modules, parameters and buffers
     values: dict[fx.Node, fx.Node] = {}
     coded: dict[fx.Node, SwitchedSite] = {}  # nodes of the new graph that hold codes, and whose
 
@@ -220,6 +219,7 @@ def _to_integers(source: fx.GraphModule) -> fx.GraphModule:
             values[node] = graph.node_copy(node, lambda n: decoded(values[n]))
     graph.lint()
     result.graph = graph
+    result.delete_all_unused_submodules()
     return result
 
 

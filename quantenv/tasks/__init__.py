@@ -5,8 +5,9 @@ import importlib
 
 from quantenv.errors import unknown_name
 from quantenv.tasks.base import SPLITS, Split, Task
+from quantenv.tasks.datasets import task_from_datasets
 
-__all__ = ["SPLITS", "Split", "Task", "get_task", "task_descriptions", "task_names"]
+__all__ = ["SPLITS", "Split", "Task", "get_task", "task_descriptions", "task_from_datasets", "task_names"]
 
 #: Registered tasks: name -> (factory as "module:function", one-line description).
 _TASKS = {

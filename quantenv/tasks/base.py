@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
+from quantenv.attention import with_plain_attention
 from quantenv.errors import QuantenvError
 from quantenv.files import content_hash
 from quantenv.layers import LayerSpec, describe
@@ -48,7 +49,8 @@ class Task:
     name: str
     """Name used in logs, allocation files and run folders."""
     network: nn.Module
-    """Float network with pretrained weights. It is put in eval mode and never changed."""
+    """Float network with pretrained weights. It is put in eval mode and never changed. Attention is expressed by its
+    projections (see `quantenv.attention`), in a copy."""
     splits: Mapping[str, Split]
     """``train`` (fine-tuning), ``calibration`` (ranges), ``search`` (the reward), ``test`` (reported once)."""
     scheme: str = "linear"
@@ -75,7 +77,7 @@ class Task:
                         "search and test accuracy would be training accuracy. Remove duplicates first."
                     )
             seen.update(dict.fromkeys(samples, split))
-        self.network.eval()
+        object.__setattr__(self, "network", with_plain_attention(self.network).eval())
 
     @cached_property
     def layers(self) -> tuple[LayerSpec, ...]:

@@ -94,3 +94,74 @@ def test_zero_padding_moves_values_and_other_padding_makes_them():
 
     for value, sites in ((None, 2), (0.0, 2), (1.0, 3)):
         assert len(find_sites(trace(Padded(value)), torch.randn(1, 2, 4, 4))) == sites
+
+
+def test_it_says_in_which_module_the_trace_stopped():
+    class Branching(nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+
+    network = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.ReLU(), Branching()))
+    with pytest.raises(UnsupportedLayerError, match=r"in module '1\.1' \(Branching\)"):
+        trace(network)
+
+
+class Attending(nn.Module):
+    """Attention, then a classifier that puts out shares."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.norm = nn.LayerNorm(8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        y, _ = self.attention(x, x, x, need_weights=False)
+        return torch.softmax(self.head(self.norm(x + y).mean(1)), -1)
+
+
+def test_a_softmax_reads_accumulators_and_stores_its_shares():
+    sites = find_sites(trace(Attending().eval()), torch.randn(1, 5, 8))
+    projections = tuple(f"attention.{name}_proj" for name in "qkv")
+    assert [(site.layers, site.shared) for site in sites] == [
+        (projections, True),  # the network's input, which the residual add reads too
+        ((), True),  # queries
+        ((), True),  # keys; scores and their scale are no sites: a softmax reads them
+        ((), True),  # shares
+        ((), True),  # values
+        (("attention.out_proj",), False),  # the mixed values
+        ((), True),  # the projected ones, before the add
+        ((), True),  # the add, which the norm reads
+        ((), True),  # the norm, which the mean reads
+        (("head",), False),  # the mean; the head's sums go to the softmax as they are
+    ]
+    assert sites[0].features == 5 * 8
+
+
+def test_reading_a_shape_is_not_reading_a_value():
+    class Shuffled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(2, 4, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x):
+            x = self.first(x)
+            batch, channels, height, width = x.size()
+            return self.second(x.view(batch, 2, channels // 2, height, width).transpose(1, 2).flatten(1, 2))
+
+    sites = find_sites(trace(Shuffled()), torch.randn(1, 2, 4, 4))
+    assert [(site.layers, site.shared) for site in sites] == [(("first",), False), (("second",), False)]
+
+
+def test_a_layer_that_reads_a_constant_is_named():
+    class Constant(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token = nn.Parameter(torch.randn(1, 2))
+            self.layer, self.head = nn.Linear(2, 2), nn.Linear(2, 2)
+
+        def forward(self, x):
+            return self.head(x + self.layer(self.token))
+
+    with pytest.raises(UnsupportedLayerError, match="'layer' reads nothing that depends"):
+        find_sites(trace(Constant()), torch.randn(1, 2))

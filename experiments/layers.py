@@ -1,0 +1,100 @@
+"""`quantenv layers`: the quantizable layers of any network."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from experiments.command_line import parse_options
+from experiments.console import results
+from quantenv.errors import QuantenvError
+from quantenv.layers import LayerSpec, describe
+from quantenv.quantize.graph import find_sites, trace
+from quantenv.tasks.models import make_network
+
+
+@dataclass(frozen=True)
+class LayersOptions:
+    """Lists the quantizable layers of a network in the order in which they run, with random weights unless given.
+
+    The network is also traced, so what this lists can be quantized.
+    """
+
+    model: str | None = None
+    """torchvision:NAME, a classification network of torchvision; or module:function, a function of yours that returns
+    the network."""
+    input: str = "3,224,224"
+    """Shape of one input: channels,height,width."""
+    model_arguments: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the network's constructor, as {num_classes: 10}."""
+    json: bool = False
+    """Print JSON instead of a table: a list of all that is known of each layer."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Prints the layers.
+
+    Args:
+        arguments: The command line after ``layers``.
+
+    Returns:
+        Exit code 0.
+
+    Raises:
+        QuantenvError: For a mistake in the options.
+        UnsupportedLayerError: If the network cannot be quantized.
+    """
+    options = parse_options(LayersOptions, "layers", arguments)
+    layers = network_layers(options)
+    if options.json:
+        sys.stdout.write(json.dumps([dataclasses.asdict(layer) for layer in layers], indent=1) + "\n")
+        return 0
+    table = Table("layer", "kind", "channels", "kernel", "stride", "groups", "input", "weights", "MACs")
+    for layer in layers:
+        table.add_row(
+            layer.name,
+            layer.kind,
+            f"{layer.in_channels} > {layer.out_channels}",
+            "x".join(map(str, layer.kernel_size)),
+            "x".join(map(str, layer.stride)) if layer.kind != "linear" else "",
+            str(layer.groups),
+            "x".join(map(str, layer.input_shape)),
+            f"{layer.params:,}",
+            f"{layer.macs:,}",
+        )
+    totals = (f"{sum(layer.params for layer in layers):,}", f"{sum(layer.macs for layer in layers):,}")
+    table.add_section()
+    table.add_row(f"{len(layers)} layers", *[""] * 6, *totals)
+    results().print(table, markup=False)
+    return 0
+
+
+def network_layers(options: LayersOptions) -> tuple[LayerSpec, ...]:
+    """Makes the network, runs it on one random input, and traces it."""
+    if options.model is None:
+        raise QuantenvError("Say which network: --model torchvision:resnet18, or --model your_module:make_network.")
+    shape = _shape(options.input)
+    network = make_network(options.model, arguments=options.model_arguments)
+    example = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+    try:
+        with torch.no_grad():
+            network(example)
+    except (RuntimeError, AssertionError, ValueError, IndexError, TypeError) as error:
+        raise QuantenvError(
+            f"{options.model} does not run on an input of shape {options.input}: {(str(error).splitlines() or [''])[0]}"
+        ) from error
+    layers = describe(network, example)
+    find_sites(trace(network), example)
+    return layers
+
+
+def _shape(text: str) -> list[int]:
+    sizes = text.split(",")
+    if not all(size.strip().isdecimal() and int(size) > 0 for size in sizes):
+        raise QuantenvError(f"--input is {text!r}; expected sizes such as 3,224,224.")
+    return [int(size) for size in sizes]

@@ -1,0 +1,54 @@
+import json
+
+import pytest
+
+from experiments.cli import main
+
+FIELDS = ("name", "kind", "in_channels", "out_channels", "kernel_size", "stride", "groups", "params", "macs")
+
+
+def listed(capsys, *arguments):
+    capsys.readouterr()
+    assert main(["layers", "--model=torchvision:squeezenet1_1", "--input=3,32,32", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def test_json_holds_all_that_is_known(capsys):
+    layers = json.loads(listed(capsys, "--json"))
+    assert len(layers) == 26
+    # 64 filters of 3x3x3 at stride 2 without padding: 15x15 outputs
+    assert [layers[0][field] for field in FIELDS] == [
+        *("features.0", "conv", 3, 64, [3, 3], [2, 2], 1),
+        *(3 * 9 * 64, 3 * 9 * 64 * 15 * 15),
+    ]
+    assert layers[0]["input_shape"] == [3, 32, 32]
+
+
+def test_the_table_lists_every_layer_and_the_totals(capsys):
+    layers = json.loads(listed(capsys, "--json"))
+    table = listed(capsys)
+    assert all(layer["name"] in table for layer in layers)
+    assert f"{sum(layer['params'] for layer in layers):,}" in table
+    assert f"{sum(layer['macs'] for layer in layers):,}" in table
+
+
+def test_arguments_reach_the_constructor(capsys):
+    layers = json.loads(listed(capsys, "--json", "--model_arguments={num_classes: 7}"))
+    assert layers[-1]["out_channels"] == 7
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ((), "--model torchvision:resnet18"),
+        (("--model=resnet18",), "not of the form torchvision:NAME"),
+        (("--model=torchvision:resnet19",), "Did you mean"),
+        (("--model=no_such_package:make",), "Cannot import model 'no_such_package:make'"),
+        (("--model=torchvision:squeezenet1_1", "--input=3,x"), "expected sizes such as 3,224,224"),
+        (("--model=torchvision:squeezenet1_1", "--input=1,32,32"), "does not run on an input of shape 1,32,32"),
+        (("--model=torchvision:squeezenet1_1", "--model_arguments={colour: red}"), "Cannot make torchvision:squeeze"),
+        (("--model=tests.networks:branched", "--input=3,1,1"), "does not run on an input of shape 3,1,1"),
+    ],
+)
+def test_mistakes_are_one_sentence(refused, options, sentence):
+    assert sentence in refused("layers", *options)

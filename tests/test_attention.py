@@ -1,0 +1,61 @@
+import pytest
+import torch
+from torch import nn
+
+from quantenv.attention import with_plain_attention
+from quantenv.errors import UnsupportedLayerError
+from quantenv.tasks.vision import torchvision
+from tests.networks import branched
+
+
+def sequences(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"batch_first": True}, {"batch_first": False}, {"bias": False}, {"kdim": 6, "vdim": 4}]
+)
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_projected_attention_is_torchs(settings, need_weights):
+    attention = nn.MultiheadAttention(12, 3, **settings).eval()
+    if settings.get("bias", True):
+        nn.init.normal_(attention.in_proj_bias)
+    query = sequences(5, 2, 12)
+    key, value = (sequences(5, 2, settings.get(name, 12)) for name in ("kdim", "vdim"))
+    expected, expected_weights = attention(query, key, value, need_weights=need_weights)
+    mixed, weights = with_plain_attention(attention)(query, key, value, need_weights=need_weights)
+    torch.testing.assert_close(mixed, expected)
+    torch.testing.assert_close(weights, expected_weights)
+
+
+@pytest.mark.parametrize("size", [(4, 4), (7, 7), (8, 8), (8, 5), (15, 7), (14, 14)])
+@pytest.mark.parametrize("shift", [0, 3])
+def test_window_attention_is_torchvisions(size, shift):
+    kind = torchvision().models.swin_transformer.ShiftedWindowAttention
+    attention = kind(12, [7, 7], [shift, shift], 3).eval()
+    nn.init.normal_(attention.relative_position_bias_table)
+    x = sequences(2, *size, 12)
+    torch.testing.assert_close(with_plain_attention(attention)(x), attention(x))
+
+
+def test_a_network_without_attention_is_left_as_it_is():
+    network = branched()
+    assert with_plain_attention(network) is network
+
+
+def test_the_original_is_not_changed():
+    network = nn.Sequential(nn.Identity(), nn.MultiheadAttention(4, 2))
+    plain = with_plain_attention(network)
+    plain[1].q_proj.weight.data.zero_()
+    assert isinstance(network[1], nn.MultiheadAttention)
+    assert network[1].in_proj_weight.abs().min() > 0
+    assert with_plain_attention(plain) is plain
+
+
+def test_what_is_not_supported_is_named():
+    with pytest.raises(UnsupportedLayerError, match="Attention '0': add_bias_kv"):
+        with_plain_attention(nn.Sequential(nn.MultiheadAttention(4, 2, add_bias_kv=True)))
+    x = sequences(3, 1, 4)
+    plain = with_plain_attention(nn.ModuleDict({"mixer": nn.MultiheadAttention(4, 2)}))
+    with pytest.raises(UnsupportedLayerError, match="Attention 'mixer' is called with a mask"):
+        plain["mixer"](x, x, x, attn_mask=torch.zeros(3, 3))
