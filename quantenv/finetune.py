@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 
 import torch
@@ -15,15 +15,18 @@ from quantenv.errors import QuantenvError
 from quantenv.evaluate.base import Evaluation
 from quantenv.evaluate.ptq import evaluate_logits, numerics
 from quantenv.files import content_hash
-from quantenv.quantize import SCHEMES, LSQQuantizer, calibrate_task, trainable_network
+from quantenv.quantize import Quantizer, calibrate_task, parse_scheme, trainable_network
+from quantenv.quantize.trained import activation_quantizer, weight_quantizer
 from quantenv.tasks import Task
 
 OnEpoch = Callable[[int, Mapping[str, float]], None]
+#: Fields of a recipe that came after evaluations were first stored: at their defaults no part of an identity.
+_LATER = ("weight_quantizer", "activation_quantizer")
 
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """Recipe of quantization-aware fine-tuning: LSQ with a straight-through estimator, SGD, cosine schedule."""
+    """Recipe of quantization-aware fine-tuning: trained quantizers, SGD, cosine schedule."""
 
     epochs: int = 20
     """Passes over the training split."""
@@ -42,6 +45,12 @@ class FinetuneConfig:
     """Share of the loss that is the divergence from the float network's outputs (Hinton et al. 2015); 0 to 1."""
     seed: int = 0
     """Seed of the order of the training samples."""
+    weight_quantizer: str | None = None
+    """Rounds weights in training: lsq (learned steps), linear (constant steps), dorefa or k-means (fine-tuned
+    centroids). By default lsq, or k-means where the scheme is."""
+    activation_quantizer: str = "lsq"
+    """Rounds activations in training: lsq, lsq+ (learned offsets, too), pact (learned clipping), linear or dorefa (both
+    constant)."""
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -56,6 +65,15 @@ class FinetuneConfig:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise QuantenvError(f"Fine-tuning's {name} is {value}; expected a number from {low} to {high}.")
+        if self.weight_quantizer is not None:
+            weight_quantizer(self.weight_quantizer)
+        activation_quantizer(self.activation_quantizer)
+
+    @property
+    def identity(self) -> str:
+        """What of an evaluation's numbers the recipe fixes."""
+        default = {field.name: field.default for field in fields(self)}
+        return str({k: v for k, v in asdict(self).items() if k not in _LATER or v != default[k]})
 
 
 @dataclass(frozen=True)
@@ -89,7 +107,7 @@ def finetune(
 ) -> FinetuneResult:
     """Fine-tunes one allocation on the training split.
 
-    Steps start from calibration; batch norms stay folded (see `trainable_network`). After every epoch the network
+    Quantizers start from calibration; batch norms stay folded (see `trainable_network`). After every epoch the network
     is evaluated on the search split and the best checkpoint kept, by accuracy, then loss. The same seed gives
     the same result to the bit on the same machine and thread count; no global random state is touched.
 
@@ -113,7 +131,7 @@ def finetune(
         raise QuantenvError(
             f"Fine-tuning's batch_size is {config.batch_size}; the training split has only {len(train)} samples."
         )
-    network = trainable_network(calibrate_task(task), allocation)
+    network = trainable_network(calibrate_task(task), allocation, config.weight_quantizer, config.activation_quantizer)
     with torch.inference_mode():
         teacher = torch.cat([task.network(batch) for batch in train.inputs.split(512)]).clone()
     optimizer = torch.optim.SGD(
@@ -169,7 +187,7 @@ class FinetuneEvaluator:
         self.config = config or FinetuneConfig(epochs=1)
         self.layers = task.layers
         self.identity = content_hash(
-            ["finetune", SCHEMES[task.scheme], task.identity, str(asdict(self.config)), *numerics()]
+            ["finetune", parse_scheme(task.scheme).version, task.identity, self.config.identity, *numerics()]
         )
         self.reference = evaluate_logits(task.network, task.splits["search"])
 
@@ -183,14 +201,19 @@ class FinetuneEvaluator:
 
 
 def _parameter_groups(network: nn.Module, config: FinetuneConfig) -> list[dict[str, object]]:
-    steps = [m.scale for m in network.modules() if isinstance(m, LSQQuantizer)]
-    taken = {id(step) for step in steps}
+    quantizers = [module for module in network.modules() if isinstance(module, Quantizer)]
+    steps = [step for quantizer in quantizers for step in quantizer.steps() if not quantizer.decayed]
+    decayed = [step for quantizer in quantizers for step in quantizer.steps() if quantizer.decayed]
+    taken = {id(step) for step in steps + decayed}
     rest = [p for p in network.parameters() if id(p) not in taken]
-    return [
+    rate = config.learning_rate * config.step_learning_rate
+    groups: list[dict[str, object]] = [
         {"params": [p for p in rest if p.dim() > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in rest if p.dim() <= 1]},
-        {"params": steps, "lr": config.learning_rate * config.step_learning_rate},
+        {"params": steps, "lr": rate},
+        {"params": decayed, "lr": rate, "weight_decay": config.weight_decay},
     ]
+    return [group for group in groups if group["params"]]
 
 
 def _search_evaluation(network: nn.Module, task: Task) -> Evaluation:

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -88,11 +90,51 @@ def test_the_evaluator_fine_tunes_each_allocation(task, coarse):
         ({"learning_rate": -0.1}, "learning_rate is -0.1"),
         ({"learning_rate": np.nan}, "learning_rate is nan"),
         ({"distillation": 1.5}, "distillation is 1.5"),
+        ({"weight_quantizer": "pact"}, "Unknown quantizer of weights 'pact'"),
+        ({"activation_quantizer": "lsqplus"}, r"Did you mean 'lsq' or 'lsq\+'"),
     ],
 )
 def test_recipes_out_of_range_are_refused(changes, message):
     with pytest.raises(QuantenvError, match=message):
         FinetuneConfig(**changes)
+
+
+@pytest.mark.parametrize(
+    ("weights", "activations"),
+    [("linear", "linear"), ("dorefa", "dorefa"), ("dorefa", "pact"), ("k-means", "lsq"), ("lsq", "lsq+")],
+)
+def test_every_quantizer_trains(task, weights, activations):
+    allocation = Allocation.make(task.layers, 3, 4)
+    recipe = FinetuneConfig(epochs=1, weight_quantizer=weights, activation_quantizer=activations)
+    result = finetune(task, allocation, recipe)
+    untrained = finetune(task, allocation, dataclasses.replace(recipe, epochs=0))
+    assert result.search.accuracy > max(0.85, untrained.search.accuracy)
+    layer = result.network.get_submodule("block1.pointwise")
+    rounded = layer.weight_quantizer(layer.weight).detach().flatten(1)
+    assert all(len(channel.unique()) <= 8 for channel in rounded)
+
+
+def test_fine_tuning_moves_centroids_and_by_default_follows_the_scheme(task, coarse):
+    codebooks = dataclasses.replace(task, scheme="k-means")
+    before = finetune(codebooks, coarse, FinetuneConfig(epochs=0)).state
+    after = finetune(codebooks, coarse, FinetuneConfig(epochs=1))
+    name = "block1.pointwise.weight_quantizer.values"
+    assert not torch.equal(before[name], after.state[name])
+    assert len(after.state[name]) == 8
+    explicit = FinetuneConfig(epochs=1, weight_quantizer="k-means")
+    assert finetune(task, coarse, explicit).search == after.search  # the ranges of activations are the same
+
+
+def test_the_default_recipe_keeps_the_identity_that_stores_know():
+    assert FinetuneConfig(epochs=1).identity == (
+        "{'epochs': 1, 'batch_size': 32, 'learning_rate': 0.005, 'step_learning_rate': 0.1, 'momentum': 0.9, "
+        "'weight_decay': 0.0001, 'distillation': 0.5, 'seed': 0}"
+    )
+    identities = {
+        FinetuneConfig(**changes).identity
+        for changes in ({}, {"weight_quantizer": "linear"}, {"activation_quantizer": "pact"}, {"seed": 1})
+    }
+    assert len(identities) == 4
 
 
 def test_bad_input_is_refused(task, coarse):

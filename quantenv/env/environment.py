@@ -173,7 +173,7 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
         """The quantizable layers, length L."""
         self.reference = self.evaluator.reference
         """The float network's evaluation on the search split."""
-        self.tables = compile_costs(self.layers, self.device)
+        self.tables = compile_costs(self.layers, self.device, subject.codebooks)
         """Cost table of every metric the device defines."""
         self.budgets = parse_budgets(metric, budget, self.tables)
         """The budgets, absolute, in SI units."""

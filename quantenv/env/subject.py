@@ -50,6 +50,11 @@ class Subject:
             return "", ""
         return self._task.name, self._task.scheme
 
+    @property
+    def codebooks(self) -> bool:
+        """Whether weights are stored as indices into a codebook of their layer, which then counts in its size."""
+        return self.origin[1].split("+")[0] == "k-means"
+
     def sensitivity(self) -> np.ndarray:
         """Returns the task's sensitivity, float64 (L,), measured if it was not yet.
 

@@ -22,8 +22,10 @@ _EVALUATORS = {
     "ptq-float": "quantenv.evaluate.ptq:float_evaluator",
     "ptq-integer": "quantenv.evaluate.ptq:integer_evaluator",
     "finetune": "quantenv.finetune:FinetuneEvaluator",
+    "finetune-haq": "quantenv.evaluate.haq_finetune:HAQFinetuneEvaluator",
+    "finetune-haq-train": "quantenv.evaluate.haq_finetune:training_accuracy_evaluator",
 }
-_TRAINING = ("finetune",)
+_TRAINING = ("finetune", "finetune-haq", "finetune-haq-train")
 
 
 def evaluator_names() -> tuple[str, ...]:
@@ -37,8 +39,9 @@ def make_evaluator(
     """Makes an evaluator for a task, which asks the store before it computes; or looks its answers up in a table.
 
     Args:
-        name: ``ptq`` (post-training quantization; ``ptq-float`` and ``ptq-integer`` fix the arithmetic) or ``finetune``
-            (a short fine-tuning for each evaluation, as HAQ).
+        name: ``ptq`` (post-training quantization; ``ptq-float`` and ``ptq-integer`` fix the arithmetic), ``finetune``
+            (a short fine-tuning for each evaluation), ``finetune-haq`` (HAQ's), or ``finetune-haq-train`` (the same,
+            evaluated on the training images).
         task: The task, or a table of its evaluations.
         store: Where evaluations are kept: an open store, an SQLAlchemy URL, the path of an SQLite file, or ``off``.
             By default the user's: ``$QUANTENV_STORE``, or a file in the user's data directory. Tables need none.

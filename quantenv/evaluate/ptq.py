@@ -11,7 +11,8 @@ from quantenv.allocation import Allocation
 from quantenv.errors import QuantenvError, unknown_name
 from quantenv.evaluate.base import Evaluation
 from quantenv.files import content_hash
-from quantenv.quantize import SCHEMES, PrefixRunner, QuantizedNetwork, calibrate_task
+from quantenv.quantize import PrefixRunner, QuantizedNetwork, calibrate_task, parse_scheme
+from quantenv.quantize.corrections import reestimated
 from quantenv.quantize.integer import IntegerNetwork, integer_obstacle
 from quantenv.tasks import Split, Task
 
@@ -30,13 +31,15 @@ class PTQEvaluator:
     """Evaluates allocations after post-training quantization.
 
     Batch norms are folded, inputs and weights are channels-last, and the quantized weights of every bit-width are
-    kept, so that changing the allocation copies nothing.
+    kept, so that changing the allocation copies nothing. A scheme that estimates batch-norm statistics again does so
+    for every allocation, at the cost of a pass over the calibration split, and shares nothing between allocations.
 
     Args:
         task: The task.
         backend: ``float`` (quantized values in float arithmetic, on any CPU), ``integer`` (int8 kernels: what
-            deployment computes), or ``auto``: integer where this machine has fast, exact int8 kernels, otherwise
-            float, with a line in the log. It is part of the identity: numbers of the two are never mixed.
+            deployment computes), or ``auto``: integer where this machine has fast, exact int8 kernels and they can
+            compute the task's scheme, otherwise float, with a line in the log. It is part of the identity: numbers
+            of the two are never mixed.
 
     Raises:
         UnsupportedLayerError: If the network cannot be quantized.
@@ -47,11 +50,12 @@ class PTQEvaluator:
     def __init__(self, task: Task, backend: str = "auto") -> None:
         self.task = task
         self.layers = task.layers
-        self.backend = choose_backend(backend)
+        self.scheme = parse_scheme(task.scheme)
+        self.backend = choose_backend(backend, self.scheme.integer_obstacle)
         self.network = BACKENDS[self.backend](calibrate_task(task))
         self.batch = batch_size(self.network)
         self._runner = PrefixRunner(self.network)
-        self.identity = content_hash(["ptq", self.backend, SCHEMES[task.scheme], task.identity, *numerics()])
+        self.identity = content_hash(["ptq", self.backend, self.scheme.version, task.identity, *numerics()])
         self.reference = self.float_evaluation("search")
 
     def evaluate(self, allocations: Sequence[Allocation], split: str = "search") -> list[Evaluation]:
@@ -60,6 +64,8 @@ class PTQEvaluator:
         Raises:
             AllocationError: If an allocation is for other layers.
         """
+        if self.scheme.batch_norm:
+            return [self._reestimated(allocation, self.task.splits[split]) for allocation in allocations]
         settings = [self.network.settings(allocation) for allocation in allocations]
         order = sorted(range(len(settings)), key=settings.__getitem__)
         data = self.task.splits[split]
@@ -72,6 +78,14 @@ class PTQEvaluator:
                 correct[group] += counts
                 loss[group] += losses
         return [Evaluation(int(c), len(data), float(s) / len(data)) for c, s in zip(correct, loss, strict=True)]
+
+    def _reestimated(self, allocation: Allocation, split: Split) -> Evaluation:
+        """Evaluates one allocation with its own batch-norm statistics."""
+        network, calibration = self.network, self.network.calibration
+        network.select(allocation)
+        measured = calibration.normalised, calibration.statistics.moments, calibration.inputs
+        with reestimated(network.module, *measured):
+            return evaluate_logits(network, split, self.batch)
 
     def float_evaluation(self, split: str) -> Evaluation:
         """Evaluates the float network."""
@@ -93,8 +107,12 @@ def numerics() -> tuple[str, str]:
     return torch.__version__, torch.backends.cpu.get_cpu_capability()
 
 
-def choose_backend(backend: str) -> str:
+def choose_backend(backend: str, scheme_obstacle: str | None = None) -> str:
     """Resolves ``auto`` and checks the others.
+
+    Args:
+        backend: ``auto``, ``float`` or ``integer``.
+        scheme_obstacle: Why int8 kernels cannot compute the task's scheme, or None if they can.
 
     Returns:
         ``float`` or ``integer``.
@@ -106,7 +124,7 @@ def choose_backend(backend: str) -> str:
         raise unknown_name("backend", backend, ["auto", *BACKENDS])
     if backend == "float":
         return backend
-    obstacle = integer_obstacle()
+    obstacle = scheme_obstacle or integer_obstacle()
     if obstacle is None:
         return "integer"
     if backend == "integer":

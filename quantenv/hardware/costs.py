@@ -12,7 +12,10 @@ from quantenv.hardware.quantities import METRICS
 from quantenv.hardware.workload import ACTIVATION_BITS, WEIGHT_BITS, macs, weight_bytes
 from quantenv.layers import LayerSpec
 
-__all__ = ["METRICS", "CostTable", "compile_costs", "overhead_bytes"]
+__all__ = ["METRICS", "CostTable", "codebook_bytes", "compile_costs", "overhead_bytes"]
+
+#: Bytes of a centroid: float32.
+CENTROID_BYTES = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,17 +81,21 @@ class CostTable:
         return array - 1
 
 
-def compile_costs(layers: Sequence[LayerSpec], device: Device) -> dict[str, CostTable]:
+def compile_costs(layers: Sequence[LayerSpec], device: Device, codebooks: bool = False) -> dict[str, CostTable]:
     """Compiles the cost table of every metric that a device defines.
 
     - ``size``, bytes: params x weight bits / 8. Only the quantized weights count, as in HAQ (Wang et al., CVPR 2019)
-      and HAWQ-V3 (Yao et al., ICML 2021); see `overhead_bytes` for the rest.
+      and HAWQ-V3 (Yao et al., ICML 2021); see `overhead_bytes` for the rest. With codebooks, see `codebook_bytes` for
+      what is added.
     - ``bops``, bit operations: MACs x weight bits x activation bits, one sample, as HAWQ-V3 counts them.
     - ``latency``, seconds, and ``energy``, joules, for one sample: the device's models, if it has them.
 
     Args:
         layers: The network's quantizable layers, in execution order.
         device: The device.
+        codebooks: Whether weights are stored as indices into a codebook for each layer (scheme ``k-means``), so that
+            size is indices + codebook. The other metrics do not change: what a look-up of centroids takes in time and
+            energy is no part of the devices' models.
 
     Returns:
         The tables by metric, in the order of `METRICS`.
@@ -98,7 +105,7 @@ def compile_costs(layers: Sequence[LayerSpec], device: Device) -> dict[str, Cost
     """
     ones = np.ones_like(ACTIVATION_BITS)
     values = {
-        "size": weight_bytes(layers) * ones,
+        "size": (weight_bytes(layers) + codebook_bytes() if codebooks else weight_bytes(layers)) * ones,
         "bops": macs(layers) * WEIGHT_BITS * ACTIVATION_BITS,
     }
     if device.latency is not None:
@@ -106,6 +113,16 @@ def compile_costs(layers: Sequence[LayerSpec], device: Device) -> dict[str, Cost
     if device.energy is not None:
         values["energy"] = device.energy.table(layers)
     return {metric: CostTable(metric, values[metric]) for metric in METRICS if metric in values}
+
+
+def codebook_bytes() -> np.ndarray:
+    """Returns the bytes of one layer's codebook: 2**bits float32 centroids, float64 (1, 8, 1).
+
+    With the indices it makes the size of Han et al. 2016 (Deep Compression, eq. 1: n log2(k) + k b bits, b = 32). HAQ's
+    published code counts the indices alone. A codebook of 8 bits takes 1 KiB: more than the indices of a layer of fewer
+    than 1,024 weights, as in the digits task's network.
+    """
+    return CENTROID_BYTES * 2**WEIGHT_BITS
 
 
 def overhead_bytes(layers: Sequence[LayerSpec]) -> int:

@@ -1,8 +1,7 @@
 """The post-training quantized network: every bit option prepared once, an allocation chosen by swapping tensors."""
 
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -10,90 +9,10 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from quantenv.allocation import Allocation
-from quantenv.errors import QuantenvError, unknown_name
-from quantenv.layers import LayerSpec, describe
-from quantenv.quantize.calibrate import MAX_SAMPLES, activation_grids, weight_grids
-from quantenv.quantize.graph import Site, find_sites, trace
-from quantenv.quantize.quantizers import Grid, quantize
-from quantenv.tasks import Task
-
-CALIBRATION_BATCH = 64
-#: Quantization schemes a task may ask for, each with the version of its numbers (part of evaluators' identities).
-SCHEMES = {"linear": "linear-mse-folded-1"}
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """A folded network with everything measured on it that quantizers start from."""
-
-    graph: fx.GraphModule
-    """The traced, folded float network."""
-    layers: tuple[LayerSpec, ...]
-    """Its quantizable layers, in execution order."""
-    sites: tuple[Site, ...]
-    """Its stored tensors, in execution order."""
-    weight_grids: dict[str, dict[int, Grid]]
-    """By layer name and bits."""
-    site_grids: dict[str, dict[int, Grid]]
-    """By site node and bits."""
-
-    def site_of(self, layer: str) -> Site:
-        """Returns the site a layer reads."""
-        return next(site for site in self.sites if layer in site.layers)
-
-    def stored_bits(self, site: Site, allocation: Allocation) -> int:
-        """Bits a site is stored at: the most any of its readers wants."""
-        bits = dict(zip(allocation.names, allocation.activation_bits, strict=True))
-        return _stored_bits([bits[name] for name in site.layers], site.shared)
-
-
-def calibrate(network: nn.Module, inputs: torch.Tensor) -> Calibration:
-    """Folds a network and finds the grids of all its weights and sites for 1-8 bits.
-
-    Args:
-        network: Float network; not changed.
-        inputs: Calibration inputs, shape (N, ...).
-
-    Returns:
-        The calibration.
-
-    Raises:
-        UnsupportedLayerError: If a layer cannot be quantized or the network cannot be traced.
-        QuantenvError: If the network puts out NaN or infinity on the calibration inputs.
-    """
-    layers = describe(network, inputs[:1])
-    graph = trace(network)
-    sites = find_sites(graph, inputs[:1])
-    recorder = _SiteRecorder(
-        graph, {site.node for site in sites}, per_batch=MAX_SAMPLES * CALIBRATION_BATCH // len(inputs)
-    )
-    with torch.no_grad():
-        for batch in inputs.split(CALIBRATION_BATCH):
-            if not torch.isfinite(recorder.run(batch)).all():
-                raise QuantenvError(
-                    f"{type(network).__name__} puts out NaN or infinity on the calibration inputs; "
-                    "check its weights and the inputs' normalisation."
-                )
-    modules = dict(graph.named_modules())
-    return Calibration(
-        graph=graph,
-        layers=layers,
-        sites=sites,
-        weight_grids={layer.name: weight_grids(_weight(modules[layer.name])) for layer in layers},
-        site_grids={node: activation_grids(torch.cat(parts)) for node, parts in recorder.samples.items()},
-    )
-
-
-@functools.lru_cache(maxsize=4)
-def calibrate_task(task: Task) -> Calibration:
-    """Calibrates a task's network on its calibration split, once.
-
-    Raises:
-        QuantenvError: If the task asks for an unknown quantization scheme.
-    """
-    if task.scheme not in SCHEMES:
-        raise unknown_name("quantization scheme", task.scheme, SCHEMES)
-    return calibrate(task.network, task.splits["calibration"].inputs)
+from quantenv.layers import LayerSpec
+from quantenv.quantize.calibration import Calibration, folded_weight, stored_bits
+from quantenv.quantize.graph import Site
+from quantenv.quantize.quantizers import Grid, Rounding, quantize
 
 
 def rewire(
@@ -166,7 +85,7 @@ class SwitchedSite(Switched):
 
     def setting(self, bits: Bits) -> Setting:
         """Returns (stored bits,)."""
-        return (_stored_bits([bits[index][1] for index in self.readers], self.shared),)
+        return (stored_bits([bits[index][1] for index in self.readers], self.shared),)
 
     def select(self, setting: Setting) -> None:
         """Chooses the stored bits."""
@@ -180,17 +99,34 @@ class SwitchedSite(Switched):
 class SwitchedLayer(Switched):
     """A Conv2d or Linear whose quantized weights are all at hand, chosen by bits."""
 
-    def __init__(self, layer: nn.Module, grids: dict[int, Grid], index: int, source: SwitchedSite) -> None:
+    def __init__(
+        self,
+        layer: nn.Module,
+        grids: Mapping[int, Rounding],
+        index: int,
+        source: SwitchedSite,
+        make_bias: Callable[[torch.Tensor], torch.Tensor | None],
+    ) -> None:
+        """Makes the layer.
+
+        Args:
+            layer: The folded float layer.
+            grids: What its weights are rounded to, by bits.
+            index: Its place in an allocation.
+            source: The site it reads.
+            make_bias: Maps its rounded weights to its bias.
+        """
         super().__init__()
         assert isinstance(layer, nn.Conv2d | nn.Linear)
-        self.float_weight = _weight(layer).detach()
-        self.bias = None if layer.bias is None else layer.bias.detach()
+        self.float_weight = folded_weight(layer).detach()
+        self._make_bias = make_bias
+        self.bias: torch.Tensor | None = None
         self.convolution = (
             (layer.stride, layer.padding, layer.dilation, layer.groups) if isinstance(layer, nn.Conv2d) else None
         )
         self.grids, self.index = grids, index
         self._source = (source,)  # in a tuple, so that it does not become a submodule
-        self.cache: dict[int, torch.Tensor] = {}
+        self.cache: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}
         self.weight = self.float_weight
         self.input_grid: Grid | None = None
 
@@ -206,10 +142,15 @@ class SwitchedLayer(Switched):
     def select(self, setting: Setting) -> None:
         """Chooses the weights' bits, and a coarser grid for the input where it is stored finer than wanted."""
         weight_bits, activation_bits, stored_bits = setting
-        if weight_bits not in self.cache:
-            self.cache[weight_bits] = quantize(self.float_weight, self.grids[weight_bits])
-        self.weight = self.cache[weight_bits]
+        self.weight, self.bias = self.rounded(weight_bits)
         self.input_grid = self.source.grids[activation_bits] if activation_bits < stored_bits else None
+
+    def rounded(self, weight_bits: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Returns weights and bias at a bit-width, made on first use."""
+        if weight_bits not in self.cache:
+            weight = quantize(self.float_weight, self.grids[weight_bits])
+            self.cache[weight_bits] = weight, self._make_bias(weight)
+        return self.cache[weight_bits]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Runs the layer on (B, C, H, W) or (B, ..., F)."""
@@ -254,7 +195,8 @@ class QuantizedNetwork:
 
         def make_layer(layer: LayerSpec, module: nn.Module) -> nn.Module:
             source = sites[calibration.site_of(layer.name).node]
-            return SwitchedLayer(module, calibration.weight_grids[layer.name], indices[layer.name], source)
+            make_bias = functools.partial(calibration.bias, layer.name)
+            return SwitchedLayer(module, calibration.weight_grids[layer.name], indices[layer.name], source, make_bias)
 
         return rewire(calibration, make_site, make_layer)
 
@@ -286,34 +228,6 @@ class QuantizedNetwork:
         """Returns the logits, shape (B, classes), under the selected allocation."""
         with torch.inference_mode():
             return self.module(inputs)
-
-
-class _SiteRecorder(fx.Interpreter):
-    """Runs the float graph and keeps strided samples, and the extremes, of every site."""
-
-    def __init__(self, graph: fx.GraphModule, nodes: set[str], per_batch: int) -> None:
-        super().__init__(graph)
-        self.samples: dict[str, list[torch.Tensor]] = {node: [] for node in nodes}
-        self.per_batch = max(1, per_batch)
-
-    def run_node(self, n: fx.Node) -> torch.Tensor:
-        value = super().run_node(n)
-        if n.name in self.samples:
-            flat = value.flatten()
-            extremes = torch.stack([flat.min(), flat.max()])
-            self.samples[n.name].append(torch.cat([flat[:: max(1, len(flat) // self.per_batch)], extremes]))
-        return value
-
-
-def _stored_bits(wanted: list[int], shared: bool) -> int:
-    """Bits of a site: the most any reading layer wants, and 8 if something else reads it too."""
-    return max([*wanted, 8] if shared else wanted)
-
-
-def _weight(layer: nn.Module) -> torch.Tensor:
-    weight = layer.weight
-    assert isinstance(weight, torch.Tensor)
-    return weight.contiguous(memory_format=torch.channels_last) if weight.dim() == 4 else weight
 
 
 def _is_plain_relu(graph_module: fx.GraphModule, node: fx.Node) -> bool:

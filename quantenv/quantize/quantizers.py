@@ -1,4 +1,4 @@
-"""How one tensor is rounded: grids, linear uniform rounding (`quantize`) and LSQ, which learns its step.
+"""How one tensor is rounded: grids and codebooks (`quantize`), and what every trained quantizer is.
 
 A grid is a step `scale` and whole-number bounds `low..high`; the quantized value is
 ``scale * clamp(round(x / scale), low, high)``. A zero-point z of an affine quantizer with b bits is the same thing
@@ -9,6 +9,7 @@ which would have three values.
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -33,6 +34,27 @@ class Grid:
     def sign(self) -> bool:
         """Whether the grid is ``{-scale, +scale}``."""
         return self.bits == 1 and self.low < 0
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """The values a tensor of weights may take, wherever they lie: ``scale * values[index]`` (see `kmeans`)."""
+
+    bits: int
+    """Bit-width of an index, 1-8."""
+    scale: torch.Tensor
+    """What each channel was divided by before all were clustered together, >= 0, broadcastable to the weights."""
+    values: torch.Tensor
+    """Centroids in ascending order, shape (2**bits,); equal ones where fewer are needed."""
+
+    def indices(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns the index of each element's nearest centroid, int64, the shape of `x`."""
+        between = (self.values[1:] + self.values[:-1]) / 2
+        return torch.bucketize((x / torch.where(self.scale > 0, self.scale, 1.0)).contiguous(), between)
+
+
+#: What a tensor can be rounded to.
+Rounding = Grid | Codebook
 
 
 def weight_bounds(bits: int) -> tuple[int, int]:
@@ -72,16 +94,18 @@ def activation_bounds(bits: int, zero_point: int = 0) -> tuple[int, int]:
     return -zero_point, 2**bits - 1 - zero_point
 
 
-def quantize(x: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """Rounds to the nearest value of the grid.
+def quantize(x: torch.Tensor, grid: Rounding) -> torch.Tensor:
+    """Rounds to the nearest value of a grid or codebook.
 
     Args:
         x: Any float tensor that `grid.scale` broadcasts to.
-        grid: The grid.
+        grid: The grid or codebook.
 
     Returns:
-        A new tensor of the same shape and memory format, holding grid values.
+        A new tensor of the same shape and memory format, holding its values.
     """
+    if isinstance(grid, Codebook):
+        return torch.empty_like(x).copy_(grid.values[grid.indices(x)].mul_(grid.scale))
     if grid.sign:
         return torch.where(x >= 0, grid.scale, -grid.scale)
     # Composed on purpose: torch.fake_quantize_* doubles the time of a forward pass on CPU. Division, not
@@ -90,18 +114,95 @@ def quantize(x: torch.Tensor, grid: Grid) -> torch.Tensor:
 
 
 class Quantizer(nn.Module):
-    """Rounds one tensor to a grid, differentiably: what every trained quantizer is."""
+    """Rounds one tensor to at most ``2**bits`` values, differentiably: what every trained quantizer is.
 
-    def __init__(self, grid: Grid) -> None:
+    A quantizer starts from what calibration found and is used in place of a constant rounding: `forward` maps a
+    tensor to rounded values of the same shape, and lets gradients through to the tensor and to what it learns.
+    """
+
+    decayed: ClassVar[bool] = False
+    """Whether what it learns is decayed as weights are."""
+
+    def __init__(self, grid: Rounding, elements: int) -> None:
+        """Makes the quantizer.
+
+        Args:
+            grid: Where learning starts.
+            elements: Weights, or features of an activation per sample, that share one step.
+        """
         super().__init__()
-        self.bits, self.low, self.high, self.sign = grid.bits, grid.low, grid.high, grid.sign
+        self.bits = grid.bits
+        self.elements = elements
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Rounds `x`, differentiably."""
+        raise NotImplementedError(f"{type(self).__name__} does not round.")
+
+    def levels(self) -> torch.Tensor:
+        """Returns the values that can come out, ascending: shape (C, n), C channels or 1, n at most ``2**bits``."""
+        raise NotImplementedError(f"{type(self).__name__} does not list its values.")
+
+    def steps(self) -> list[nn.Parameter]:
+        """Returns what is learned at the rate of steps; other parameters learn at that of weights."""
+        return list(self.parameters(recurse=False))
+
+    def adopt(self, weight: torch.Tensor) -> torch.Tensor:
+        """Takes over a pretrained weight and returns what to train in its place, a new tensor of its shape."""
+        return weight.detach().clone()
+
+    def extra_repr(self) -> str:
+        """Shows the bits."""
+        return f"bits={self.bits}"
+
+
+class GridQuantizer(Quantizer):
+    """A quantizer whose values are those of a grid, with a step that may be learned."""
+
+    scale: torch.Tensor
+
+    def __init__(self, grid: Rounding, elements: int) -> None:
+        """Makes the quantizer; see `Quantizer`.
+
+        Raises:
+            QuantenvError: If it is to start from a codebook.
+        """
+        super().__init__(grid, elements)
+        if not isinstance(grid, Grid):
+            raise QuantenvError(f"{type(self).__name__} starts from a grid, not from a codebook; use 'k-means'.")
+        self.low, self.high, self.sign = grid.low, grid.high, grid.sign
+
+    def levels(self) -> torch.Tensor:
+        """Returns the grid's values, (C, n)."""
+        numbers = torch.tensor([-1.0, 1.0]) if self.sign else torch.arange(self.low, self.high + 1)
+        return self.scale.detach().abs().reshape(-1, 1) * numbers
 
     def extra_repr(self) -> str:
         """Shows the grid."""
         return f"bits={self.bits}, low={self.low}, high={self.high}"
 
 
-class LSQQuantizer(Quantizer):
+class LinearQuantizer(GridQuantizer):
+    """A constant grid: only the data learn, straight-through inside the range (Jacob et al. 2018, section 3).
+
+    For activations this is DoReFa's quantizer, too (Zhou et al. 2016, eq. 5 and 11), with the calibrated range in
+    place of [0, 1], which a pretrained network does not keep to.
+    """
+
+    def __init__(self, grid: Rounding, elements: int) -> None:
+        """Makes the quantizer; see `Quantizer`."""
+        super().__init__(grid, elements)
+        self.register_buffer("scale", grid.scale.clone())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Rounds `x` to the grid, differentiably in `x`."""
+        if self.sign:
+            passed = torch.maximum(torch.minimum(x, self.scale), -self.scale)
+            return (torch.where(x >= 0, self.scale, -self.scale) - passed).detach() + passed
+        clipped = (x / self.scale).clamp(self.low, self.high)
+        return straight_through(clipped) * self.scale
+
+
+class LSQQuantizer(GridQuantizer):
     """Learned step size quantization (Esser et al. 2020, "LSQ").
 
     The gradient of the step is eq. 3 (``round(v) - v`` inside the range, the bound outside, with v = x / scale),
@@ -110,28 +211,37 @@ class LSQQuantizer(Quantizer):
     The step is kept positive by its absolute value.
     """
 
-    def __init__(self, grid: Grid, elements: int) -> None:
+    def __init__(self, grid: Rounding, elements: int) -> None:
         """Makes the quantizer.
 
         Args:
             grid: Initial grid; its scale is where learning starts.
             elements: N of section 2.2: weights, or features of an activation per sample, sharing one step.
         """
-        super().__init__(grid)
+        super().__init__(grid, elements)
         self.scale = nn.Parameter(grid.scale.clone())
         self.gradient_scale = 1.0 / math.sqrt(elements * max(1, self.high))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Rounds `x` to the grid, differentiably."""
-        scale = self.scale.abs()
-        # The value of scale, the gradient of scale * gradient_scale.
-        step = (scale - scale * self.gradient_scale).detach() + scale * self.gradient_scale
+        step = scaled_gradient(self.scale.abs(), self.gradient_scale)
         if self.sign:
+            scale = self.scale.abs()
             passed = torch.maximum(torch.minimum(x, scale.detach()), -scale.detach())
             hard = torch.where(x >= 0, 1.0, -1.0)
             return hard * step + (passed - passed.detach())
         clipped = (x / step).clamp(self.low, self.high)
-        return ((clipped.round() - clipped).detach() + clipped) * step
+        return straight_through(clipped) * step
+
+
+def straight_through(v: torch.Tensor) -> torch.Tensor:
+    """Returns ``round(v)`` with the gradient of v (Bengio et al. 2013)."""
+    return (v.round() - v).detach() + v
+
+
+def scaled_gradient(value: torch.Tensor, factor: float) -> torch.Tensor:
+    """Returns `value` with its gradient multiplied by `factor`."""
+    return (value - value * factor).detach() + value * factor
 
 
 def _check_bits(bits: int) -> None:

@@ -1,4 +1,7 @@
-"""The quantized network of one allocation with learned steps: what quantization-aware training trains."""
+"""The quantized network of one allocation with trained quantizers: what quantization-aware training trains."""
+
+import dataclasses
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -6,22 +9,45 @@ from torch import fx, nn
 
 from quantenv.allocation import Allocation
 from quantenv.layers import LayerSpec
-from quantenv.quantize.network import Calibration, Site, rewire
-from quantenv.quantize.quantizers import LSQQuantizer
+from quantenv.quantize.calibration import Calibration
+from quantenv.quantize.corrections import reestimate, rescaled
+from quantenv.quantize.network import QuantizedNetwork, Site, rewire
+from quantenv.quantize.quantizers import Quantizer, Rounding, quantize
+from quantenv.quantize.trained import activation_quantizer as find_activation_quantizer
+from quantenv.quantize.trained import weight_quantizer as find_weight_quantizer
+
+#: What trains the weights of a scheme if nothing else is said, by the scheme's weights.
+OF_SCHEME = {"linear": "lsq", "k-means": "k-means"}
 
 
 class TrainableLayer(nn.Module):
-    """A folded Conv2d or Linear whose weights, and input where it is stored finer than wanted, are LSQ-quantized."""
+    """A folded Conv2d or Linear whose weights, and input where it is stored finer than wanted, are quantized."""
 
-    def __init__(self, layer: nn.Module, weight: LSQQuantizer, requantizer: LSQQuantizer | None) -> None:
+    def __init__(
+        self,
+        layer: nn.Module,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        quantizer: Quantizer,
+        requantizer: Quantizer | None,
+    ) -> None:
+        """Makes the layer.
+
+        Args:
+            layer: The folded float layer.
+            weight: What its weights start from.
+            bias: What its bias starts from.
+            quantizer: Rounds the weights.
+            requantizer: Rounds the input, or None.
+        """
         super().__init__()
         assert isinstance(layer, nn.Conv2d | nn.Linear)
-        self.weight = nn.Parameter(layer.weight.detach().clone())
-        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone())
+        self.weight = nn.Parameter(quantizer.adopt(weight))
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
         self.convolution = (
             (layer.stride, layer.padding, layer.dilation, layer.groups) if isinstance(layer, nn.Conv2d) else None
         )
-        self.weight_quantizer = weight
+        self.weight_quantizer = quantizer
         self.requantizer = requantizer
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -35,37 +61,66 @@ class TrainableLayer(nn.Module):
         return F.conv2d(x, weight, self.bias, stride, padding, dilation, groups)
 
 
-def trainable_network(calibration: Calibration, allocation: Allocation) -> fx.GraphModule:
-    """Builds the trainable network of one allocation, its steps initialised from calibration.
+def trainable_network(
+    calibration: Calibration,
+    allocation: Allocation,
+    weight_quantizer: str | None = None,
+    activation_quantizer: str = "lsq",
+) -> fx.GraphModule:
+    """Builds the trainable network of one allocation, its quantizers initialised from calibration.
 
     Batch norms are already folded: what they knew of the statistics is in weights and biases, which are trained
     freely, so the trained network and the deployed one are the same arithmetic.
 
     Args:
-        calibration: The calibrated network; not changed.
+        calibration: The calibrated network; not changed. Training starts from what the steps of its scheme made of
+            weights and biases.
         allocation: Bits of its layers.
+        weight_quantizer: A name of `WEIGHT_QUANTIZERS`; by default the scheme's: lsq, or k-means.
+        activation_quantizer: A name of `ACTIVATION_QUANTIZERS`.
 
     Returns:
         A graph module in training mode.
 
     Raises:
         AllocationError: If the allocation is for other layers.
+        QuantenvError: If a quantizer is unknown.
     """
     allocation = allocation.check_fits(calibration.layers)
     bits = dict(zip(allocation.names, allocation.bits, strict=True))
+    kind = weight_quantizer or OF_SCHEME[calibration.scheme.weights]
+    of_weights, of_activations = find_weight_quantizer(kind), find_activation_quantizer(activation_quantizer)
+    grids: Mapping[str, Mapping[int, Rounding]] = (
+        calibration.codebooks if kind == "k-means" else calibration.linear_grids
+    )
+    maps = _reestimated(calibration, allocation) if calibration.scheme.batch_norm else {}
 
     def make_site(site: Site) -> nn.Module:
         stored = calibration.stored_bits(site, allocation)
-        return LSQQuantizer(calibration.site_grids[site.node][stored], site.features)
+        return of_activations(calibration.site_grids[site.node][stored], site.features)
 
     def make_layer(layer: LayerSpec, module: nn.Module) -> nn.Module:
         weight_bits, activation_bits = bits[layer.name]
         site = calibration.site_of(layer.name)
-        grid = calibration.weight_grids[layer.name][weight_bits]
+        grid = grids[layer.name][weight_bits]
         requantizer = None
         if activation_bits < calibration.stored_bits(site, allocation):
-            requantizer = LSQQuantizer(calibration.site_grids[site.node][activation_bits], site.features)
-        weight = LSQQuantizer(grid, layer.params // grid.scale.numel())
-        return TrainableLayer(module, weight, requantizer)
+            requantizer = of_activations(calibration.site_grids[site.node][activation_bits], site.features)
+        weight = module.weight
+        assert isinstance(weight, torch.Tensor)
+        bias = calibration.bias(layer.name, quantize(weight.detach(), grid))
+        if layer.name in maps:
+            gain, shift = maps[layer.name]
+            weight, bias = rescaled(weight, bias, gain, shift)
+            grid = dataclasses.replace(grid, scale=grid.scale * gain.view(grid.scale.shape))
+        quantizer = of_weights(grid, layer.params // grid.scale.numel())
+        return TrainableLayer(module, weight, bias, quantizer, requantizer)
 
     return rewire(calibration, make_site, make_layer).train()
+
+
+def _reestimated(calibration: Calibration, allocation: Allocation) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Returns the gains and shifts of re-estimated batch norms under an allocation, by layer name."""
+    network = QuantizedNetwork(calibration)
+    network.select(allocation)
+    return reestimate(network.module, calibration.normalised, calibration.statistics.moments, calibration.inputs)

@@ -1,5 +1,7 @@
 """The registered ids on the embedded task, with the real evaluator, costs and sensitivities."""
 
+import dataclasses
+
 import gymnasium
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 import quantenv  # noqa: F401 - registers the ids
 from quantenv.allocation import Allocation
+from quantenv.env.environment import QuantizationEnv
 from quantenv.env.registration import ENVIRONMENTS
 from quantenv.evaluate import make_evaluator
 from quantenv.sensitivity import layer_sensitivity
@@ -29,6 +32,18 @@ def test_both_checkers_pass(name, kwargs):
     env = gymnasium.make(name, **kwargs)
     gymnasium_check_env(env.unwrapped, skip_render_check=True)
     sb3_check_env(env)
+
+
+def test_size_counts_the_codebooks_of_a_k_means_scheme():
+    task = get_task("digits")
+    evaluator = make_evaluator("ptq", task, "off")
+    plain, clustered = (
+        QuantizationEnv(dataclasses.replace(task, scheme=scheme), evaluator=evaluator, sensitivity=np.ones(8))
+        for scheme in ("linear", "k-means+bias")
+    )
+    more = clustered.tables["size"].values - plain.tables["size"].values
+    assert (more == 4 * 2.0 ** np.arange(1, 9)[:, None]).all()  # a float32 for each of 2**bits centroids of a layer
+    assert (clustered.tables["bops"].values == plain.tables["bops"].values).all()
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)

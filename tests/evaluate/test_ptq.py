@@ -60,7 +60,7 @@ def test_bad_input_is_refused(evaluator):
         make_evaluator("pqt", evaluator.task)
     with pytest.raises(QuantenvError, match=r"Unknown quantization scheme 'lienar'\. Did you mean 'linear'"):
         PTQEvaluator(dataclasses.replace(evaluator.task, scheme="lienar"))
-    assert evaluator_names() == ("ptq", "ptq-float", "ptq-integer", "finetune")
+    assert evaluator_names() == ("ptq", "ptq-float", "ptq-integer", "finetune", "finetune-haq", "finetune-haq-train")
 
 
 def test_backends_have_identities_of_their_own_and_nearly_the_same_numbers():

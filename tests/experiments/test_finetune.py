@@ -40,6 +40,24 @@ def test_any_allocation_file(tmp_path, capsys):
     assert f"{content['test']['correct'] / content['test']['samples']:.2%}" in capsys.readouterr().out
 
 
+def test_quantizers_and_the_scheme_are_chosen_by_option(tmp_path, refused):
+    task = get_task("digits")
+    file = tmp_path / "mine.json"
+    Allocation.make(task.layers, 3, task="digits", scheme="k-means").save(file)
+    start = ["finetune", "--allocation", str(file), "--qat.epochs=0"]
+    assert main(start) == 0
+    of_file = json.loads((tmp_path / "finetune" / "finetune.json").read_text())
+    assert of_file["scheme"] == "k-means"
+    choice = ["--scheme=linear+batch-norm", "--qat.weight_quantizer=dorefa", "--qat.activation_quantizer=pact"]
+    assert main([*start, *choice]) == 0
+    chosen = json.loads((tmp_path / "finetune" / "finetune.json").read_text())
+    assert chosen["scheme"] == "linear+batch-norm"
+    assert (chosen["recipe"]["weight_quantizer"], chosen["recipe"]["activation_quantizer"]) == ("dorefa", "pact")
+    assert chosen["search"] != of_file["search"]
+    assert "Did you mean 'k-means'" in refused(*start, "--scheme=kmeans")
+    assert "Did you mean 'dorefa'" in refused(*start, "--qat.weight_quantizer=dorfa")
+
+
 def test_an_allocation_without_a_task_asks_for_one(tmp_path, refused):
     file = tmp_path / "mine.json"
     Allocation.make(get_task("digits").layers, 4).save(file)

@@ -31,6 +31,17 @@ def test_size_and_bops_by_hand():
     assert tables["bops"].reference == 28_880 * 64
 
 
+def test_size_of_codebooks_is_indices_and_centroids():
+    plain, tables = compile_costs([CONV, LINEAR], GENERIC), compile_costs([CONV, LINEAR], GENERIC, codebooks=True)
+    assert tables["size"].cost([3, 8], [2, 5]) == 288 * 3 / 8 + 8 * 4 + 80 + 256 * 4
+    assert (np.diff(tables["size"].values, axis=1) > 0).all()
+    for metric in METRICS[1:]:
+        np.testing.assert_array_equal(tables[metric].values, plain[metric].values)
+    # Han et al. 2016, section 3.1: 16 weights of 32 bits with 4 centroids take 16 * 2 + 4 * 32 bits, 3.2 times less.
+    layer = LayerSpec("fc", "linear", 4, 4, (1, 1), (0, 0), 1, (4,), (4,), 16, 0, 16)
+    assert 16 * 4 / compile_costs([layer], BARE, codebooks=True)["size"].cost([2], [8]) == pytest.approx(3.2)
+
+
 def test_overhead_is_a_float_scale_per_channel_and_an_int32_bias():
     assert overhead_bytes([CONV, LINEAR]) == 4 * (8 + 8) + 4 * (10 + 10)
     assert isinstance(overhead_bytes([CONV]), int)

@@ -65,6 +65,7 @@ def test_bits_outside_one_to_eight_are_refused(bits):
         activation_bounds(bits)
 
 
+@settings(deadline=None)  # the first call loads autograd
 @given(BITS, SCALES, VALUES)
 def test_lsq_computes_what_the_linear_quantizer_computes(bits, scale, x):
     grid = weight_grid(bits, scale)

@@ -1,0 +1,65 @@
+"""Quantization schemes: how weights are rounded, and the optional steps after it, as a task names them.
+
+A scheme is written ``weights+step+step``: ``linear`` (the default), ``k-means``, ``linear+equalisation+bias``, ...
+"""
+
+from dataclasses import dataclass
+
+from quantenv.errors import QuantenvError, unknown_name
+
+#: How weights are rounded, each with the version of its numbers (part of evaluators' identities).
+SCHEMES = {"linear": "linear-mse-folded-1", "k-means": "k-means-folded-1"}
+#: Optional post-training steps, each with the version of its numbers.
+STEPS = {"equalisation": "equalisation-1", "bias": "bias-1", "batch-norm": "batch-norm-1"}
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A quantization scheme, taken apart."""
+
+    weights: str = "linear"
+    """How weights are rounded, a name of `SCHEMES`. Activations are rounded linearly."""
+    equalisation: bool = False
+    """Whether weight ranges are equalised across layers before anything is measured."""
+    bias: bool = False
+    """Whether biases are corrected for what rounding weights does to the mean of a layer's outputs."""
+    batch_norm: bool = False
+    """Whether batch-norm statistics are estimated again under each allocation."""
+
+    @property
+    def version(self) -> str:
+        """What of the numbers the scheme fixes."""
+        steps = [STEPS[name] for name in STEPS if getattr(self, name.replace("-", "_"))]
+        return "+".join([SCHEMES[self.weights], *steps])
+
+    @property
+    def integer_obstacle(self) -> str | None:
+        """Why int8 kernels cannot compute the scheme, or None if they can."""
+        if self.weights == "k-means":
+            return "codebooks of k-means lie on no integer grid"
+        if self.batch_norm:
+            return "re-estimated batch norms give packed weights other scales for every allocation"
+        return None
+
+
+def parse_scheme(text: str) -> Scheme:
+    """Reads a scheme.
+
+    Args:
+        text: A name of `SCHEMES`, then any names of `STEPS`, joined by ``+``.
+
+    Returns:
+        The scheme.
+
+    Raises:
+        QuantenvError: If a name is unknown or a step is given twice.
+    """
+    weights, *steps = text.split("+")
+    if weights not in SCHEMES:
+        raise unknown_name("quantization scheme", weights, SCHEMES)
+    for step in steps:
+        if step not in STEPS:
+            raise unknown_name("post-training step in a quantization scheme:", step, STEPS)
+    if len(set(steps)) < len(steps):
+        raise QuantenvError(f"Quantization scheme {text!r} names a step twice; give each once.")
+    return Scheme(weights, **{step.replace("-", "_"): True for step in steps})

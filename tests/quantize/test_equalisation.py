@@ -1,0 +1,119 @@
+import pytest
+import torch
+from torch import nn
+
+from quantenv.quantize.equalisation import equalise
+from quantenv.quantize.graph import trace
+from quantenv.tasks import get_task
+from quantenv.tasks.vision import torchvision
+from tests.networks import branched
+
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+def chain(*layers):
+    """A sequential network whose channels have very different ranges."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = nn.Sequential(*(layer() for layer in layers)).eval()
+    with torch.no_grad():
+        for layer in network:
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                layer.weight *= (10 ** torch.linspace(-1, 1, len(layer.weight))).view(
+                    -1, *[1] * (layer.weight.dim() - 1)
+                )
+    return network
+
+
+def ranges(graph, first, second, groups=1):
+    out = graph.get_submodule(first).weight.abs().flatten(1).amax(1)
+    weight = graph.get_submodule(second).weight
+    into = weight.view(groups, len(weight) // groups, weight.shape[1], -1).abs().amax((1, 3)).flatten()
+    return out, into
+
+
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_ranges_agree_and_outputs_stay(groups):
+    network = chain(
+        lambda: nn.Conv2d(3, 8, 3), nn.ReLU, lambda: nn.MaxPool2d(2), lambda: nn.Conv2d(8, 8, 3, groups=groups)
+    )
+    graph = trace(network)
+    assert equalise(graph) == [("0", "3")]
+    out, into = ranges(graph, "0", "3", groups)
+    torch.testing.assert_close(out, into, rtol=1e-3, atol=0)
+    x = torch.randn(2, 3, 12, 12, generator=GENERATOR)
+    torch.testing.assert_close(graph(x), network(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_pair_has_the_factors_of_equation_11():
+    network = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 1)).eval()
+    with torch.no_grad():
+        network[0].weight.copy_(torch.tensor([[4.0], [1.0]]))
+        network[0].bias.copy_(torch.tensor([8.0, 2.0]))
+        network[2].weight.copy_(torch.tensor([[1.0, 9.0]]))
+    graph = trace(network)
+    equalise(graph)
+    # s = sqrt(r1 r2) / r2 = (2, 1/3)
+    torch.testing.assert_close(graph.get_submodule("0").weight, torch.tensor([[2.0], [3.0]]))
+    torch.testing.assert_close(graph.get_submodule("0").bias, torch.tensor([4.0, 6.0]))
+    torch.testing.assert_close(graph.get_submodule("2").weight, torch.tensor([[2.0, 3.0]]))
+
+
+def test_a_chain_of_three_is_swept_until_it_rests():
+    network = chain(*(lambda: nn.Linear(6, 6), nn.ReLU) * 2, lambda: nn.Linear(6, 4))
+    graph = trace(network)
+    assert equalise(graph) == [("0", "2"), ("2", "4")]
+    for first, second in (("0", "2"), ("2", "4")):
+        torch.testing.assert_close(*ranges(graph, first, second), rtol=1e-2, atol=0)
+    x = torch.randn(5, 6, generator=GENERATOR)
+    torch.testing.assert_close(graph(x), network(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("between", [nn.ReLU6, nn.SiLU, nn.Sigmoid])
+def test_functions_that_are_not_homogeneous_are_not_crossed(between):
+    network = chain(lambda: nn.Linear(3, 4), between, lambda: nn.Linear(4, 2))
+    graph = trace(network)
+    assert equalise(graph) == []
+    assert torch.equal(graph.get_submodule("0").weight, network[0].weight)
+
+
+def test_flattening_several_positions_is_not_crossed():
+    network = chain(lambda: nn.Conv2d(1, 2, 3), nn.ReLU, nn.Flatten, lambda: nn.Linear(8, 2))
+    assert equalise(trace(network)) == []
+
+
+def test_values_that_something_else_reads_are_not_scaled():
+    graph = trace(branched())
+    assert equalise(graph) == [("block.grouped", "block.depthwise")]
+    x = torch.randn(4, 3, 16, 16, generator=GENERATOR)
+    torch.testing.assert_close(graph(x), branched()(x), rtol=1e-4, atol=1e-4)
+
+
+def test_dead_channels_are_left_alone():
+    network = chain(lambda: nn.Linear(3, 4), nn.ReLU, lambda: nn.Linear(4, 2))
+    with torch.no_grad():
+        network[0].weight[1] = 0
+        network[2].weight[:, 2] = 0
+    graph = trace(network)
+    equalise(graph)
+    x = torch.randn(5, 3, generator=GENERATOR)
+    torch.testing.assert_close(graph(x), network(x), rtol=1e-4, atol=1e-4)
+    assert torch.equal(graph.get_submodule("0").bias[1:3], network[0].bias[1:3])
+
+
+def test_the_digits_network_is_equalised_through_its_pool():
+    task = get_task("digits")
+    graph = trace(task.network)
+    assert ("block3.pointwise", "classifier") in equalise(graph)
+    x = task.splits["search"].inputs[:64]
+    torch.testing.assert_close(graph(x), task.network(x), rtol=1e-3, atol=1e-3)
+
+
+def test_a_torchvision_network_keeps_its_outputs():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = torchvision().models.resnet18(weights=None, num_classes=10).eval()
+    graph = trace(network)
+    assert len(equalise(graph)) == 8  # within each block; residual adds end the others
+    x = torch.randn(2, 3, 32, 32, generator=GENERATOR)
+    torch.testing.assert_close(graph(x), network(x), rtol=1e-3, atol=1e-3)

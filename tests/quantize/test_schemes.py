@@ -1,0 +1,79 @@
+import dataclasses
+
+import pytest
+
+from quantenv.allocation import Allocation
+from quantenv.errors import QuantenvError
+from quantenv.evaluate import make_evaluator
+from quantenv.evaluate.ptq import PTQEvaluator
+from quantenv.finetune import FinetuneEvaluator
+from quantenv.quantize import SCHEMES, STEPS, Scheme, calibrate_task, parse_scheme
+from quantenv.sensitivity import Settings, measure
+from quantenv.tasks import get_task
+
+
+def test_schemes_are_read():
+    assert parse_scheme("linear") == Scheme()
+    assert parse_scheme("k-means+batch-norm+bias") == Scheme("k-means", bias=True, batch_norm=True)
+    assert parse_scheme("linear+equalisation") == Scheme(equalisation=True)
+
+
+def test_the_default_has_the_version_that_stores_know():
+    assert parse_scheme("linear").version == "linear-mse-folded-1"
+
+
+def test_every_scheme_has_a_version_of_its_own_whatever_the_order_of_its_steps():
+    texts = ["+".join([weights, *steps]) for weights in SCHEMES for steps in ([], *([step] for step in STEPS), STEPS)]
+    assert len({parse_scheme(text).version for text in texts}) == len(texts)
+    assert parse_scheme("linear+bias+batch-norm").version == parse_scheme("linear+batch-norm+bias").version
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("kmeans", "Unknown quantization scheme 'kmeans'. Did you mean 'k-means'"),
+        ("linear+bais", "post-training step .*'bais'. Did you mean 'bias'"),
+        ("linear+bias+bias", "names a step twice"),
+        ("bias", "Unknown quantization scheme 'bias'"),
+        ("", "Unknown quantization scheme ''"),
+    ],
+)
+def test_mistakes_are_explained(text, message):
+    with pytest.raises(QuantenvError, match=message):
+        parse_scheme(text)
+
+
+def test_evaluators_under_different_schemes_have_different_identities():
+    task = get_task("digits")
+    tasks = [dataclasses.replace(task, scheme=scheme) for scheme in ("linear", "linear+bias", "k-means")]
+    assert len({PTQEvaluator(each, "float").identity for each in tasks}) == 3
+    assert len({FinetuneEvaluator(each).identity for each in tasks}) == 3
+
+
+def test_integer_kernels_take_corrected_biases_and_refuse_what_they_cannot_compute(monkeypatch):
+    task = get_task("digits")
+    for scheme, reason in (("k-means", "codebooks"), ("linear+batch-norm", "batch norms")):
+        other = dataclasses.replace(task, scheme=scheme)
+        assert make_evaluator("ptq", other, "off").backend == "float"
+        with pytest.raises(QuantenvError, match=f"cannot run here: .*{reason}.* Use backend 'float'"):
+            PTQEvaluator(other, "integer")
+    corrected = dataclasses.replace(task, scheme="linear+equalisation+bias")
+    allocations = [Allocation.make(task.layers, bits) for bits in (3, 5, 8)]
+    floats, automatic = PTQEvaluator(corrected, "float"), PTQEvaluator(corrected, "auto")
+    for one, other in zip(floats.evaluate(allocations), automatic.evaluate(allocations), strict=True):
+        assert abs(one.correct - other.correct) <= 4
+
+
+def test_codebooks_are_fitted_once():
+    calibration = calibrate_task(dataclasses.replace(get_task("digits"), scheme="k-means"))
+    assert calibration.weight_grids is calibration.weight_grids
+    first = PTQEvaluator(calibrated := dataclasses.replace(get_task("digits"), scheme="k-means"), "float")
+    second = PTQEvaluator(calibrated, "float")
+    assert first.network.calibration.codebooks is second.network.calibration.codebooks
+
+
+def test_sensitivities_are_measured_under_the_scheme():
+    task = dataclasses.replace(get_task("digits"), scheme="k-means")
+    settings = Settings(images=64)
+    linear, codebooks = (measure(each, "sqnr", settings).weights for each in (get_task("digits"), task))
+    assert (codebooks[:, 1] < linear[:, 1]).mean() > 0.5  # two bits: four centroids do less harm than three steps
