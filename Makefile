@@ -10,7 +10,7 @@ TRAIN_OPTIONS := $(if $(TASK),--task '$(TASK)') $(if $(AGENT),--agent '$(AGENT)'
 	$(if $(BUDGET),--budget '$(BUDGET)') $(if $(EVALUATIONS),--evaluations '$(EVALUATIONS)') $(if $(SEED),--seed '$(SEED)')
 
 .DEFAULT_GOAL := help
-.PHONY: help install train-agent finetune validate tensorboard bench bench-agents benchmark bench-regret report bench-sensitivity test lint check clean
+.PHONY: help install train-agent finetune validate tensorboard bench bench-agents benchmark bench-regret report bench-sensitivity bench-transfer test lint check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -60,6 +60,9 @@ benchmark: $(VENV)/.installed-benchmark ## every agent on the table tasks, and t
 
 bench-regret: $(VENV)/.installed-benchmark ## exact regret of the learners after up to 5,000 evaluations (half an hour)
 	$(BIN)/quantenv benchmark --config experiments/configs/regret.yaml $(ARGS)
+
+bench-transfer: $(VENV)/.installed ## evaluations to a target, from scratch and from an agent of another task (minutes)
+	$(BIN)/python -m experiments.bench_transfer $(ARGS)
 
 report: $(VENV)/.installed-benchmark ## draw runs and benchmarks as one HTML page: RUN=<folder>
 	$(BIN)/quantenv report $(or $(RUN),runs/benchmark/default) $(ARGS)

@@ -41,11 +41,13 @@ COMMANDS = {
     "tune": Command("experiments.tune:main", "look for an agent's options, on seeds that no benchmark uses"),
     "enumerate": Command("experiments.enumerate:main", "evaluate every allocation of a task into a table"),
     "optimum": Command("experiments.optimum:main", "the best allocation of a table task within a budget, exactly"),
+    "pareto": Command("experiments.pareto:main", "the whole front of accuracy against a cost, in one run"),
     "sensitivity": Command("experiments.sensitivity:main", "how much each layer alone harms at each bit-width"),
     "solve": Command("experiments.solve:main", "the exact optimum of a problem file or of a task's sensitivities"),
     "store": Command("experiments.store:main", "look at, export, merge or prune the store of evaluations"),
     "tasks": Command("experiments.listing:list_tasks", "list the tasks"),
     "agents": Command("experiments.listing:list_agents", "list the agents and their options"),
+    "layers": Command("experiments.layers:main", "the quantizable layers of a torchvision network, or of yours"),
     "devices": Command("experiments.listing:list_devices", "list the devices"),
 }
 

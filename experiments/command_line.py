@@ -34,7 +34,7 @@ def parse_options(
     Args:
         kind: Dataclass of the options; fields without a default are positional.
         command: Name of the command; ``configs/<command>.yaml`` ships its defaults, if there is such a file.
-        arguments: The command line after the command's name.
+        arguments: The command line after the command's name; ``--some-option`` is ``--some_option``.
         defaults: Options, dotted where nested, that stand above the shipped YAML and below ``--config``.
 
     Returns:
@@ -101,7 +101,8 @@ def _dotted(values: Mapping[str, Any], kind: Any, prefix: str = "") -> dict[str,
 
 
 def _with_values(arguments: Sequence[str], kind: Any) -> list[str]:
-    """Lets a bare ``--all`` mean ``--all=true``."""
+    """Lets a bare ``--all`` mean ``--all=true``, and hyphens in an option's name mean underscores."""
+    arguments = [re.sub(r"^--[^=.]+", lambda name: "--" + name[0][2:].replace("-", "_"), each) for each in arguments]
     switches = {f"--{field.name}" for field in dataclasses.fields(kind) if field.type is bool}
     return [f"{argument}=true" if argument in switches else argument for argument in arguments]
 

@@ -13,6 +13,7 @@ from experiments.options import FinetuneOptions
 from experiments.progress import ProgressView, epoch_text
 from experiments.report import Report
 from experiments.run_folder import RunFolder
+from experiments.search import find_task
 from experiments.signals import GracefulStop, Interrupted
 from quantenv.allocation import Allocation
 from quantenv.errors import QuantenvError
@@ -20,7 +21,7 @@ from quantenv.evaluate.base import Evaluation
 from quantenv.evaluate.tables import network_task
 from quantenv.files import write_atomically, write_text
 from quantenv.finetune import FinetuneConfig, FinetuneResult, finetune
-from quantenv.tasks import Task, get_task
+from quantenv.tasks import Task
 
 Curves = Callable[[int, Mapping[str, float]], None]
 
@@ -43,7 +44,8 @@ def main(arguments: Sequence[str]) -> int:
         options = parse_options(FinetuneOptions, "finetune", arguments, defaults=recipe)
     source, allocation = _allocation(options)
     torch.set_num_threads(options.threads)
-    task = get_task(_task_name(options, allocation))
+    task = find_task(network_task(_task_name(options, allocation)), options.scheme or allocation.scheme or None)
+    assert isinstance(task, Task)  # no name of a network is that of a table
     allocation = allocation.check_fits(task.layers)
     try:
         with GracefulStop() as stop:
@@ -55,6 +57,7 @@ def main(arguments: Sequence[str]) -> int:
     output = Path(options.output) if options.output else source.parent / "finetune"
     content = {
         "allocation": allocation.to_dict(),
+        "scheme": task.scheme,
         "recipe": dataclasses.asdict(options.qat),
         "best_epoch": result.best_epoch,
         "search": dataclasses.asdict(result.search),
@@ -118,7 +121,7 @@ def _recipe_of(folder: RunFolder) -> dict[str, object]:
     """Returns what a run fixes of the fine-tuning, by option."""
     options = folder.options()
     recipe = {f"qat.{name}": value for name, value in flatten(options.qat).items()}
-    return {**recipe, "threads": options.threads, "task": network_task(options.task)}
+    return {**recipe, "threads": options.threads, "task": network_task(options.task), "scheme": options.scheme}
 
 
 def _allocation(options: FinetuneOptions) -> tuple[Path, Allocation]:

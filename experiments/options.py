@@ -15,6 +15,9 @@ class TrainOptions:
     Ends with a table on the test split that compares it with the best uniform allocation under the same budget.
     """
 
+    preset: str | None = None
+    """A named set of options, below those given: haq (HAQ as its paper describes it: weights under --metric size,
+    weights and activations under latency, energy or bops) or haq-code (as its published code does it)."""
     task: str = "digits"
     """Network, weights and data to quantize; `quantenv tasks` lists them."""
     agent: str = "reinforce"
@@ -47,15 +50,26 @@ class TrainOptions:
     """Weights of accuracy and metrics for --reward weighted, as {accuracy: 1, latency: 0.1}."""
     pinned: str | dict[str, int] | None = None
     """Layers that are not decided: first_last (both at 8 bits), or bits by layer name as {classifier: 8}."""
+    haq: dict[str, Any] = field(default_factory=dict)
+    """Switches between HAQ's paper and its published code, such as {pins: over_budget}; the search is HAQ's where any
+    is given, as --preset haq does. `quantenv.env.haq.HAQSwitches` explains them."""
     evaluator: str = "ptq"
     """How an allocation's accuracy is measured while searching: ptq (post-training, on int8 kernels where the CPU has
-    them), ptq-float, ptq-integer, or finetune (a short fine-tune)."""
+    them), ptq-float, ptq-integer, finetune (a short fine-tune), finetune-haq (one epoch by HAQ's recipe), or
+    finetune-haq-train (the same, measured on the training images as in HAQ's code)."""
+    scheme: str | None = None
+    """How the task is quantized: linear or k-means (a codebook of weights for each layer), then any post-training
+    steps, as linear+equalisation+bias+batch-norm. By default the task's own, linear."""
     store: str | None = None
     """Where evaluations are kept, so that no run computes one again: the path of an SQLite file, an SQLAlchemy URL
     (without a password: options are saved with the run) or off. By default $QUANTENV_STORE, or the user's own file."""
     agent_options: dict[str, Any] = field(default_factory=dict)
     """Options of the agent by name, as {learning_rate: 0.001}, over those of experiments/configs/agents/<agent>.yaml;
     `quantenv agents --agent NAME` lists them."""
+    init_from: str | None = None
+    """Folder of a finished run, of this or another task, whose trained agent goes on here. It must see as many features
+    and choose among as many options: give the same --observation, --bits and agent options, and as many budgets.
+    Off-policy agents begin with a warm-up all the same, unless {warmup_episodes: 0} is among their options."""
     top_k: int = 10
     """Best allocations to keep in top_k.json."""
     qat: FinetuneConfig = field(default_factory=FinetuneConfig)
@@ -96,6 +110,8 @@ class FinetuneOptions:
     """Allocation file to fine-tune; with --run, instead of the run's best."""
     task: str | None = None
     """Task of the allocation; by default the one that the run or the file names."""
+    scheme: str | None = None
+    """Quantization scheme to start from, as for `quantenv train`; by default the one that the run or the file names."""
     qat: FinetuneConfig = field(default_factory=FinetuneConfig)
     """Fine-tuning recipe; with --run, the run's unless given here."""
     threads: int = 1

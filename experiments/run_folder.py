@@ -52,6 +52,11 @@ class RunFolder:
         return self.path / "agent.pt"
 
     @property
+    def initial(self) -> Path:
+        """The agent that the run started from, if it was another run's."""
+        return self.path / "init.pt"
+
+    @property
     def finetuned(self) -> Path:
         """Weights of the fine-tuned best allocation, a state dict."""
         return self.path / "finetuned.pt"

@@ -1,19 +1,23 @@
-"""The parts that every command builds from a run's options: the evaluator and the environment."""
+"""The parts that every command builds from a run's options: the task, the evaluator and the environment."""
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 import gymnasium
 
 from agents import agent_class
 from experiments.options import TrainOptions
 from quantenv.env.environment import QuantizationEnv
+from quantenv.errors import QuantenvError
 from quantenv.evaluate import make_evaluator, make_pool
 from quantenv.evaluate.base import Evaluator
 from quantenv.evaluate.store import EvaluationStore
 from quantenv.evaluate.table import EvaluationTable
+from quantenv.evaluate.tables import resolve_task
 from quantenv.hardware import load_device
+from quantenv.quantize import parse_scheme
 from quantenv.tasks import Task
 
 
@@ -25,6 +29,29 @@ def check_names(options: TrainOptions) -> None:
     """
     agent_class(options.agent)
     load_device(options.device)
+
+
+def find_task(name: str, scheme: str | None) -> Task | EvaluationTable:
+    """Makes a registered task, or finds a table of one, under a quantization scheme.
+
+    Args:
+        name: A registered name.
+        scheme: The scheme; None means its own.
+
+    Raises:
+        QuantenvError: If a name is unknown, or a table was made under another scheme.
+    """
+    if scheme is not None:
+        parse_scheme(scheme)  # before a network is trained
+    task = resolve_task(name)
+    if scheme in (None, task.scheme):
+        return task
+    if isinstance(task, EvaluationTable):
+        raise QuantenvError(
+            f"Table {name!r} holds evaluations under scheme {task.scheme!r}, not {scheme!r}: leave --scheme out, or "
+            f"use task {task.task!r} itself."
+        )
+    return dataclasses.replace(task, scheme=scheme)
 
 
 @contextmanager
@@ -69,8 +96,9 @@ def make_env(
         QuantenvError: If a name is unknown or a value is out of range.
         InfeasibleBudgetError: If no allocation meets the budget.
     """
+    reward: dict[str, Any] = {"reward_scale": 1.0, "reward_weights": options.reward_weights or None}
     env = gymnasium.make(
-        "quantenv/HAQ-v0",
+        "quantenv/HAQSwitched-v0" if options.haq else "quantenv/HAQ-v0",
         task=task,
         metric=options.metric,
         budget=options.budget,
@@ -81,9 +109,8 @@ def make_env(
         constraint=options.constraint,
         constraint_options=options.constraint_options,
         reward=options.reward,
-        reward_scale=1.0,
-        reward_weights=options.reward_weights or None,
         pinned=options.pinned,
         evaluator=evaluator,
+        **({"switches": options.haq} if options.haq else reward),
     )
     return env, cast(QuantizationEnv, env.unwrapped)

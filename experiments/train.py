@@ -17,16 +17,18 @@ from experiments.console import announcements, results
 from experiments.episodes import Episode, EpisodeLog, read_episodes
 from experiments.finetune import run_finetune, save_weights
 from experiments.options import TrainOptions
+from experiments.presets import parse_train_options
 from experiments.progress import ProgressView, Rate, summary
 from experiments.provenance import changes, check_identity, environment
 from experiments.recorder import EpisodeRecorder
 from experiments.replay import RecordedEvaluator
 from experiments.report import Report, limits, print_report, to_markdown
 from experiments.run_folder import RunFolder
-from experiments.search import check_names, make_env, search_evaluator
+from experiments.search import check_names, find_task, make_env, search_evaluator
 from experiments.signals import GracefulStop, Interrupted
 from experiments.tensorboard import TensorBoard
 from experiments.top_k import TopK
+from experiments.transfer import check_source, keep_initial, start_from
 from quantenv.allocation import Allocation
 from quantenv.env.environment import QuantizationEnv
 from quantenv.errors import QuantenvError
@@ -35,7 +37,6 @@ from quantenv.evaluate.store import OFF, EvaluationStore, open_store
 from quantenv.evaluate.stored import through_store
 from quantenv.evaluate.table import EvaluationTable
 from quantenv.evaluate.table_evaluator import TableEvaluator
-from quantenv.evaluate.tables import resolve_task
 from quantenv.files import write_text
 from quantenv.finetune import FinetuneConfig
 from quantenv.hardware import overhead_bytes
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         QuantenvError: For a mistake in the options or a damaged run folder.
     """
-    options = parse_options(TrainOptions, "train", arguments)
+    options = parse_train_options(arguments)
     with GracefulStop() as stop:
         if options.resume is None:
             return train(_with_agent_options(options), None, stop)
@@ -88,9 +89,11 @@ def train(options: TrainOptions, earlier: RunFolder | None, stop: GracefulStop) 
     say = announcements()
     torch.set_num_threads(options.threads)
     check_names(options)
+    if earlier is None:
+        check_source(options)
     say.print(f"Preparing task {options.task!r} with {options.threads} thread{'s' * (options.threads > 1)}.")
     store = open_store(options.store) or OFF
-    task = resolve_task(options.task)
+    task = find_task(options.task, options.scheme)
     with search_evaluator(options, task, store) as evaluator:
         return _train(options, task, evaluator, store, earlier, stop)
 
@@ -109,6 +112,7 @@ def _train(
     env, bare = make_env(options, task, evaluator)
     recorder = EpisodeRecorder(env, evaluator.reference.samples)
     agent = make_agent(options.agent, recorder, options.seed, options.agent_options)
+    start_from(agent, options, earlier)
 
     where = environment(evaluator.identity, options.threads)
     if earlier is not None:
@@ -145,6 +149,7 @@ def _train(
 def _new_folder(options: TrainOptions, where: dict[str, Any]) -> RunFolder:
     folder = RunFolder.create(options)
     folder.write_json(folder.environment, where)
+    keep_initial(options, folder)
     announcements().print(f"Run folder: {folder.path}")
     return folder
 

@@ -17,7 +17,7 @@ from experiments.progress import ProgressView
 from experiments.provenance import check_identity
 from experiments.report import Report, Row
 from experiments.run_folder import RunFolder
-from experiments.search import make_env
+from experiments.search import find_task, make_env
 from experiments.signals import GracefulStop, Interrupted
 from experiments.top_k import TopK
 from quantenv.allocation import Allocation
@@ -29,7 +29,6 @@ from quantenv.evaluate.ptq import PTQEvaluator
 from quantenv.evaluate.store import OFF
 from quantenv.evaluate.table import EvaluationTable
 from quantenv.evaluate.table_evaluator import TableEvaluator
-from quantenv.evaluate.tables import resolve_task
 from quantenv.tasks import Task
 
 
@@ -54,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
     episodes, _ = read_episodes(folder.episodes)
     if not episodes:
         raise QuantenvError(f"{folder.path} has recorded no episode yet, so there is nothing to validate.")
-    task = resolve_task(run.task)
+    task = find_task(run.task, run.scheme)
     evaluator = make_evaluator(run.evaluator, task, OFF)  # computed anew: the store would answer with what it was told
     folder.read_json(folder.environment, lambda recorded: check_identity(recorded, evaluator.identity))
     _, env = make_env(run, task, evaluator)

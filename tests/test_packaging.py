@@ -9,8 +9,11 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
+from torch.utils.data import TensorDataset
 
 from experiments.cli import COMMANDS
 
@@ -29,7 +32,7 @@ STOREYS = (
     ("quantenv.sensitivity", "quantenv.quantize", "quantenv.hardware"),
     ("quantenv.tasks",),
     ("quantenv.groups",),
-    ("quantenv.layers", "quantenv.allocation"),
+    ("quantenv.layers", "quantenv.allocation", "quantenv.attention", "quantenv.multiplications"),
     ("quantenv.errors", "quantenv.files"),
 )
 
@@ -130,7 +133,7 @@ def test_license_is_mit():
 
 
 def test_readme_is_short():
-    assert len(README.splitlines()) <= 150
+    assert len(README.splitlines()) <= 180
 
 
 def blocks(language: str) -> list[str]:
@@ -157,13 +160,34 @@ def test_readme_names_every_subcommand_and_no_other():
 
 
 def test_readme_s_python_example_runs(tmp_path):
-    (example,) = blocks("python")
+    example = blocks("python")[0]
     assert len(example.splitlines()) <= 22
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
         [sys.executable, "-c", example], capture_output=True, text=True, check=True, env=environment, cwd=tmp_path
     )
     assert "bytes: weight bits" in result.stdout
+
+
+def test_readme_s_own_network_becomes_a_task():
+    rng = np.random.default_rng(0)
+    inputs, labels = torch.tensor(rng.random((300, 1, 8, 8)), dtype=torch.float32), torch.arange(300) % 3
+    network = torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 3)
+    names = {
+        "network": torch.nn.Sequential(*network).eval(),
+        "train_data": TensorDataset(inputs[:200], labels[:200]),
+        "held_out_data": TensorDataset(inputs[200:], labels[200:]),
+    }
+    _, example = blocks("python")
+    assert len(example.splitlines()) == 5
+    exec(example, names)
+    env = names["env"]
+    _, info = env.reset()
+    for _ in range(2):
+        _, _, ended, _, info = env.step(int(np.flatnonzero(info["action_mask"])[0]))
+    assert ended
+    assert info["bits"].tolist() == [[2, 8], [2, 8]]
+    assert info["feasible"]
 
 
 def test_readme_says_that_names_may_clash():

@@ -119,20 +119,21 @@ class ChoosySampler(BaseSampler):
         self._inner.after_trial(study, trial, state, values)
 
 
-def executed_trial(parameters: Parameters, pick: np.ndarray, objective: float) -> FrozenTrial:
+def executed_trial(parameters: Parameters, pick: np.ndarray, *objectives: float) -> FrozenTrial:
     """Makes a finished trial of a pick (F,) that no sampler proposed."""
     return optuna.trial.create_trial(
-        value=objective, params=parameters.values(pick), distributions=parameters.distributions
+        values=objectives, params=parameters.values(pick), distributions=parameters.distributions
     )
 
 
-def create_study(storage: str, name: str, sampler: BaseSampler) -> optuna.Study:
+def create_study(storage: str, name: str, sampler: BaseSampler, objectives: int = 1) -> optuna.Study:
     """Creates a study of its own for one search.
 
     Args:
         storage: A URL of Optuna's, or empty for memory.
         name: Name of the study; where the storage has it, a number is added: studies are never continued.
         sampler: Proposes its trials.
+        objectives: Values of a trial.
 
     Returns:
         The study, which minimises.
@@ -156,7 +157,10 @@ def create_study(storage: str, name: str, sampler: BaseSampler) -> optuna.Study:
             if study_name in taken:
                 continue
             try:
-                return optuna.create_study(storage=backend, study_name=study_name, sampler=sampler)
+                directions = [optuna.study.StudyDirection.MINIMIZE] * objectives
+                return optuna.create_study(
+                    storage=backend, study_name=study_name, sampler=sampler, directions=directions
+                )
             except optuna.exceptions.DuplicatedStudyError:  # another search was quicker
                 taken.add(study_name)
 

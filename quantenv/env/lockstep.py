@@ -27,7 +27,8 @@ def vectorize(single: QuantizationEnv, num_envs: int) -> VectorEnv:
     Raises:
         QuantenvError: If there is less than one copy.
     """
-    looked_up = isinstance(single.evaluator, TableEvaluator) and single.constraint in ("mask", "reject")
+    plain = type(single) is QuantizationEnv  # what other environments do in an episode is not in `VectorTableEnv`
+    looked_up = plain and isinstance(single.evaluator, TableEvaluator) and single.constraint in ("mask", "reject")
     return VectorTableEnv(num_envs, single=single) if looked_up else LockstepEnv(single, num_envs)
 
 
@@ -62,15 +63,16 @@ class LockstepEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.single_action_space = single.action_space
         self.observation_space = batch_space(single.observation_space, num_envs)
         self.action_space = batch_space(single.action_space, num_envs)
-        self._copies = [copy.copy(single) for _ in range(num_envs)]  # shallow: `reset` renews what an episode changes
-        for each in self._copies:
+        self.copies = [copy.copy(single) for _ in range(num_envs)]  # shallow: `reset` renews what an episode changes
+        """The copies."""
+        for each in self.copies:
             each.evaluations = each._seeded_at = 0
         self._began = False
 
     @property
     def evaluations(self) -> int:
         """Evaluations charged, over all copies: episodes finished in this environment's life."""
-        return sum(each.evaluations for each in self._copies)
+        return sum(each.evaluations for each in self.copies)
 
     def action_masks(self) -> np.ndarray:
         """Returns the open options of the decision at hand, bool (N, n).
@@ -78,7 +80,7 @@ class LockstepEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         Raises:
             ResetNeeded: If no episode was begun.
         """
-        return np.stack([each.action_masks() for each in self._copies])
+        return np.stack([each.action_masks() for each in self.copies])
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -104,17 +106,17 @@ class LockstepEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if not self._began:
             raise ResetNeeded("No episode is running: call reset() first.")
         chosen = check_actions(actions, self.num_envs, self.single.walk.n_actions)
-        taken = [each._decide(action) for each, action in zip(self._copies, chosen.tolist(), strict=True)]
-        ended = self._copies[0]._decision == self.single.n_decisions
+        taken = [each._decide(action) for each, action in zip(self.copies, chosen.tolist(), strict=True)]
+        ended = self.copies[0]._decision == self.single.n_decisions
         if ended:
-            allocations = [each._settle() for each in self._copies]
+            allocations = [each._settle() for each in self.copies]
             evaluations = self.single.evaluator.evaluate(allocations)
-            outcomes = [each._conclude(found) for each, found in zip(self._copies, evaluations, strict=True)]
+            outcomes = [each._conclude(found) for each, found in zip(self.copies, evaluations, strict=True)]
             self.single.evaluations += self.num_envs
         else:
             outcomes = [(0.0, {})] * self.num_envs
         answers = [
-            each._answer(action, *outcome) for each, action, outcome in zip(self._copies, taken, outcomes, strict=True)
+            each._answer(action, *outcome) for each, action, outcome in zip(self.copies, taken, outcomes, strict=True)
         ]
         observations = np.stack([answer[0] for answer in answers])
         rewards = np.array([answer[1] for answer in answers])
@@ -127,7 +129,7 @@ class LockstepEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         return observations, rewards, terminated, truncated, infos
 
     def _begin(self, seed: int | None) -> tuple[np.ndarray, dict[str, Any]]:
-        begun = [each.reset(seed=seed) for each in self._copies]
+        begun = [each.reset(seed=seed) for each in self.copies]
         return np.stack([observation for observation, _ in begun]), self._gather([info for _, info in begun])
 
     def _gather(self, infos: list[dict[str, Any]]) -> dict[str, Any]:

@@ -31,10 +31,28 @@ TABLE_ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "quantenv/ResNet20Table-v0": {"task": "resnet20_table", "metric": "size", "budget": 0.4},
 }
 
+#: Ids of the other environment classes of this package: entry point and keyword arguments. Not vectorised by an id of
+#: their own: `gymnasium.make_vec` steps copies of them one by one.
+OTHER_ENVIRONMENTS: dict[str, tuple[str, dict[str, Any]]] = {
+    # A vector of rewards for MO-Gymnasium's agents: accuracy and -size, nothing bounded.
+    "quantenv/MODigitsTable-v0": (
+        "quantenv.env.multi_objective:MultiObjectiveEnv",
+        {"task": "digits_table", "objectives": ("accuracy", "size")},
+    ),
+    # HAQ's search with its switches between paper and published code; the defaults are the paper's.
+    "quantenv/HAQSwitched-v0": ("quantenv.env.haq:HAQEnv", {"task": "digits"}),
+    # Another size budget in every episode, shown to the agent: one policy for the whole front.
+    "quantenv/DigitsTableSweep-v0": ("quantenv.env.budget_sweep:BudgetSweepEnv", {"task": "digits_table"}),
+}
+
 
 def register_environments() -> None:
-    """Registers every id of both tables with Gymnasium; ids already there are left as they are."""
+    """Registers every id of the tables above with Gymnasium; ids already there are left as they are."""
     for name, kwargs in (ENVIRONMENTS | TABLE_ENVIRONMENTS).items():
         if name not in gymnasium.registry:
             vectorised = VECTOR_ENTRY_POINT if name in TABLE_ENVIRONMENTS else None
             gymnasium.register(id=name, entry_point=ENTRY_POINT, vector_entry_point=vectorised, kwargs=kwargs)
+    for name, (entry_point, kwargs) in OTHER_ENVIRONMENTS.items():
+        if name not in gymnasium.registry:
+            scalar = "multi_objective" not in entry_point  # Gymnasium's checker expects the reward to be a number
+            gymnasium.register(id=name, entry_point=entry_point, disable_env_checker=not scalar, kwargs=kwargs)

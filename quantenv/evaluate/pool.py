@@ -61,7 +61,8 @@ class PoolEvaluator:
         distinct = {allocation.bits: allocation for allocation in fitting}
         known = {} if self.store is None else self.store.find(self.identity, split, list(distinct))
         missing = sorted(distinct.keys() - known.keys())
-        pieces = cut(missing, PIECES * self.workers.count)
+        # Large pieces first: one that comes last would be waited for by all but one worker.
+        pieces = sorted(cut(missing, PIECES * self.workers.count), key=len, reverse=True)
         jobs = [([distinct[bits] for bits in piece], split) for piece in pieces]
         for piece, evaluations in zip(pieces, self.workers.map(_evaluate, jobs), strict=True):
             known |= zip(piece, evaluations, strict=True)

@@ -2,7 +2,7 @@
 
 import json
 
-from experiments import agents_vs_uniform
+from experiments import agents_vs_uniform, bench_correction
 
 
 def test_agents_vs_uniform_writes_a_row_for_every_search(tmp_path, capsys):
@@ -18,3 +18,17 @@ def test_agents_vs_uniform_writes_a_row_for_every_search(tmp_path, capsys):
     table = (tmp_path / "agents_vs_uniform.md").read_text()
     assert capsys.readouterr().out == table
     assert table.count("| 0.5 |") == 2
+
+
+def test_bench_correction_has_a_row_for_every_scheme_and_leaves_out_tasks_without_data(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("QUANTENV_DATA", raising=False)
+    schemes = ["linear", "linear+bias"]
+    assert bench_correction.main(["--images=100", f"--schemes=[{','.join(schemes)}]", f"--output={tmp_path}"]) == 0
+    content = json.loads((tmp_path / "bench_correction.json").read_text())
+    assert [row["scheme"] for row in content["rows"]] == [scheme for scheme in schemes for _ in range(6)]
+    assert {row["samples"] for row in content["rows"]} == {100}
+    table = (tmp_path / "bench_correction.md").read_text()
+    assert capsys.readouterr().out == table
+    assert all(f"| {scheme} |" in table for scheme in schemes)
+    assert len(bench_correction.every_scheme()) == 10
+    assert "resnet20 was left out" in table

@@ -3,7 +3,7 @@ from importlib import resources
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.command_line import flatten, parse_options, to_yaml
@@ -58,6 +58,7 @@ def test_what_a_run_fixes_stands_above_the_shipped_configuration():
     assert parse_options(FinetuneOptions, "finetune", ["--threads=2"], {"threads": 3}).threads == 2
 
 
+@settings(deadline=None)  # jsonargparse takes its time on a busy machine
 @given(
     budget=st.one_of(
         st.floats(0.01, 1),
@@ -73,6 +74,13 @@ def test_yaml_of_options_reads_back_the_same(tmp_path_factory, budget, seed, bit
     file = tmp_path_factory.mktemp("config") / "config.yaml"
     file.write_text(to_yaml(options))
     assert parse_options(TrainOptions, "train", ["--config", str(file)]) == options
+
+
+def test_hyphens_in_an_options_name_are_underscores_and_those_in_its_value_stay():
+    given = ["--top-k=3", "--qat.epochs=2", "--runs=my-runs", "--agent-options.learning_rate=0.1", "--store", "a--b"]
+    options = parse_options(TrainOptions, "train", given)
+    assert (options.top_k, options.qat.epochs, options.runs, options.store) == (3, 2, "my-runs", "a--b")
+    assert options.agent_options == {"learning_rate": 0.1}
 
 
 def test_flatten_joins_names_with_dots():

@@ -1,0 +1,238 @@
+"""`quantenv pareto`: one run gives the whole front of accuracy against a cost, instead of one point under one budget.
+
+Two ways. A policy conditioned on the budget: any learner, in an environment that draws the budget of each episode and
+shows it (`quantenv.env.budget_sweep`); at the end it plays once at every budget. Or NSGA-II with two objectives. Either
+way the front is that of everything evaluated, and every evaluation counts.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from agents import Agent, agent_names, make_agent
+from agents.base import BUILT_IN
+from experiments.agent_options import resolved_options
+from experiments.command_line import parse_options, to_yaml
+from experiments.console import announcements, results
+from experiments.episodes import Episode, EpisodeLog
+from experiments.pareto_report import ParetoReport, draw, make_report, print_report
+from experiments.progress import ProgressView
+from experiments.recorder import EpisodeRecorder
+from experiments.signals import GracefulStop, Interrupted
+from quantenv.env.budget_sweep import BudgetSweepEnv
+from quantenv.env.environment import QuantizationEnv
+from quantenv.errors import QuantenvError, unknown_name
+from quantenv.evaluate import make_evaluator
+from quantenv.evaluate.store import OFF, open_store
+from quantenv.evaluate.tables import resolve_task
+from quantenv.files import write_text
+
+#: Built-in agents that learn a policy of what they observe; those of third parties are taken to.
+POLICIES = ("a2c", "ddpg", "ppo", "random", "recurrent-ppo", "reinforce", "sac", "td3", "trpo")
+
+#: The built-in optimiser that searches with two objectives.
+NSGA2 = "nsga2"
+
+
+@dataclass(frozen=True)
+class ParetoOptions:
+    """Finds allocations from the cheapest to the dearest, each as accurate as can be at its cost, in one run.
+
+    Prints the front with its hypervolume: the accuracy that it offers on average over all budgets between its ends.
+    """
+
+    task: str = "digits_table"
+    """Network, weights and data to quantize; `quantenv tasks` lists them. On a table task the true front is known."""
+    agent: str = "reinforce"
+    """Who searches: a learner whose policy sees the budget, such as reinforce or ppo; or nsga2, with two objectives
+    (quantenv[search])."""
+    metric: str = "size"
+    """The cost that accuracy is traded against: size, bops, latency or energy."""
+    budget: float | str = 1.0
+    """Where the front ends: a ratio of the cost at 8 bits, in (0, 1], or an absolute limit such as 18KiB."""
+    levels: int = 16
+    """Budgets that a policy is trained and played at, evenly spaced."""
+    evaluations: int = 1000
+    """Allocations that may be evaluated. The first one has the fewest bits everywhere, so that every front starts
+    there; a policy's last ones are its greedy episode at each level."""
+    seed: int = 0
+    """Fixes everything random in the search: same seed, same front."""
+    device: str = "generic"
+    """Whose costs count: a name from `quantenv devices`, or the path of a YAML file."""
+    decisions: str = "weights"
+    """What is decided: weights (activations stay at 8 bits), weights+activations or joint."""
+    bits: list[int] | None = None
+    """Bit-widths to choose from, 1-8, as [2,4,8]; by default 2 to 8, or those of a table task."""
+    evaluator: str = "ptq"
+    """How an allocation's accuracy is measured: ptq, ptq-float, ptq-integer or finetune."""
+    store: str | None = None
+    """Where evaluations are kept; see `quantenv train --help`."""
+    agent_options: dict[str, Any] = field(default_factory=dict)
+    """Options of the agent by name, as for `quantenv train`."""
+    threads: int = 1
+    """Threads of torch."""
+    runs: str = "runs"
+    """Folder in which fronts are kept, as <task>/pareto/<agent>-<seed>-<time>."""
+    json: bool = False
+    """Print JSON instead of text."""
+
+    def __post_init__(self) -> None:
+        if self.agent not in (NSGA2, *POLICIES) and self.agent in BUILT_IN:
+            raise QuantenvError(
+                f"Agent {self.agent!r} searches under one budget, so one run of it gives no front: use {NSGA2}, or a "
+                f"learner: {', '.join(POLICIES)}."
+            )
+        if self.agent not in agent_names():
+            raise unknown_name("agent", self.agent, (NSGA2, *POLICIES))
+        least = 2 if self.agent == NSGA2 else self.levels + 2
+        if self.evaluations < least:
+            raise QuantenvError(
+                f"--evaluations is {self.evaluations}: agent {self.agent!r} needs at least {least} (the first corner, "
+                "a search, and one for each level of a policy)."
+            )
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Finds a front, prints it and writes it to a folder.
+
+    Args:
+        arguments: The command line after ``pareto``.
+
+    Returns:
+        Exit code: 0, or 128 + the signal's number if interrupted; the front so far is printed then, too.
+
+    Raises:
+        QuantenvError: For a mistake in the options.
+        InfeasibleBudgetError: If no allocation meets the budget.
+    """
+    options = parse_options(ParetoOptions, "pareto", arguments)
+    torch.set_num_threads(options.threads)
+    filled = resolved_options(options.agent, options.task, options.agent_options)
+    options = replace(options, agent_options=filled)
+    task = resolve_task(options.task)
+    evaluator = make_evaluator(options.evaluator, task, open_store(options.store) or OFF)
+    common: dict[str, Any] = {
+        "metric": options.metric,
+        "budget": options.budget,
+        "device": options.device,
+        "decisions": options.decisions,
+        "bits": options.bits,
+        "evaluator": evaluator,
+    }
+    if options.agent == NSGA2:
+        env = QuantizationEnv(task, **common)
+    else:
+        env = BudgetSweepEnv(task, levels=options.levels, **common)
+    with GracefulStop() as stop:
+        report, code = search(options, env, stop)
+    say = results()
+    if options.json:
+        say.print(report.to_json(), markup=False, highlight=False, soft_wrap=True)
+    else:
+        print_report(report, say)
+    return code
+
+
+def search(options: ParetoOptions, env: QuantizationEnv, stop: GracefulStop) -> tuple[ParetoReport, int]:
+    """Searches and writes the run's folder.
+
+    Args:
+        options: What to run.
+        env: The environment: a `BudgetSweepEnv` for a policy.
+        stop: Says when to end early.
+
+    Returns:
+        The report, and the exit code.
+    """
+    recorder = EpisodeRecorder(env, env.reference.samples)
+    agent = _make_agent(options, recorder)
+    folder = _new_folder(options)
+    announcements().print(f"Folder: {folder}")
+    episodes: list[Episode] = []
+    log = EpisodeLog(folder / "episodes.jsonl")
+    code = 0
+    with ProgressView(announcements(), "front", options.evaluations) as view:
+
+        def show(episode: Episode) -> None:
+            view.show(episode.evaluation, f"best accuracy {max(each.accuracy for each in episodes):.2%}")
+
+        recorder.listeners = [log, episodes.append, show, stop.check]
+        try:
+            play(recorder, lambda observation, mask: int(np.flatnonzero(mask)[0]), {"level": 0})
+            _learn(agent, recorder, options)
+            agent.save(folder / "agent.pt")
+        except Interrupted as interruption:
+            code = interruption.exit_code
+        finally:
+            log.close()
+    report = make_report(env, options.metric, episodes, options.agent, options.seed)
+    write_text(folder / "front.json", report.to_json() + "\n")
+    draw(report, folder / "front.png")
+    return report, code
+
+
+def play(
+    recorder: EpisodeRecorder, act: Callable[[np.ndarray, np.ndarray], int], options: dict[str, Any] | None = None
+) -> None:
+    """Plays one episode.
+
+    Args:
+        recorder: The environment.
+        act: Chooses an action by observation (F,) and mask (n,).
+        options: Of the reset.
+    """
+    observation, info = recorder.reset(options=options)
+    ended = False
+    while not ended:
+        observation, _, ended, _, info = recorder.step(act(observation, info["action_mask"]))
+
+
+def _learn(agent: Agent, recorder: EpisodeRecorder, options: ParetoOptions) -> None:
+    """Spends the rest of the evaluations."""
+    left = options.evaluations - recorder.evaluations
+    if options.agent == NSGA2:
+        agent.learn(left, lambda metrics: None)
+        return
+    agent.learn(left - options.levels, lambda metrics: None)
+    for level in range(options.levels):
+        agent.start_episode()
+        play(recorder, agent.act, {"level": level})
+
+
+def _make_agent(options: ParetoOptions, env: EpisodeRecorder) -> Agent:
+    agent = make_agent(options.agent, env, options.seed, options.agent_options)
+    if options.agent != NSGA2:
+        return agent
+    from agents.baselines.nsga2_front import NSGA2FrontAgent  # Optuna is an extra
+
+    return NSGA2FrontAgent(env, options.seed, agent.config)
+
+
+def _new_folder(options: ParetoOptions) -> Path:
+    """Makes the run's folder, the first free one of its name, with its config.
+
+    Raises:
+        QuantenvError: If it cannot be made.
+    """
+    parent = Path(options.runs) / Path(options.task).stem / "pareto"
+    stem = f"{options.agent}-{options.seed}-{datetime.now():%Y%m%d-%H%M%S}"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        number = 1
+        while True:
+            folder = parent / (stem if number == 1 else f"{stem}-{number}")
+            number += 1
+            with suppress(FileExistsError):
+                folder.mkdir()
+                break
+    except OSError as error:
+        raise QuantenvError(f"Cannot make a folder in {parent}: {error.strerror}.") from error
+    header = "# Resolved options of this front; run it again with `quantenv pareto --config <this file>`.\n"
+    write_text(folder / "config.yaml", header + to_yaml(options))
+    return folder
