@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from quantenv.allocation import Allocation
 from quantenv.errors import QuantenvError
 from quantenv.evaluate.base import Evaluation, Evaluator
-from quantenv.evaluate.workers import Facts, Make, Workers, pin_threads
+from quantenv.evaluate.workers import Facts, Make, Workers, keep_freed_memory, pin_threads
 
 if TYPE_CHECKING:
     from quantenv.evaluate.store import EvaluationStore
@@ -185,6 +185,7 @@ def _live(lifeline: Connection) -> None:
 def _prepare(payload: bytes, threads: int) -> Facts:
     global _evaluator
     pin_threads(threads)
+    keep_freed_memory()
     make: Make = pickle.loads(payload)  # from the process that started this one, never from a file
     pin_threads(threads)  # of torch, too, which was imported by now if a task was sent
     _evaluator = make()

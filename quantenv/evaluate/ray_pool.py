@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 from quantenv.errors import QuantenvError
-from quantenv.evaluate.workers import Facts, Make, Workers, pin_threads
+from quantenv.evaluate.workers import Facts, Make, Workers, keep_freed_memory, pin_threads
 
 try:
     import ray
@@ -132,6 +132,7 @@ class _Actor:
     def prepare(self, make: Make, threads: int) -> Facts:
         """Makes the evaluator."""
         pin_threads(threads)
+        keep_freed_memory()
         self._evaluator = make()
         return Facts.of(self._evaluator)
 

@@ -9,7 +9,7 @@ from quantenv.errors import QuantenvError, unknown_name
 from quantenv.evaluate.table import EvaluationTable
 
 if TYPE_CHECKING:
-    from quantenv.tasks import Task
+    from quantenv.tasks import Task, TaskSource
 
 
 @dataclass(frozen=True)
@@ -67,19 +67,25 @@ def get_table(name: str) -> EvaluationTable:
     return _shipped(name) if name in TABLES else EvaluationTable.load(name)
 
 
-def resolve_task(name: str) -> "Task | EvaluationTable":
+def resolve_task(name: str, source: "TaskSource | None" = None) -> "Task | EvaluationTable":
     """Returns a table or a registered task by name; the network of a task may have to be trained.
 
+    Args:
+        name: The name.
+        source: Data, network and weights of a task that does not bring its own.
+
     Raises:
-        QuantenvError: If neither is called that, or a table cannot be read.
+        QuantenvError: If neither is called that, a table cannot be read, or a task is made of other things.
     """
     if is_table(name):
+        if source is not None and source.given:
+            raise QuantenvError(f"Table {name!r} holds all that is known of its task: leave --{source.given[0]} out.")
         return get_table(name)
     from quantenv.tasks import get_task, task_names  # torch, which tables do without
 
     if name not in task_names():
         raise unknown_name("task", name, (*task_names(), *TABLES))
-    return get_task(name)
+    return get_task(name, source)
 
 
 def network_task(name: str) -> str:

@@ -4,9 +4,11 @@ What a worker is, a process or a Ray actor, is said by subclasses of `Workers`. 
 so that a new process can pin its threads first.
 """
 
+import ctypes
 import importlib
 import logging
 import os
+import platform
 import sys
 from abc import ABC, abstractmethod
 from collections import deque
@@ -31,6 +33,9 @@ POOLS = {
 }
 #: Environment variables that number the threads of the libraries a worker loads.
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+#: Parameters of glibc's mallopt, from malloc.h.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 #: Makes a worker's evaluator, in the worker.
 Make = Callable[[], Evaluator]
@@ -251,6 +256,18 @@ def pin_threads(threads: int) -> None:
     os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(threads)))
     if "torch" in sys.modules:  # otherwise it reads the variables when it is imported, if it is
         sys.modules["torch"].set_num_threads(threads)
+
+
+def keep_freed_memory() -> None:
+    """Lets this process keep the memory that tensors free, for the next ones, where its C library is glibc.
+
+    By default glibc gives every large block back to the kernel, until it has learned better from large ones that were
+    freed. In a worker it does not learn: page faults made evaluations of ResNet-20 take 1.4 times as long.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        library = ctypes.CDLL(None)
+        library.mallopt(_MMAP_THRESHOLD, 32 << 20)  # the most that is documented to be accepted
+        library.mallopt(_TRIM_THRESHOLD, 512 << 20)
 
 
 def _reason(error: BaseException) -> str:

@@ -1,0 +1,43 @@
+import platform
+import subprocess
+import sys
+
+from quantenv.evaluate import workers
+
+SCRIPT = """
+import resource, sys
+import numpy as np
+from quantenv.evaluate.workers import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = []
+    for _ in range(40):
+        blocks = [np.ones(6 << 20, dtype=np.uint8) for _ in range(4)]
+        del blocks
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+print(faults())
+"""
+
+
+def _faults(how: str) -> int:
+    answer = subprocess.run([sys.executable, "-c", SCRIPT, how], capture_output=True, text=True, check=True)
+    return int(answer.stdout)
+
+
+def test_freed_memory_is_kept_for_the_next_tensors():
+    pages = 4 * (6 << 20) // 4096  # what four blocks touch, once
+    if platform.libc_ver()[0] == "glibc":
+        assert _faults("kept") < 3 * pages
+        assert _faults("default") > 10 * pages
+    else:
+        assert _faults("kept") >= 0  # nothing to set, and nothing breaks
+
+
+def test_another_c_library_is_left_alone(monkeypatch):
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.setattr(workers.ctypes, "CDLL", lambda name: 1 / 0)
+    workers.keep_freed_memory()
