@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from quantenv.errors import QuantenvError
-from quantenv.tasks.base import Split, Task
+from quantenv.tasks.base import Split, Task, sample_digest
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def _read(data: Any, indices: Sequence[int] | np.ndarray, name: str, seen: set[b
                 f"Samples of the data set {name} differ in shape: {tuple(inputs[0].shape)} and {tuple(value.shape)}. "
                 "Give it a transform that makes them alike, such as a resize and a centre crop."
             )
-        content = value.numpy().tobytes()
+        content = sample_digest(value)
         if content not in seen:
             seen.add(content)
             inputs.append(value)

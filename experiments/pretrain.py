@@ -1,0 +1,193 @@
+"""`quantenv pretrain`: trains the float network of a task of torchvision's small images from scratch."""
+
+import copy
+import dataclasses
+import pickle
+import time
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from experiments.command_line import flatten, parse_options, to_yaml
+from experiments.console import announcements, results
+from experiments.progress import ProgressView
+from experiments.run_folder import make_new
+from experiments.signals import GracefulStop, Interrupted
+from experiments.task_source import SourceOptions, with_absolute_paths
+from quantenv.errors import QuantenvError, unknown_name
+from quantenv.evaluate.ptq import evaluate_logits
+from quantenv.files import write_atomically, write_text
+from quantenv.tasks import Task, check_source
+from quantenv.tasks.pretraining import PretrainConfig, Pretraining
+from quantenv.tasks.small_images import DATA_SETS, DEFAULT_NETWORK, pretrained_file, random_network, task_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainOptions(PretrainConfig, SourceOptions):
+    """Trains a float network from scratch, for the task to find: SGD with Nesterov momentum under a cosine.
+
+    A checkpoint is kept after every epoch; training goes on from it to the same weights as without interruption.
+    """
+
+    task: str = "cifar10"
+    """cifar10, cifar100, fashionmnist or mnist; --data and --model say more, --weights has no meaning here."""
+    output: str | None = None
+    """File of the trained weights, written when training has ended; by default where the task looks for them."""
+    threads: int = 1
+    """Threads of torch. Other counts can sum in another order."""
+    runs: str = "runs"
+    """Folder in which trainings are kept, as <task>/pretrain/<model>-<seed>-<time>: options, checkpoint, curves."""
+    resume: str | None = None
+    """Folder of a training to continue. It has its own options, so no others can be given."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.threads < 1:
+            raise QuantenvError(f"--threads is {self.threads}; expected a whole number of at least 1.")
+        if self.task not in DATA_SETS:
+            raise unknown_name("task to pretrain:", self.task, DATA_SETS)
+        if self.weights is not None:
+            raise QuantenvError("`quantenv pretrain` trains from scratch: leave --weights out.")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Trains or continues.
+
+    Args:
+        arguments: The command line after ``pretrain``.
+
+    Returns:
+        Exit code: 0, or 128 + the signal's number if interrupted.
+
+    Raises:
+        QuantenvError: For a mistake in the options, data that cannot be had, or a damaged checkpoint.
+    """
+    options = parse_options(PretrainOptions, "pretrain", arguments)
+    folder = None
+    if options.resume is not None:
+        folder = Path(options.resume)
+        options = _resumed(options, folder)
+    check_source(options.task, options.source)
+    model = options.model or DEFAULT_NETWORK
+    output = Path(options.output) if options.output else pretrained_file(options.task, model)
+    if folder is None and output.exists():
+        raise QuantenvError(f"There are weights in {output} already: remove them, or name another file by --output.")
+    torch.set_num_threads(options.threads)
+    task = _task(options, model)
+    training = Pretraining(copy.deepcopy(task.network), task.splits["train"], _recipe(options))
+    if folder is None:
+        folder = _new_folder(options, model)
+    else:
+        _load(training, folder)
+    announcements().print(f"Folder: {folder}")
+    try:
+        with GracefulStop() as stop:
+            train(training, task, options, folder, stop)
+    except Interrupted as interruption:
+        announcements().print(
+            f"Interrupted after {training.epoch} of {options.epochs} epochs. Continue with: quantenv pretrain --resume "
+            f"{folder}"
+        )
+        return interruption.exit_code
+    network = training.network.cpu()
+    write_atomically(output, lambda file: torch.save(network.state_dict(), file))
+    test = evaluate_logits(network, task.splits["test"])
+    results().print(
+        f"{options.task}, {model}: test accuracy {test.accuracy:.2%} ({test.correct} of {test.samples}), cross-entropy "
+        f"{test.loss:.4f}. Weights: {output}",
+        soft_wrap=True,
+    )
+    return 0
+
+
+def train(training: Pretraining, task: Task, options: PretrainOptions, folder: Path, stop: GracefulStop) -> None:
+    """Trains to the last epoch, with a checkpoint, curves and a line of progress after each.
+
+    Raises:
+        Interrupted: If a signal came; the epoch at hand is lost.
+    """
+    with (
+        SummaryWriter(str(folder), purge_step=training.epoch + 1) as board,
+        ProgressView(announcements(), f"pretrain {task.name}", options.epochs) as view,
+    ):
+        while training.epoch < options.epochs:
+            started = time.perf_counter()
+            metrics = training.run_epoch(stop.check)
+            metrics["pretrain/images_per_second"] = len(task.splits["train"]) / (time.perf_counter() - started)
+            held_out = evaluate_logits(copy.deepcopy(training.network).cpu(), task.splits["search"])
+            metrics |= {"pretrain/search_accuracy": held_out.accuracy, "pretrain/search_loss": held_out.loss}
+            write_atomically(_checkpoint(folder), lambda file: torch.save(training.state(), file))
+            for name, value in metrics.items():
+                board.add_scalar(name, value, training.epoch)
+            view.show(
+                training.epoch,
+                f"loss {metrics['pretrain/train_loss']:.4f}  search accuracy {held_out.accuracy:.2%}  "
+                f"{metrics['pretrain/images_per_second']:.0f} images/s",
+            )
+
+
+def _task(options: PretrainOptions, model: str) -> Task:
+    """Makes the task of a network with random weights; the same seed gives the same."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        network = random_network(options.task, model)
+    return task_of(options.task, options.source.data, network)
+
+
+def _recipe(options: PretrainOptions) -> PretrainConfig:
+    recipe = {field.name: getattr(options, field.name) for field in dataclasses.fields(PretrainConfig)}
+    if options.flip is None:
+        recipe["flip"] = DATA_SETS[options.task].flipped
+    return PretrainConfig(**recipe)
+
+
+def _new_folder(options: PretrainOptions, model: str) -> Path:
+    parent = Path(options.runs) / options.task / "pretrain"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = make_new(parent, f"{model}-{options.seed}-{datetime.now():%Y%m%d-%H%M%S}")
+    except OSError as error:
+        raise QuantenvError(f"Cannot make a folder in {parent}: {error.strerror}.") from error
+    header = "# Resolved options of this training; run it again with `quantenv pretrain --config <this file>`.\n"
+    write_text(folder / "config.yaml", header + to_yaml(with_absolute_paths(options)))
+    return folder
+
+
+def _resumed(given: PretrainOptions, folder: Path) -> PretrainOptions:
+    """Returns the options of a training that is to be continued.
+
+    Raises:
+        QuantenvError: If there is none, or others were given beside ``--resume``.
+    """
+    plain = flatten(parse_options(PretrainOptions, "pretrain", []))
+    other = [name for name, value in flatten(given).items() if name != "resume" and value != plain[name]]
+    if other:
+        raise QuantenvError(f"--resume continues a training with its own options: leave --{other[0]} out.")
+    config = folder / "config.yaml"
+    if not config.is_file():
+        raise QuantenvError(f"{folder} is no folder of a training: it holds no {config.name}.")
+    return parse_options(PretrainOptions, "pretrain", ["--config", str(config)])
+
+
+def _load(training: Pretraining, folder: Path) -> None:
+    """Takes the checkpoint of a folder, if it came as far as having one."""
+    path = _checkpoint(folder)
+    if not path.exists():
+        return
+    try:
+        training.load(torch.load(path, map_location="cpu", weights_only=True))
+    except (
+        *(OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError),
+        *(pickle.UnpicklingError, zipfile.BadZipFile),
+    ) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise QuantenvError(f"Cannot continue from {path}: {reason}. Remove it to begin anew.") from error
+
+
+def _checkpoint(folder: Path) -> Path:
+    return folder / "checkpoint.pt"

@@ -1,0 +1,191 @@
+"""Training of a float network from scratch that can be stopped after any epoch and continued to the same weights.
+
+Images stay in memory; random crops and flips are drawn for a whole batch at once, so that two cores suffice.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from quantenv.errors import QuantenvError
+from quantenv.tasks.base import Split
+
+DEVICES = ("cpu", "cuda")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """SGD with Nesterov momentum under a cosine, on randomly cropped and flipped images."""
+
+    epochs: int = 160
+    """Passes over the training images."""
+    batch_size: int = 128
+    """Images of one step; the last, smaller batch of an epoch is dropped."""
+    learning_rate: float = 0.1
+    """Of the first step; decays to 0 by a cosine."""
+    momentum: float = 0.9
+    """Nesterov momentum."""
+    weight_decay: float = 5e-4
+    """Decay of the weights; biases and batch norms have none."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread over all classes; 0 to 1."""
+    crop_padding: int = 4
+    """Pixels around each image, of the mean colour, within which it is moved at random; 0 leaves it in its place."""
+    flip: bool | None = None
+    """Whether every other image is mirrored left to right, at random; by default where it means the same then."""
+    bf16: bool = False
+    """Multiply in bfloat16; weights stay in float32. Faster where the hardware has it."""
+    compute: str = "cpu"
+    """Where it trains: cpu or cuda. The same seed gives the same weights to the bit on a CPU only."""
+    seed: int = 0
+    """Of initial weights, order of images, crops and flips."""
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("epochs", 1, math.inf),
+            ("batch_size", 2, math.inf),
+            ("learning_rate", 0.0, math.inf),
+            ("momentum", 0.0, 1.0),
+            ("weight_decay", 0.0, math.inf),
+            ("label_smoothing", 0.0, 1.0),
+            ("crop_padding", 0, math.inf),
+            ("seed", 0, math.inf),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise QuantenvError(f"--{name} is {value}; expected a number from {low} to {high}.")
+        if self.compute not in DEVICES:
+            raise QuantenvError(f"--compute is {self.compute!r}; expected cpu or cuda.")
+        if self.compute == "cuda" and not torch.cuda.is_available():
+            raise QuantenvError("--compute is cuda, but torch finds no GPU here: leave it out.")
+
+
+class Pretraining:
+    """A network in training, one epoch at a time. No global random state is touched."""
+
+    def __init__(self, network: nn.Module, train: Split, config: PretrainConfig) -> None:
+        """Begins before the first epoch.
+
+        Args:
+            network: Trained in place, and moved to where it is trained.
+            train: Training images, inputs of shape (N, C, H, W).
+            config: The recipe.
+
+        Raises:
+            QuantenvError: If a batch is larger than the training split.
+        """
+        if config.batch_size > len(train):
+            raise QuantenvError(
+                f"--batch_size is {config.batch_size}; the training split has only {len(train)} images."
+            )
+        self._device = torch.device(config.compute)
+        self.network = network.to(self._device)
+        """The network, with the weights of the last epoch."""
+        self._train, self._config = train, config
+        decayed = [p for p in network.parameters() if p.dim() > 1]
+        rest = [p for p in network.parameters() if p.dim() <= 1]
+        groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest}]
+        momentum = config.momentum
+        self._optimizer = torch.optim.SGD(groups, config.learning_rate, momentum, nesterov=momentum > 0)
+        self.epoch = 0
+        """Epochs done."""
+
+    def run_epoch(self, on_batch: Callable[[], object] = lambda: None) -> dict[str, float]:
+        """Trains for one epoch.
+
+        Args:
+            on_batch: Called after each step; what it raises leaves the epoch unfinished.
+
+        Returns:
+            ``pretrain/train_loss``, the mean of the epoch, and ``pretrain/learning_rate``, of its last step.
+
+        Raises:
+            QuantenvError: If the loss is not finite.
+        """
+        config, count = self._config, len(self._train) // self._config.batch_size
+        seed = config.seed * 1_000_003 + self.epoch  # an epoch's draws depend on nothing that came before
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(self._train), generator=generator)[: count * config.batch_size]
+        total = torch.zeros((), device=self._device)
+        self.network.train()
+        with torch.random.fork_rng(devices=[] if config.compute == "cpu" else None):
+            torch.manual_seed(seed)  # what dropout draws from
+            for step, indices in enumerate(order.split(config.batch_size), start=self.epoch * count):
+                rate = cosine(config.learning_rate, step, config.epochs * count)
+                total += self._step(indices, rate, generator)
+                on_batch()
+        if not math.isfinite(loss := float(total) / count):
+            raise QuantenvError(
+                f"Pretraining diverged in epoch {self.epoch + 1}: the loss is not finite. Lower --learning_rate "
+                f"({config.learning_rate})."
+            )
+        self.epoch += 1
+        self.network.eval()
+        return {"pretrain/train_loss": loss, "pretrain/learning_rate": rate}
+
+    def _step(self, indices: torch.Tensor, rate: float, generator: torch.Generator) -> torch.Tensor:
+        """Trains on the images of these indices, and returns the loss."""
+        config = self._config
+        images = augment(self._train.inputs[indices], config.crop_padding, bool(config.flip), generator)
+        images, labels = images.to(self._device), self._train.labels[indices].to(self._device)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=config.bf16):
+            logits = self.network(images)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.zero_grad()
+        loss.backward()
+        self._optimizer.step()
+        return loss.detach()
+
+    def state(self) -> dict[str, Any]:
+        """Returns all that continuing needs: epochs done, weights, momenta. It loads with ``weights_only=True``."""
+        optimizer, network = self._optimizer.state_dict(), self.network.state_dict()
+        return {"epoch": self.epoch, "network": dict(network), "optimizer": optimizer}
+
+    def load(self, state: Any) -> None:
+        """Continues where another training with the same arguments was when it gave its `state`.
+
+        Raises:
+            KeyError, TypeError, ValueError, RuntimeError: If it is no such state.
+        """
+        self.network.load_state_dict(state["network"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.epoch = int(state["epoch"])
+
+
+def cosine(peak: float, step: int, steps: int) -> float:
+    """Returns the learning rate of a step: half a cosine from `peak` at step 0 to 0 after the last one.
+
+    Source: Loshchilov and Hutter 2017 (arXiv 1608.03983), equation 5, without restarts.
+    """
+    return peak * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def augment(images: torch.Tensor, padding: int, flip: bool, generator: torch.Generator) -> torch.Tensor:
+    """Moves each image of a batch by up to `padding` pixels along each axis, filling with 0, and mirrors some.
+
+    Args:
+        images: Shape (B, C, H, W).
+        padding: Pixels.
+        flip: Whether each image is mirrored left to right with a probability of 1/2.
+        generator: Draws.
+
+    Returns:
+        Images of the same shape.
+    """
+    count, channels, height, width = images.shape
+    top, left = torch.randint(0, 2 * padding + 1, (2, count, 1), generator=generator)  # (B, 1) each
+    rows, columns = top + torch.arange(height), left + torch.arange(width)  # (B, H), (B, W)
+    if flip:
+        mirrored = torch.rand(count, 1, generator=generator) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    padded = F.pad(images, (padding,) * 4)
+    batch = torch.arange(count)[:, None, None, None]
+    channel = torch.arange(channels)[None, :, None, None]
+    return padded[batch, channel, rows[:, None, :, None], columns[:, None, None, :]]

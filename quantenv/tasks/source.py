@@ -1,0 +1,43 @@
+"""What a task is made from besides its name: the data, network and weights that a user brings."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from quantenv.errors import QuantenvError
+from quantenv.tasks.models import DEFAULT
+
+
+@dataclass(frozen=True)
+class TaskSource:
+    """Data, network and weights of a task that does not bring its own; None stands for what the task says.
+
+    Raises:
+        QuantenvError: If a number is out of range.
+    """
+
+    data: str | None = None
+    """Folder of the data."""
+    model: str | None = None
+    """Name of the network."""
+    weights: str | None = None
+    """File of a state dict, or ``DEFAULT``: those that torchvision publishes."""
+    image_size: int | None = None
+    """Height and width that images of a folder are brought to, pixels."""
+    max_images: int | None = None
+    """Images of a folder to keep in memory for each of fine-tuning, searching and testing."""
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "max_images"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise QuantenvError(f"--{name} is {value}; expected a whole number of at least 1.")
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """Names of what is not None."""
+        return tuple(field.name for field in fields(self) if getattr(self, field.name) is not None)
+
+
+def absolute(path: str | None) -> str | None:
+    """Returns a path that means the same from every folder; ``DEFAULT`` and None stay as they are."""
+    return path if path in (None, DEFAULT) else str(Path(path).expanduser().absolute())
