@@ -10,7 +10,7 @@ TRAIN_OPTIONS := $(if $(TASK),--task '$(TASK)') $(if $(AGENT),--agent '$(AGENT)'
 	$(if $(BUDGET),--budget '$(BUDGET)') $(if $(EVALUATIONS),--evaluations '$(EVALUATIONS)') $(if $(SEED),--seed '$(SEED)')
 
 .DEFAULT_GOAL := help
-.PHONY: help install train-agent finetune validate tensorboard bench bench-agents benchmark bench-regret report bench-sensitivity bench-transfer test lint check clean
+.PHONY: help install train-agent finetune validate tensorboard bench bench-agents benchmark bench-regret report bench-sensitivity bench-fidelity bench-transfer test lint check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -69,6 +69,9 @@ report: $(VENV)/.installed-benchmark ## draw runs and benchmarks as one HTML pag
 
 bench-sensitivity: $(VENV)/.installed ## how well sums of sensitivities rank allocations (minutes)
 	$(BIN)/python -m experiments.bench_sensitivity $(ARGS)
+
+bench-fidelity: $(VENV)/.installed ## do cheap rewards rank allocations as full training does? (minutes)
+	$(BIN)/python -m experiments.bench_fidelity $(ARGS)
 
 test: $(VENV)/.installed-dev ## run the tests, in two processes
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
