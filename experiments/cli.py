@@ -45,6 +45,9 @@ COMMANDS = {
     "sensitivity": Command("experiments.sensitivity:main", "how much each layer alone harms at each bit-width"),
     "solve": Command("experiments.solve:main", "the exact optimum of a problem file or of a task's sensitivities"),
     "store": Command("experiments.store:main", "look at, export, merge or prune the store of evaluations"),
+    "pretrain": Command(
+        "experiments.pretrain:main", "train the float network of cifar10, cifar100, fashionmnist or mnist"
+    ),
     "tasks": Command("experiments.listing:list_tasks", "list the tasks"),
     "agents": Command("experiments.listing:list_agents", "list the agents and their options"),
     "layers": Command("experiments.layers:main", "the quantizable layers of a torchvision network, or of yours"),

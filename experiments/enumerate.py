@@ -14,6 +14,7 @@ from experiments.command_line import parse_options
 from experiments.console import announcements, results
 from experiments.progress import ProgressView
 from experiments.provenance import environment
+from experiments.task_source import SourceOptions
 from quantenv.errors import QuantenvError
 from quantenv.evaluate.enumeration import enumerate_task
 from quantenv.evaluate.workers import check_pool
@@ -21,7 +22,7 @@ from quantenv.tasks import get_task
 
 
 @dataclass(frozen=True)
-class EnumerateOptions:
+class EnumerateOptions(SourceOptions):
     """Evaluates every allocation of a task's weight bits on the search and the test split and writes a table.
 
     Allocations are walked depth first, so each layer runs once for each distinct prefix of decisions. Layers that the
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parse_options(EnumerateOptions, "enumerate", arguments)
     bits = _bits(options.bits)
     torch.set_num_threads(1)
-    task = get_task(options.task)
+    task = get_task(options.task, options.source)
     provenance = {
         "command": " ".join(["quantenv enumerate", *arguments]),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),

@@ -15,6 +15,7 @@ from experiments.report import Report
 from experiments.run_folder import RunFolder
 from experiments.search import find_task
 from experiments.signals import GracefulStop, Interrupted
+from experiments.task_source import SOURCE
 from quantenv.allocation import Allocation
 from quantenv.errors import QuantenvError
 from quantenv.evaluate.base import Evaluation
@@ -40,21 +41,23 @@ def main(arguments: Sequence[str]) -> int:
     """
     options = parse_options(FinetuneOptions, "finetune", arguments)
     if options.run is not None:
-        recipe = _recipe_of(RunFolder.open(options.run))
+        recipe = _recipe_of(RunFolder.open(options.run), options.task)
         options = parse_options(FinetuneOptions, "finetune", arguments, defaults=recipe)
     source, allocation = _allocation(options)
     torch.set_num_threads(options.threads)
-    task = find_task(network_task(_task_name(options, allocation)), options.scheme or allocation.scheme or None)
+    name = network_task(_task_name(options, allocation))
+    task = find_task(name, options.scheme or allocation.scheme or None, options.source)
     assert isinstance(task, Task)  # no name of a network is that of a table
     allocation = allocation.check_fits(task.layers)
+    output = Path(options.output) if options.output else source.parent / "finetune"
+    checkpoint = output / "checkpoint.pt"
     try:
         with GracefulStop() as stop:
-            result = run_finetune(task, allocation, options.qat, source.stem, None, stop)
+            result = run_finetune(task, allocation, options.qat, source.stem, None, stop, checkpoint)
     except Interrupted as interruption:
-        announcements().print("Interrupted: nothing was saved.")
+        announcements().print(f"Interrupted: the same command goes on from {checkpoint}.")
         return interruption.exit_code
 
-    output = Path(options.output) if options.output else source.parent / "finetune"
     content = {
         "allocation": allocation.to_dict(),
         "scheme": task.scheme,
@@ -65,6 +68,7 @@ def main(arguments: Sequence[str]) -> int:
     }
     write_text(output / "finetune.json", json.dumps(content, indent=1) + "\n")
     save_weights(result, output / "finetuned.pt")
+    checkpoint.unlink()
     say = results()
     say.print(
         f"{source}, fine-tuned with quantization: test accuracy {result.test.accuracy:.2%} "
@@ -84,6 +88,7 @@ def run_finetune(
     name: str,
     curves: Curves | None,
     stop: GracefulStop,
+    checkpoint: Path | None = None,
 ) -> FinetuneResult:
     """Fine-tunes an allocation under a progress bar.
 
@@ -94,6 +99,7 @@ def run_finetune(
         name: Shown beside the bar.
         curves: Also receives every epoch's metrics.
         stop: Says when to end early.
+        checkpoint: File that an interrupted fine-tuning goes on from; see `quantenv.finetune.finetune`.
 
     Returns:
         The best checkpoint by the search split.
@@ -109,7 +115,7 @@ def run_finetune(
             view.show(epoch, epoch_text(metrics))
             stop.check()
 
-        return finetune(task, allocation, recipe, on_epoch)
+        return finetune(task, allocation, recipe, on_epoch, checkpoint, stop.check)
 
 
 def save_weights(result: FinetuneResult, path: Path) -> None:
@@ -117,11 +123,13 @@ def save_weights(result: FinetuneResult, path: Path) -> None:
     write_atomically(path, lambda file: torch.save(result.state, file))
 
 
-def _recipe_of(folder: RunFolder) -> dict[str, object]:
-    """Returns what a run fixes of the fine-tuning, by option."""
+def _recipe_of(folder: RunFolder, other_task: str | None) -> dict[str, object]:
+    """Returns what a run fixes of the fine-tuning, by option; of another task not what the run's is made from."""
     options = folder.options()
+    task = network_task(options.task)
+    source = {name: getattr(options, name) for name in SOURCE} if other_task in (None, task) else {}
     recipe = {f"qat.{name}": value for name, value in flatten(options.qat).items()}
-    return {**recipe, "threads": options.threads, "task": network_task(options.task), "scheme": options.scheme}
+    return {**recipe, **source, "threads": options.threads, "task": task, "scheme": options.scheme}
 
 
 def _allocation(options: FinetuneOptions) -> tuple[Path, Allocation]:

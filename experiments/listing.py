@@ -10,10 +10,11 @@ from rich.table import Table
 
 from experiments.command_line import parse_options
 from experiments.console import results
+from experiments.task_source import SourceOptions
 
 
 @dataclass(frozen=True)
-class TasksOptions:
+class TasksOptions(SourceOptions):
     """Lists the tasks."""
 
     task: str | None = None
@@ -51,7 +52,7 @@ def list_tasks(arguments: Sequence[str]) -> int:
         return 0
     rows = [
         (layer.name, layer.kind, f"{layer.params:,}", f"{layer.macs:,}", "x".join(map(str, layer.input_shape)))
-        for layer in resolve_task(options.task).layers
+        for layer in resolve_task(options.task, options.source).layers
     ]
     _print(["layer", "kind", "weights", "MACs", "input"], rows)
     return 0

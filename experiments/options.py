@@ -3,13 +3,14 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from experiments.task_source import SourceOptions
 from quantenv.errors import QuantenvError
 from quantenv.evaluate.workers import check_pool
 from quantenv.finetune import FinetuneConfig
 
 
 @dataclass(frozen=True)
-class TrainOptions:
+class TrainOptions(SourceOptions):
     """Searches for the bits of every layer with an agent and fine-tunes the best allocation found.
 
     Ends with a table on the test split that compares it with the best uniform allocation under the same budget.
@@ -98,7 +99,7 @@ class TrainOptions:
 
 
 @dataclass(frozen=True)
-class FinetuneOptions:
+class FinetuneOptions(SourceOptions):
     """Fine-tunes an allocation with quantization in the loop and reports it on the test split.
 
     On a run folder it uses the run's own recipe and repeats the found row of its final table.

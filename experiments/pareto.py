@@ -25,6 +25,7 @@ from experiments.pareto_report import ParetoReport, draw, make_report, print_rep
 from experiments.progress import ProgressView
 from experiments.recorder import EpisodeRecorder
 from experiments.signals import GracefulStop, Interrupted
+from experiments.task_source import SourceOptions, with_absolute_paths
 from quantenv.env.budget_sweep import BudgetSweepEnv
 from quantenv.env.environment import QuantizationEnv
 from quantenv.errors import QuantenvError, unknown_name
@@ -41,7 +42,7 @@ NSGA2 = "nsga2"
 
 
 @dataclass(frozen=True)
-class ParetoOptions:
+class ParetoOptions(SourceOptions):
     """Finds allocations from the cheapest to the dearest, each as accurate as can be at its cost, in one run.
 
     Prints the front with its hypervolume: the accuracy that it offers on average over all budgets between its ends.
@@ -114,8 +115,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parse_options(ParetoOptions, "pareto", arguments)
     torch.set_num_threads(options.threads)
     filled = resolved_options(options.agent, options.task, options.agent_options)
-    options = replace(options, agent_options=filled)
-    task = resolve_task(options.task)
+    options = replace(with_absolute_paths(options), agent_options=filled)
+    task = resolve_task(options.task, options.source)
     evaluator = make_evaluator(options.evaluator, task, open_store(options.store) or OFF)
     common: dict[str, Any] = {
         "metric": options.metric,

@@ -62,6 +62,11 @@ class RunFolder:
         return self.path / "finetuned.pt"
 
     @property
+    def finetuning(self) -> Path:
+        """Folder of checkpoints that interrupted fine-tuning goes on from; gone once the run is finished."""
+        return self.path / "finetuning"
+
+    @property
     def report(self) -> Path:
         """The final table; `report.md` beside it is the same for reading."""
         return self.path / "report.json"
@@ -77,7 +82,7 @@ class RunFolder:
         stem = f"{options.seed}-{datetime.now():%Y%m%d-%H%M%S}"
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            folder = cls(_make_new(parent, stem))
+            folder = cls(make_new(parent, stem))
         except OSError as error:
             raise QuantenvError(f"Cannot make a run folder in {parent}: {error.strerror}.") from error
         header = "# Resolved options of this run; run it again with `quantenv train --config <this file>`.\n"
@@ -136,7 +141,7 @@ class RunFolder:
             raise QuantenvError(f"{path} is damaged or truncated ({error}): restore it.") from error
 
 
-def _make_new(parent: Path, stem: str) -> Path:
+def make_new(parent: Path, stem: str) -> Path:
     """Makes and returns `parent/stem`, or the first free `parent/stem-2`, `-3`, ..."""
     number = 1
     while True:

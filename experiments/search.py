@@ -18,7 +18,7 @@ from quantenv.evaluate.table import EvaluationTable
 from quantenv.evaluate.tables import resolve_task
 from quantenv.hardware import load_device
 from quantenv.quantize import parse_scheme
-from quantenv.tasks import Task
+from quantenv.tasks import Task, TaskSource
 
 
 def check_names(options: TrainOptions) -> None:
@@ -31,19 +31,20 @@ def check_names(options: TrainOptions) -> None:
     load_device(options.device)
 
 
-def find_task(name: str, scheme: str | None) -> Task | EvaluationTable:
+def find_task(name: str, scheme: str | None, source: TaskSource | None = None) -> Task | EvaluationTable:
     """Makes a registered task, or finds a table of one, under a quantization scheme.
 
     Args:
         name: A registered name.
         scheme: The scheme; None means its own.
+        source: Data, network and weights of a task that does not bring its own.
 
     Raises:
-        QuantenvError: If a name is unknown, or a table was made under another scheme.
+        QuantenvError: If a name is unknown, a table was made under another scheme, or the task cannot be made.
     """
     if scheme is not None:
         parse_scheme(scheme)  # before a network is trained
-    task = resolve_task(name)
+    task = resolve_task(name, source)
     if scheme in (None, task.scheme):
         return task
     if isinstance(task, EvaluationTable):
@@ -52,6 +53,19 @@ def find_task(name: str, scheme: str | None) -> Task | EvaluationTable:
             f"use task {task.task!r} itself."
         )
     return dataclasses.replace(task, scheme=scheme)
+
+
+def check_fine_tuning(options: TrainOptions, task: Task | EvaluationTable) -> None:
+    """Checks at once what fine-tuning would refuse when the search is over.
+
+    Raises:
+        QuantenvError: If a batch is larger than the training split.
+    """
+    if isinstance(task, Task) and options.qat.batch_size > len(task.splits["train"]):
+        raise QuantenvError(
+            f"--qat.batch_size is {options.qat.batch_size}; task {task.name!r} has only {len(task.splits['train'])} "
+            "training samples."
+        )
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from rich.table import Table
 from experiments.command_line import parse_options
 from experiments.console import announcements, results
 from experiments.progress import ProgressView
+from experiments.task_source import SourceOptions
 from quantenv.errors import QuantenvError
 from quantenv.evaluate.table import EvaluationTable
 from quantenv.evaluate.tables import resolve_task
@@ -23,7 +24,7 @@ ALL = "all"
 
 
 @dataclass(frozen=True)
-class SensitivityOptions:
+class SensitivityOptions(SourceOptions):
     """Measures how much each layer alone harms a network at each bit-width, on the search split.
 
     One layer's weights, or its input activations, deviate from 8 bits everywhere. What was measured is kept in one file
@@ -75,7 +76,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parse_options(SensitivityOptions, "sensitivity", arguments)
     settings = options.settings
     torch.set_num_threads(options.threads)
-    subject = resolve_task(options.task)
+    subject = resolve_task(options.task, options.source)
     chosen = kinds(subject) if options.kind == ALL else (options.kind or kinds(subject)[0],)
     measured = [measure_shown(subject, kind, settings) for kind in chosen]
     names = [layer.name for layer in subject.layers]

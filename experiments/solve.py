@@ -16,6 +16,7 @@ from agents.baselines.pareto import front
 from experiments.command_line import parse_options
 from experiments.console import results
 from experiments.problem_file import FileProblem, Option, ProblemFile, option_key, read_problem_file
+from experiments.task_source import SOURCE, SourceOptions
 from quantenv.errors import InfeasibleBudgetError, QuantenvError, unknown_name
 
 #: Objectives that differ by this share are the same but for rounding.
@@ -23,7 +24,7 @@ SAME = 1e-9
 
 
 @dataclass(frozen=True)
-class SolveOptions:
+class SolveOptions(SourceOptions):
     """Finds the bits of least summed harm within budgets, exactly, by an integer linear program; prints JSON.
 
     A problem FILE.json is an object with the keys: perturbation, {bits: [harm of each layer]}, null where a layer lacks
@@ -69,7 +70,7 @@ class SolveOptions:
 
 
 #: Options that only tasks have.
-OF_TASKS = ("metric", "budget", "sensitivity", "device", "decisions", "bits", "pinned")
+OF_TASKS = ("metric", "budget", "sensitivity", "device", "decisions", "bits", "pinned", *SOURCE)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -199,6 +200,7 @@ def _compare(file: ProblemFile, problem: FileProblem, knapsack: Knapsack, found:
 def _of_task(options: SolveOptions) -> dict[str, Any]:
     """Solves a task's proxy."""
     from experiments.task_proxy import TaskProxy  # torch, which problem files do without
+    from quantenv.evaluate.tables import resolve_task
 
     budget: Any = 0.4 if options.budget is None else options.budget
     metric: Any = options.metric or "size"
@@ -207,7 +209,7 @@ def _of_task(options: SolveOptions) -> dict[str, Any]:
             raise QuantenvError("--pareto goes through all budgets of its metric: leave --metric and --budget out.")
         metric, budget = options.pareto, 1.0
     proxy = TaskProxy(
-        options.problem,
+        resolve_task(options.problem, options.source),
         metric,
         budget,
         options.sensitivity,

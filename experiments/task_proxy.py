@@ -10,16 +10,17 @@ from agents.baselines.problem import Problem
 from agents.baselines.proxy import decision_harms
 from quantenv.allocation import Allocation
 from quantenv.env.environment import QuantizationEnv
+from quantenv.env.subject import TaskLike
 
 
 class TaskProxy:
     """A task's sensitivities and costs as a knapsack. Nothing is evaluated but what measuring sensitivities needs."""
 
-    def __init__(self, task: str, metric: Any, budget: Any, sensitivity: str | None, **settings: Any) -> None:
+    def __init__(self, task: TaskLike, metric: Any, budget: Any, sensitivity: str | None, **settings: Any) -> None:
         """Makes the task's environment and measures its sensitivities, or reads them where they were measured.
 
         Args:
-            task: A task, or a table by name or path.
+            task: A task, or a table of one; or a name or path of it.
             metric: What is bounded; see `QuantizationEnv`.
             budget: The bounds.
             sensitivity: A kind of sensitivity; None means the default.

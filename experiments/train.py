@@ -4,6 +4,7 @@ Read it from top to bottom: `main` opens a new or an earlier run, `train` is the
 """
 
 import dataclasses
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,8 +25,9 @@ from experiments.recorder import EpisodeRecorder
 from experiments.replay import RecordedEvaluator
 from experiments.report import Report, limits, print_report, to_markdown
 from experiments.run_folder import RunFolder
-from experiments.search import check_names, find_task, make_env, search_evaluator
+from experiments.search import check_fine_tuning, check_names, find_task, make_env, search_evaluator
 from experiments.signals import GracefulStop, Interrupted
+from experiments.task_source import with_absolute_paths
 from experiments.tensorboard import TensorBoard
 from experiments.top_k import TopK
 from experiments.transfer import check_source, keep_initial, start_from
@@ -61,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parse_train_options(arguments)
     with GracefulStop() as stop:
         if options.resume is None:
-            return train(_with_agent_options(options), None, stop)
+            return train(_resolved(options), None, stop)
         folder = RunFolder.open(options.resume)
         _refuse_other_options(options)
         given = {name: getattr(options, name) for name in OF_THE_MACHINE}
@@ -93,7 +95,8 @@ def train(options: TrainOptions, earlier: RunFolder | None, stop: GracefulStop) 
         check_source(options)
     say.print(f"Preparing task {options.task!r} with {options.threads} thread{'s' * (options.threads > 1)}.")
     store = open_store(options.store) or OFF
-    task = find_task(options.task, options.scheme)
+    task = find_task(options.task, options.scheme, options.source)
+    check_fine_tuning(options, task)
     with search_evaluator(options, task, store) as evaluator:
         return _train(options, task, evaluator, store, earlier, stop)
 
@@ -143,6 +146,8 @@ def _train(
             f"Interrupted after {recorder.evaluations} of {options.evaluations} evaluations, before fine-tuning was "
             f"done. Continue with: quantenv train --resume {folder.path}"
         )
+    elif fine_tune is not None:
+        shutil.rmtree(folder.finetuning, ignore_errors=True)  # there is none if nothing was fine-tuned
     return code
 
 
@@ -223,7 +228,9 @@ def _fine_tuner(
     """Returns what fine-tunes a row's allocation, shows it, and keeps the found one's weights."""
 
     def fine_tune(name: str, allocation: Allocation) -> Evaluation:
-        result = run_finetune(task, allocation, recipe, name, board.fine_tuning(name.replace(" ", "_")), stop)
+        plain = name.replace(" ", "_")
+        checkpoint = folder.finetuning / f"{plain}.pt"
+        result = run_finetune(task, allocation, recipe, name, board.fine_tuning(plain), stop, checkpoint)
         if name == "found":
             save_weights(result, folder.finetuned)
         return result.test
@@ -237,10 +244,10 @@ def _save_best(folder: RunFolder, top: TopK, env: QuantizationEnv) -> None:
         top.best.allocation(env.layers, *env.origin).save(folder.best)
 
 
-def _with_agent_options(options: TrainOptions) -> TrainOptions:
-    """Fills in the agent's options for the task, so that the run's config.yaml holds them."""
+def _resolved(options: TrainOptions) -> TrainOptions:
+    """Fills in the agent's options for the task and whole paths, so that the run's config.yaml holds them."""
     filled = resolved_options(options.agent, options.task, options.agent_options)
-    return dataclasses.replace(options, agent_options=filled)
+    return dataclasses.replace(with_absolute_paths(options), agent_options=filled)
 
 
 def _refuse_other_options(given: TrainOptions) -> None:

@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
     episodes, _ = read_episodes(folder.episodes)
     if not episodes:
         raise QuantenvError(f"{folder.path} has recorded no episode yet, so there is nothing to validate.")
-    task = find_task(run.task, run.scheme)
+    task = find_task(run.task, run.scheme, run.source)
     evaluator = make_evaluator(run.evaluator, task, OFF)  # computed anew: the store would answer with what it was told
     folder.read_json(folder.environment, lambda recorded: check_identity(recorded, evaluator.identity))
     _, env = make_env(run, task, evaluator)

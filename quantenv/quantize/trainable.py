@@ -11,8 +11,10 @@ from quantenv.allocation import Allocation
 from quantenv.layers import LayerSpec
 from quantenv.quantize.calibration import Calibration
 from quantenv.quantize.corrections import reestimate, rescaled
+from quantenv.quantize.fused import FusedLSQQuantizer
 from quantenv.quantize.network import QuantizedNetwork, Site, rewire
-from quantenv.quantize.quantizers import Quantizer, Rounding, quantize
+from quantenv.quantize.quantizers import LSQQuantizer, Quantizer, Rounding, quantize
+from quantenv.quantize.trained import TINY
 from quantenv.quantize.trained import activation_quantizer as find_activation_quantizer
 from quantenv.quantize.trained import weight_quantizer as find_weight_quantizer
 
@@ -60,12 +62,23 @@ class TrainableLayer(nn.Module):
         stride, padding, dilation, groups = self.convolution
         return F.conv2d(x, weight, self.bias, stride, padding, dilation, groups)
 
+    @torch.no_grad()
+    def rescale(self, gain: torch.Tensor, shift: torch.Tensor) -> None:
+        """Makes its output ``gain * output + shift``, gain >= 0 and shift of shape (O,)."""
+        scale = self.weight_quantizer.scale
+        assert isinstance(scale, torch.Tensor)
+        weight, bias = rescaled(self.weight, self.bias, gain, shift)
+        self.weight.copy_(weight)
+        scale.copy_((scale * gain.view(scale.shape)).clamp(min=TINY))  # a channel that never varies has gain 0
+        self.bias = nn.Parameter(bias)
+
 
 def trainable_network(
     calibration: Calibration,
     allocation: Allocation,
     weight_quantizer: str | None = None,
     activation_quantizer: str = "lsq",
+    fused: bool = False,
 ) -> fx.GraphModule:
     """Builds the trainable network of one allocation, its quantizers initialised from calibration.
 
@@ -78,6 +91,7 @@ def trainable_network(
         allocation: Bits of its layers.
         weight_quantizer: A name of `WEIGHT_QUANTIZERS`; by default the scheme's: lsq, or k-means.
         activation_quantizer: A name of `ACTIVATION_QUANTIZERS`.
+        fused: Whether LSQ is compiled, see `quantenv.quantize.fused`.
 
     Returns:
         A graph module in training mode.
@@ -90,6 +104,10 @@ def trainable_network(
     bits = dict(zip(allocation.names, allocation.bits, strict=True))
     kind = weight_quantizer or OF_SCHEME[calibration.scheme.weights]
     of_weights, of_activations = find_weight_quantizer(kind), find_activation_quantizer(activation_quantizer)
+    if fused:
+        of_weights, of_activations = (
+            FusedLSQQuantizer if each is LSQQuantizer else each for each in (of_weights, of_activations)
+        )
     grids: Mapping[str, Mapping[int, Rounding]] = (
         calibration.codebooks if kind == "k-means" else calibration.linear_grids
     )
@@ -117,6 +135,22 @@ def trainable_network(
         return TrainableLayer(module, weight, bias, quantizer, requantizer)
 
     return rewire(calibration, make_site, make_layer).train()
+
+
+def reestimate_trained(network: fx.GraphModule, calibration: Calibration) -> None:
+    """Estimates the folded batch norms' statistics again, in a network of `trainable_network` that was trained.
+
+    Its layers' outputs get the float network's means and variances on the calibration inputs back.
+
+    Args:
+        network: The network, in eval mode; changed in place.
+        calibration: What it was made from.
+    """
+    maps = reestimate(network, calibration.normalised, calibration.statistics.moments, calibration.inputs)
+    for name, (gain, shift) in maps.items():
+        layer = network.get_submodule(name)
+        assert isinstance(layer, TrainableLayer)
+        layer.rescale(gain, shift)
 
 
 def _reestimated(calibration: Calibration, allocation: Allocation) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:

@@ -1,10 +1,12 @@
 import json
+import signal
 
 import pytest
 import torch
 
 from experiments.cli import main
 from experiments.report import Report
+from experiments.signals import GracefulStop, Interrupted
 from quantenv.allocation import Allocation
 from quantenv.evaluate import Evaluation
 from quantenv.tasks import get_task
@@ -82,3 +84,50 @@ def test_a_damaged_allocation_is_refused(run_copy, refused, damage):
 def test_a_run_without_a_best_allocation_is_refused(run_copy, refused):
     (run_copy / "best.json").unlink()
     assert "best.json" in refused("finetune", "--run", str(run_copy))
+
+
+def test_an_interrupted_fine_tuning_goes_on_by_the_same_command(run_copy, monkeypatch, capsys):
+    assert main(["finetune", "--run", str(run_copy)]) == 0
+    output = run_copy / "finetune"
+    expected = {path.name: path.read_bytes() for path in output.iterdir()}
+    (output / "finetune.json").unlink()
+    calls = 0
+
+    def check(self, *_):
+        nonlocal calls
+        calls += 1
+        if calls == 12:
+            raise Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr(GracefulStop, "check", check)
+    assert main(["finetune", "--run", str(run_copy)]) == 143
+    assert "goes on from" in capsys.readouterr().err.replace("\n", " ")
+    assert (output / "checkpoint.pt").exists()
+    calls = 100
+    assert main(["finetune", "--run", str(run_copy)]) == 0
+    assert calls - 100 == 28 - 11 + 2  # the steps that were left of the epoch, and the reports of epochs 0 and 1
+    assert {path.name for path in output.iterdir()} == expected.keys()
+    assert (output / "finetune.json").read_bytes() == expected["finetune.json"]
+
+
+def test_a_run_interrupted_while_fine_tuning_goes_on_where_it_was(run_copy, monkeypatch, capsys):
+    expected = {name: (run_copy / name).read_bytes() for name in ("report.json", "report.md")}
+    report = json.loads(expected["report.json"])
+    (run_copy / "report.json").write_text(json.dumps(report | {"complete": False}))
+    reports_and_steps = 0
+
+    def check(self, *episode):
+        nonlocal reports_and_steps
+        reports_and_steps += not episode
+        if reports_and_steps == 40:  # uniform took 28 steps and 2 reports; found is under way
+            raise Interrupted(signal.SIGINT)
+
+    monkeypatch.setattr(GracefulStop, "check", check)
+    assert main(["train", "--resume", str(run_copy)]) == 130
+    assert "before fine-tuning was done" in capsys.readouterr().err
+    assert {path.name for path in (run_copy / "finetuning").iterdir()} == {"found.pt", "best_uniform.pt"}
+    reports_and_steps = 100
+    assert main(["train", "--resume", str(run_copy)]) == 0
+    assert reports_and_steps == 100 + 2 + 1 + 19 + 1  # both reports of uniform, which is done; the rest of found
+    assert {name: (run_copy / name).read_bytes() for name in expected} == expected
+    assert not (run_copy / "finetuning").exists()

@@ -1,0 +1,101 @@
+"""The recipe of a quantization-aware fine-tuning."""
+
+import math
+from dataclasses import asdict, dataclass, fields
+
+from quantenv.errors import QuantenvError, unknown_name
+from quantenv.quantize.trained import activation_quantizer, weight_quantizer
+
+#: When to compile.
+COMPILE = ("never", "auto", "always")
+#: Fields of a recipe that were there when evaluations were first stored: part of every identity. Those that came
+#: later are left out at their defaults.
+_FIRST = (
+    "epochs",
+    "batch_size",
+    "learning_rate",
+    "step_learning_rate",
+    "momentum",
+    "weight_decay",
+    "distillation",
+    "seed",
+)
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Recipe of quantization-aware fine-tuning: trained quantizers, SGD, cosine schedule."""
+
+    epochs: int = 20
+    """Passes over the training split."""
+    batch_size: int = 32
+    """Samples of one step; the last, smaller batch of an epoch is dropped."""
+    learning_rate: float = 0.005
+    """Initial learning rate of weights and biases; decays to 0 by a cosine."""
+    step_learning_rate: float = 0.1
+    """Learning rate of the quantizers' steps as a fraction of `learning_rate`. LSQ's own 1 makes networks as small as
+    the digits task's unstable: some allocations then ended below where they started."""
+    momentum: float = 0.9
+    """Nesterov momentum."""
+    weight_decay: float = 1e-4
+    """Decay of the weights; biases and steps have none."""
+    distillation: float = 0.5
+    """Share of the loss that is the divergence from the float network's outputs (Hinton et al. 2015); 0 to 1."""
+    seed: int = 0
+    """Seed of the order of the training samples, and of their augmentation."""
+    weight_quantizer: str | None = None
+    """Rounds weights in training: lsq (learned steps), linear (constant steps), dorefa or k-means (fine-tuned
+    centroids). By default lsq, or k-means where the scheme is."""
+    activation_quantizer: str = "lsq"
+    """Rounds activations in training: lsq, lsq+ (learned offsets, too), pact (learned clipping), linear or dorefa (both
+    constant)."""
+    compile: str = "never"
+    """Whether LSQ is compiled: never, always, or auto: where the steps save more time than compiling takes, some ten
+    seconds. Results differ in their last digits; an allocation or bits changed later compile nothing anew."""
+    bf16: bool = False
+    """Computes convolutions and matrix products in bfloat16 while training; quantizers, losses and evaluations stay in
+    float32. Pays on processors with bfloat16 instructions."""
+    ema: float = 0.0
+    """Decay by step of an exponential moving average of what is trained, such as 0.999, which is then what is evaluated
+    and kept; 0 for none."""
+    crop: int = 0
+    """Zero pixels around images of which a random window is trained on, such as 4 for 32x32 images; 0 for none."""
+    flip: bool = False
+    """Mirrors half of the images, at random."""
+    batch_norm: bool = False
+    """Estimates the statistics of the folded batch norms again at the end, on the calibration split, and keeps them if
+    the search split agrees."""
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("epochs", 0, math.inf),
+            ("batch_size", 1, math.inf),
+            ("learning_rate", 0.0, math.inf),
+            ("step_learning_rate", 0.0, math.inf),
+            ("momentum", 0.0, 1.0),
+            ("weight_decay", 0.0, math.inf),
+            ("distillation", 0.0, 1.0),
+            ("ema", 0.0, 1.0),
+            ("crop", 0, math.inf),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise QuantenvError(f"Fine-tuning's {name} is {value}; expected a number from {low} to {high}.")
+        if self.ema == 1:
+            raise QuantenvError("Fine-tuning's ema is 1, which would never move; expected less, such as 0.999.")
+        if self.compile not in COMPILE:
+            raise unknown_name("choice of when to compile", self.compile, COMPILE)
+        if self.weight_quantizer is not None:
+            weight_quantizer(self.weight_quantizer)
+        activation_quantizer(self.activation_quantizer)
+
+    @property
+    def augmented(self) -> bool:
+        """Whether a network sees other images in every epoch."""
+        return self.crop > 0 or self.flip
+
+    @property
+    def identity(self) -> str:
+        """What of an evaluation's numbers the recipe fixes."""
+        default = {field.name: field.default for field in fields(self)}
+        return str({k: v for k, v in asdict(self).items() if k in _FIRST or v != default[k]})

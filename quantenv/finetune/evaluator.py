@@ -1,0 +1,47 @@
+"""The evaluator that fine-tunes each allocation."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from quantenv.allocation import Allocation
+from quantenv.evaluate.base import Evaluation
+from quantenv.evaluate.ptq import evaluate_logits, numerics
+from quantenv.files import content_hash
+from quantenv.finetune.compilation import resolve
+from quantenv.finetune.config import FinetuneConfig
+from quantenv.finetune.training import finetune
+from quantenv.quantize import calibrate_task, parse_scheme
+from quantenv.tasks import Task
+
+
+class FinetuneEvaluator:
+    """Evaluates each allocation after a short fine-tuning, as HAQ does (one epoch by default).
+
+    Whether it compiles is decided once, by the steps of one allocation, and is part of its identity.
+
+    Args:
+        task: The task.
+        config: The recipe of every evaluation; the default is one epoch of `FinetuneConfig`.
+    """
+
+    def __init__(self, task: Task, config: FinetuneConfig | None = None) -> None:
+        self.task = task
+        config = config or FinetuneConfig(epochs=1)
+        if config.compile == "auto":
+            steps = config.epochs * (len(task.splits["train"]) // config.batch_size)
+            compiles = resolve(config, calibrate_task(task), steps)
+            config = dataclasses.replace(config, compile="always" if compiles else "never")
+        self.config = config
+        self.layers = task.layers
+        self.identity = content_hash(
+            ["finetune", parse_scheme(task.scheme).version, task.identity, self.config.identity, *numerics()]
+        )
+        self.reference = evaluate_logits(task.network, task.splits["search"])
+
+    def evaluate(self, allocations: Sequence[Allocation], split: str = "search") -> list[Evaluation]:
+        """Fine-tunes each allocation from the float network, then evaluates it on a split."""
+        results = []
+        for allocation in allocations:
+            result = finetune(self.task, allocation, self.config)
+            results.append(evaluate_logits(result.network, self.task.splits[split]))
+        return results

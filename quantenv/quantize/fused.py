@@ -1,0 +1,125 @@
+"""LSQ in one pass forward and one backward: what makes a training step cost about what a float one costs.
+
+Composed of torch's operators, LSQ reads and writes every activation some ten times, which on a processor costs more
+than the convolutions. Here it is two kernels that torch.compile makes, for any shape and any bits: the bounds of a grid
+are tensors, so that another allocation, or another network, compiles nothing anew.
+"""
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from quantenv.quantize.quantizers import LSQQuantizer, Rounding
+
+logger = logging.getLogger(__name__)
+
+#: A kernel of rows (C, n), of which each has a step, (C, 1).
+Kernel = Callable[..., Any]
+
+
+class FusedLSQQuantizer(LSQQuantizer):
+    """`LSQQuantizer`, but compiled; equal to it but for the last digit. Sign grids (one bit) are not compiled."""
+
+    def __init__(self, grid: Rounding, elements: int) -> None:
+        """Makes the quantizer; see `LSQQuantizer`."""
+        super().__init__(grid, elements)
+        bounds = torch.tensor([self.low, self.high], dtype=torch.float32)
+        self.register_buffer("bounds", bounds, persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Rounds `x` to the grid, differentiably."""
+        if self.sign:
+            return super().forward(x)
+        rounded: torch.Tensor = _Fused.apply(x, self.scale, self.bounds, self.gradient_scale)
+        return rounded
+
+
+def rounded_rows(x: torch.Tensor, step: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
+    """Rounds rows to their grids: LSQ's eq. 1 and 2.
+
+    Args:
+        x: Rows, (C, n).
+        step: Positive steps, (C, 1).
+        bounds: Lowest and highest whole number, (2,).
+
+    Returns:
+        Values of the grids, (C, n).
+    """
+    return (x / step).clamp(bounds[0], bounds[1]).round() * step
+
+
+def row_gradients(
+    gradient: torch.Tensor, x: torch.Tensor, step: torch.Tensor, bounds: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the gradients of `rounded_rows` in its rows, (C, n), and steps, (C, 1): LSQ's eq. 5 and 3."""
+    v = x / step
+    clipped = v.clamp(bounds[0], bounds[1])
+    inside = (v >= bounds[0]) & (v <= bounds[1])
+    of_step = torch.where(inside, clipped.round() - clipped, clipped)
+    return torch.where(inside, gradient, 0.0), (gradient * of_step).sum(1, keepdim=True)
+
+
+@functools.cache
+def kernels() -> tuple[Kernel, Kernel]:
+    """Returns the compiled `rounded_rows` and `row_gradients`; they are compiled when first called."""
+    return torch.compile(rounded_rows, dynamic=True), torch.compile(row_gradients, dynamic=True)
+
+
+@functools.cache
+def compiler_obstacle() -> str | None:
+    """Compiles the kernels and returns why they cannot be compiled here, or None if they can."""
+    forward, backward = kernels()
+    bounds = torch.tensor([-1.0, 1.0])
+    try:
+        for rows, columns in ((1, 8192), (8, 64)):  # activations have one step, weights one for each channel
+            x, step = torch.ones(rows, columns), torch.ones(rows, 1)
+            forward(x, step, bounds)
+            backward(x, x, step, bounds)
+    except Exception as error:  # whatever a missing or broken compiler makes torch raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        logger.debug("torch.compile failed.", exc_info=True)
+        return f"torch.compile fails here ({reason})"
+    return None
+
+
+class _Fused(torch.autograd.Function):
+    """The kernels as a function of a whole tensor and its steps."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, scale: torch.Tensor, bounds: torch.Tensor, gradient_scale: float
+    ) -> torch.Tensor:
+        ctx.save_for_backward(x, scale, bounds)
+        ctx.gradient_scale = gradient_scale
+        step = _column(scale)
+        # Detached, because whether a tensor needs a gradient is part of what the kernels are compiled for.
+        rows, restore = _rows(x.detach(), len(step))
+        return restore(kernels()[0](rows, step, bounds))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, scale, bounds = ctx.saved_tensors
+        step = _column(scale)
+        rows, restore = _rows(x.detach(), len(step))
+        if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+            gradient = gradient.contiguous(memory_format=torch.channels_last)
+        else:
+            gradient = gradient.contiguous()
+        of_x, of_step = kernels()[1](_rows(gradient.detach(), len(step))[0], rows, step, bounds)
+        of_scale = of_step.view(scale.shape) * ctx.gradient_scale * scale.sign()
+        return restore(of_x), of_scale, None, None
+
+
+def _column(scale: torch.Tensor) -> torch.Tensor:
+    return scale.detach().abs().view(-1, 1)
+
+
+def _rows(x: torch.Tensor, count: int) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
+    """Returns a tensor as (count, n) without copying it, if it is dense, and what gives rows its shape again."""
+    if x.is_contiguous() or x.dim() != 4:
+        return x.reshape(count, -1), lambda rows: rows.view(x.shape)
+    last = x.permute(0, 2, 3, 1)
+    return last.reshape(count, -1), lambda rows: rows.view(last.shape).permute(0, 3, 1, 2)

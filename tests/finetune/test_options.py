@@ -1,0 +1,104 @@
+"""Options of the recipe: compiling, bfloat16, moving averages, augmentation, re-estimated batch norms."""
+
+import dataclasses
+import logging
+
+import pytest
+import torch
+
+from quantenv.allocation import Allocation
+from quantenv.errors import QuantenvError
+from quantenv.evaluate.ptq import evaluate_logits
+from quantenv.finetune import FinetuneConfig, FinetuneEvaluator, compilation, finetune
+from quantenv.quantize import calibrate_task
+from quantenv.tasks import get_task
+
+ONE_EPOCH = FinetuneConfig(epochs=1)
+
+
+@pytest.fixture(scope="module")
+def task():
+    return get_task("digits")
+
+
+@pytest.fixture(scope="module")
+def allocation(task):
+    return Allocation.make(task.layers, 3, 4)
+
+
+@pytest.fixture(scope="module")
+def plain(task, allocation):
+    return finetune(task, allocation, ONE_EPOCH)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"compile": "always"}, {"bf16": True}, {"ema": 0.5}, {"crop": 1}, {"batch_norm": True}],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_each_option_trains_about_as_well_reproducibly(task, allocation, plain, changes):
+    config = dataclasses.replace(ONE_EPOCH, **changes)
+    result, again = (finetune(task, allocation, config) for _ in range(2))
+    assert result.search.accuracy > plain.search.accuracy - 0.05
+    assert all(torch.equal(result.state[key], again.state[key]) for key in result.state)
+    assert result.state.keys() == plain.state.keys()
+    assert evaluate_logits(result.network, task.splits["search"]) == result.search
+    assert config.identity != ONE_EPOCH.identity
+
+
+def test_a_moving_average_lags_behind(task, allocation, plain):
+    start = finetune(task, allocation, FinetuneConfig(epochs=0)).state["block1.pointwise.weight"]
+    averaged = finetune(task, allocation, FinetuneConfig(epochs=1, ema=0.99)).state["block1.pointwise.weight"]
+    trained = plain.state["block1.pointwise.weight"]
+    assert 0 < (averaged - start).norm() < 0.7 * (trained - start).norm()
+
+
+def test_reestimated_batch_norms_are_kept_only_if_they_are_better(task):
+    allocation = Allocation.make(task.layers, 2, 8)
+    untrained, again = (finetune(task, allocation, FinetuneConfig(epochs=0, batch_norm=each)) for each in (False, True))
+    assert again.search.accuracy > untrained.search.accuracy  # rounding to 2 bits moves the statistics
+    trained, kept = (finetune(task, allocation, FinetuneConfig(epochs=4, batch_norm=each)) for each in (False, True))
+    assert (-kept.search.correct, kept.search.loss) <= (-trained.search.correct, trained.search.loss)
+
+
+def test_auto_compiles_where_it_pays_and_says_so(task, caplog):
+    calibration, auto = calibrate_task(task), FinetuneConfig(compile="auto")
+    caplog.set_level(logging.INFO, "quantenv")
+    assert not compilation.resolve(auto, calibration, 10)
+    assert "10 steps would save" in caplog.messages[-1]
+    assert compilation.resolve(auto, calibration, 10**7)
+    assert "Compiling the quantizers: 10000000 steps save" in caplog.messages[-1]
+    assert not compilation.resolve(dataclasses.replace(auto, compile="never"), calibration, 10**7)
+    other = dataclasses.replace(auto, weight_quantizer="linear", activation_quantizer="pact")
+    assert not compilation.resolve(other, calibration, 10**7)
+    assert "only lsq is compiled" in caplog.messages[-1]
+
+
+def test_without_a_compiler_auto_goes_on_with_a_warning_and_always_is_refused(task, monkeypatch, caplog):
+    monkeypatch.setattr(compilation, "compiler_obstacle", lambda: "there is no compiler")
+    assert not compilation.resolve(FinetuneConfig(compile="auto"), calibrate_task(task), 10**7)
+    assert caplog.records[-1].levelno == logging.WARNING
+    assert "there is no compiler" in caplog.messages[-1]
+    with pytest.raises(QuantenvError, match="there is no compiler"):
+        compilation.resolve(FinetuneConfig(compile="always"), calibrate_task(task), 1)
+
+
+def test_the_evaluator_s_identity_says_whether_it_compiles(task):
+    auto = FinetuneEvaluator(task, dataclasses.replace(ONE_EPOCH, compile="auto"))  # too short to pay
+    assert auto.identity == FinetuneEvaluator(task).identity
+    always = FinetuneEvaluator(task, dataclasses.replace(ONE_EPOCH, compile="always"))
+    assert always.identity != auto.identity
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ema": 1.0}, "never move"),
+        ({"ema": -0.1}, "ema is -0.1"),
+        ({"crop": -1}, "crop is -1"),
+        ({"compile": "alway"}, "always"),
+    ],
+)
+def test_options_out_of_range_are_refused(changes, message):
+    with pytest.raises(QuantenvError, match=message):
+        FinetuneConfig(**changes)

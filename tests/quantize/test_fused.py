@@ -1,0 +1,70 @@
+import pytest
+import torch
+
+from quantenv.allocation import Allocation
+from quantenv.quantize import LSQQuantizer, activation_grids, fused, trainable_network, weight_grids
+from quantenv.quantize.fused import FusedLSQQuantizer, compiler_obstacle
+from tests.quantize.test_trainable import BITS, CALIBRATION, INPUTS
+
+GENERATOR = torch.Generator().manual_seed(0)
+WEIGHT = torch.randn(6, 8, 3, 3, generator=GENERATOR)
+ACTIVATION = torch.randn(4, 8, 6, 6, generator=GENERATOR) + 0.3
+#: What is rounded, and its grids by bits.
+SUBJECTS = {
+    "weights": (WEIGHT, weight_grids(WEIGHT)),
+    "activations": (ACTIVATION, activation_grids(ACTIVATION)),
+    "channels last": (ACTIVATION.contiguous(memory_format=torch.channels_last), activation_grids(ACTIVATION)),
+}
+
+
+@pytest.fixture(params=[False, True], ids=["as written", "compiled"])
+def kernels(request, monkeypatch):
+    """Runs the kernels as they are written, and as torch.compile makes them."""
+    if not request.param:
+        monkeypatch.setattr(fused, "kernels", lambda: (fused.rounded_rows, fused.row_gradients))
+
+
+def gradients(quantizer, x, weighting):
+    x = x.clone().requires_grad_()
+    rounded = quantizer(x)
+    rounded.backward(weighting)
+    return rounded.detach(), x.grad, quantizer.scale.grad
+
+
+@pytest.mark.parametrize("subject", SUBJECTS)
+@pytest.mark.usefixtures("kernels")
+def test_it_is_lsq_in_values_and_gradients(subject):
+    x, grids = SUBJECTS[subject]
+    weighting = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    for bits in (1, 2, 4, 8):
+        ours = gradients(FusedLSQQuantizer(grids[bits], 50), x, weighting)
+        theirs = gradients(LSQQuantizer(grids[bits], 50), x, weighting)
+        for mine, reference in zip(ours, theirs, strict=True):
+            assert mine.shape == reference.shape
+            torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-5)
+
+
+def test_other_bits_and_shapes_compile_nothing_anew():
+    assert compiler_obstacle() is None
+    for bits in (2, 5):  # a network's weights and activations have all kinds of sizes
+        network = trainable_network(CALIBRATION, Allocation.make(CALIBRATION.layers, bits, bits), fused=True)
+        network(INPUTS).square().sum().backward()
+    with torch.compiler.set_stance("fail_on_recompile"):
+        network = trainable_network(CALIBRATION, Allocation.make(CALIBRATION.layers, *BITS), fused=True)
+        network(INPUTS).square().sum().backward()
+
+
+def test_the_network_has_the_same_state_and_outputs():
+    allocation = Allocation.make(CALIBRATION.layers, *BITS)
+    ours, theirs = (trainable_network(CALIBRATION, allocation, fused=each) for each in (True, False))
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    with torch.no_grad():
+        torch.testing.assert_close(ours(INPUTS[:8]), theirs(INPUTS[:8]), rtol=1e-3, atol=1e-3)
+
+
+def test_what_cannot_be_compiled_says_why(monkeypatch):
+    def broken(*_):
+        raise RuntimeError("No working C++ compiler found.\nand a long story")
+
+    monkeypatch.setattr(fused, "kernels", lambda: (broken, broken))
+    assert fused.compiler_obstacle.__wrapped__() == "torch.compile fails here (No working C++ compiler found.)"
