@@ -120,6 +120,7 @@ class _ProcessWorker:
 
     def submit(self, function: Callable[..., Any], job: Sequence[Any]) -> "Future[Any]":
         """Has a function of the worker's evaluator computed."""
+        self._owed = Future()  # an interrupt may come when the job is under way and its future is not yet known
         self._owed = self._executor.submit(_work, function, job)
         return self._owed
 
