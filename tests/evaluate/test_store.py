@@ -164,7 +164,8 @@ def test_a_store_in_memory(monkeypatch):
         ("/", "is a folder"),
     ],
 )
-def test_what_cannot_be_opened_is_said_in_one_sentence_without_the_password(location, expected, monkeypatch):
+def test_what_cannot_be_opened_is_said_in_one_sentence_without_the_password(location, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(QuantenvError, match=expected) as caught:
         EvaluationStore(location)
     assert "secret" not in str(caught.value)
