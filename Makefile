@@ -55,10 +55,10 @@ bench: $(VENV)/.installed ## evaluation, enumeration, table environments, the st
 bench-agents: $(VENV)/.installed ## what each agent finds against the best uniform allocation (minutes)
 	$(BIN)/python -m experiments.agents_vs_uniform $(ARGS)
 
-benchmark: $(VENV)/.installed-benchmark ## every agent on the table tasks, and the leaderboard (ten minutes)
+benchmark: $(VENV)/.installed-benchmark ## every agent on the table tasks, and the leaderboard (a quarter of an hour)
 	$(BIN)/quantenv benchmark $(ARGS)
 
-bench-regret: $(VENV)/.installed-benchmark ## exact regret of the learners after up to 5,000 evaluations (half an hour)
+bench-regret: $(VENV)/.installed-benchmark ## exact regret of the learners after up to 5,000 evaluations (20 minutes)
 	$(BIN)/quantenv benchmark --config experiments/configs/regret.yaml $(ARGS)
 
 bench-transfer: $(VENV)/.installed ## evaluations to a target, from scratch and from an agent of another task (minutes)
