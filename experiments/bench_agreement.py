@@ -8,9 +8,9 @@ from experiments.bench_options import BenchOptions
 from experiments.bench_tasks import source, trained_resnet20
 from experiments.benchmark import Claim, NotMeasured
 from quantenv.allocation import Allocation
-from quantenv.evaluate.ptq import batch_size
-from quantenv.quantize import QuantizedNetwork, calibrate_task
-from quantenv.quantize.integer import IntegerNetwork, integer_obstacle
+from quantenv.evaluate.ptq import BACKENDS, batch_size
+from quantenv.quantize import calibrate_task
+from quantenv.quantize.integer import integer_obstacle
 from quantenv.tasks import Task, get_task
 
 BITS = range(2, 9)
@@ -28,16 +28,16 @@ def agreement(task: Task) -> dict[str, dict[str, dict[str, float]]]:
         By what has the bits, by bits (as text): the share of equal predictions, and the accuracies of both.
     """
     split = task.splits["search"]
-    networks = [kind(calibrate_task(task)) for kind in (QuantizedNetwork, IntegerNetwork)]
+    networks = {name: kind(calibrate_task(task)) for name, kind in BACKENDS.items()}  # float, integer
     found: dict[str, dict[str, dict[str, float]]] = {}
     for name in (WEIGHTS, BOTH):
         found[name] = {}
         for bits in BITS:
             allocation = Allocation.make(task.layers, bits, 8 if name == WEIGHTS else bits)
             predictions = []
-            for network in networks:
+            for backend, network in networks.items():
                 network.select(allocation)
-                parts = split.inputs.split(batch_size(network))
+                parts = split.inputs.split(batch_size(network, backend))
                 predictions.append(torch.cat([network(part).argmax(1) for part in parts]))
             floats, integers = predictions
             found[name][str(bits)] = {

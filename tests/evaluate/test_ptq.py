@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from quantenv.allocation import Allocation
 from quantenv.errors import AllocationError, QuantenvError
 from quantenv.evaluate import evaluator_names, make_evaluator
-from quantenv.evaluate.ptq import PTQEvaluator, evaluate_logits
+from quantenv.evaluate.ptq import BATCH_BYTES, PTQEvaluator, evaluate_logits
 from quantenv.tasks import Split, get_task
 from tests.synthetic import synthetic_layers
 
@@ -70,6 +70,21 @@ def test_backends_have_identities_of_their_own_and_nearly_the_same_numbers():
     for one, other in zip(floats.evaluate(allocations), automatic.evaluate(allocations), strict=True):
         assert abs(one.correct - other.correct) <= 4
     assert (floats.identity == automatic.identity) == (automatic.backend == "float")
+
+
+@pytest.mark.parametrize("backend", ["float", "integer"])
+def test_smaller_batches_move_only_last_digits_which_the_integer_identity_tells(backend, monkeypatch):
+    monkeypatch.setattr("quantenv.evaluate.ptq.integer_obstacle", lambda: None)  # slow or not
+    task = get_task("digits")
+    whole = PTQEvaluator(task, backend)
+    monkeypatch.setitem(BATCH_BYTES, backend, BATCH_BYTES[backend] // 64)
+    parts = PTQEvaluator(task, backend)
+    assert parts.batch < 450 <= whole.batch
+    allocations = [Allocation.make(task.layers, bits, 8) for bits in (2, 4, 8)]
+    for one, other in zip(whole.evaluate(allocations), parts.evaluate(allocations), strict=True):
+        assert one.correct == other.correct
+        assert one.loss == pytest.approx(other.loss, rel=1e-6)
+    assert (whole.identity != parts.identity) == (backend == "integer")
 
 
 def test_without_int8_kernels_auto_is_float_with_a_line_in_the_log(monkeypatch, caplog):
