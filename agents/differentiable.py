@@ -236,4 +236,9 @@ def _task_of(env: gymnasium.Env) -> Task:
         )
     task = inner.subject.resolve("the differentiable search needs its network")
     assert isinstance(task, Task)
+    if task.channel_groups:
+        raise QuantenvError(
+            "Agent 'differentiable' mixes the bits of whole layers, and the task has channel groups: leave "
+            "--channel_groups out, or choose another agent."
+        )
     return task

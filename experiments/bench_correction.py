@@ -1,7 +1,7 @@
 """Benchmark: what each optional post-training step is worth at 4, 3 and 2 bits, and k-means beside linear weights.
 
-`python -m experiments.bench_correction` runs it with its defaults: equalisation, bias correction and batch-norm
-re-estimation, alone and together, on uniform allocations.
+`python -m experiments.bench_correction` runs it with its defaults: equalisation, bias absorption, bias correction and
+batch-norm re-estimation, alone and together, on uniform allocations.
 """
 
 import dataclasses
@@ -131,8 +131,8 @@ def to_markdown(rows: Sequence[Result], floats: dict[str, float], notes: Sequenc
         "# Post-training steps",
         "",
         "Accuracy on the search split of uniform allocations (weight/activation bits), in float arithmetic, without "
-        "training. equalisation and bias: Nagel et al. 2019, sections 4.1 and 4.2; batch-norm: statistics estimated "
-        "again under the allocation, on the calibration split.",
+        "training. equalisation, absorption and bias: Nagel et al. 2019, sections 4.1 and 4.2; batch-norm: statistics "
+        "estimated again under the allocation, on the calibration split.",
     ]
     for task, reference in floats.items():
         samples = next(row.samples for row in rows if row.task == task)

@@ -44,6 +44,9 @@ REWARDS: dict[str, tuple[str, tuple[str, ...]]] = {
 ATTEMPTS = 100
 
 
+Job = tuple[Allocation, FinetuneConfig]
+
+
 @dataclass(frozen=True)
 class Measured:
     """An evaluation and what it took."""
@@ -75,7 +78,7 @@ class Journal:
         Raises:
             QuantenvError: If the file is damaged.
         """
-        self._path, self._items = path, {}
+        self.path, self._items = path, {}
         if path.is_file():
             try:
                 self._items = dict(json.loads(path.read_text(encoding="utf-8")))
@@ -89,11 +92,11 @@ class Journal:
     def put(self, key: str, item: Measured | Trained) -> None:
         """Keeps a result."""
         self._items[key] = asdict(item)
-        write_text(self._path, json.dumps(self._items))
+        write_text(self.path, json.dumps(self._items))
 
     def remove(self) -> None:
         """Removes the file."""
-        self._path.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
 
 
 def journal_of(task: Task) -> Journal:
@@ -248,25 +251,44 @@ def train_all(
     Returns:
         The runs, [allocation][config].
     """
-    fixed = [parse_scheme(task.scheme).version, task.identity, *numerics()]
     jobs = [(allocation, config) for config in configs for allocation in allocations]
+    runs = iter(train_jobs(task, jobs, journal, workers, threads))
+    by_config = [[next(runs) for _ in allocations] for _ in configs]
+    return [list(each) for each in zip(*by_config, strict=True)]
+
+
+def train_jobs(task: Task, jobs: Sequence[Job], journal: Journal, workers: int = 1, threads: int = 1) -> list[Trained]:
+    """Fine-tunes allocations; what is stopped goes on from a checkpoint beside the journal.
+
+    Args:
+        task: The task.
+        jobs: Allocations and recipes.
+        journal: Where results are kept.
+        workers: Processes.
+        threads: Threads of torch in each.
+
+    Returns:
+        The runs, in order; they do not depend on the number of workers.
+    """
+    fixed = [parse_scheme(task.scheme).version, task.identity, *numerics()]
     keys = [content_hash(["qat", *fixed, allocation.hash, config.identity]) for allocation, config in jobs]
     missing = [index for index, key in enumerate(keys) if journal.get(key) is None]
+    work = [(*jobs[index], journal.path.with_name(f"{keys[index]}.pt")) for index in missing]
     with ProgressView(announcements(), f"{task.name}: full recipe", len(jobs)) as view, ExitStack() as stack:
-        trained = _each(task, [jobs[index] for index in missing], workers, threads, stack)
+        trained = _each(task, work, workers, threads, stack)
         for done, (index, run) in enumerate(zip(missing, trained, strict=True), start=len(jobs) - len(missing) + 1):
             journal.put(keys[index], run)
+            journal.path.with_name(f"{keys[index]}.pt").unlink()
             view.show(done, f"test accuracy {run.test.accuracy:.2%}, {run.seconds:.1f} s")
-    kept = dict(zip(((a.hash, c.identity) for a, c in jobs), map(_trained, map(journal.get, keys)), strict=True))
-    return [[kept[allocation.hash, config.identity] for config in configs] for allocation in allocations]
+    return [_trained(journal.get(key)) for key in keys]
 
 
-Job = tuple[Allocation, FinetuneConfig]
+Work = tuple[Allocation, FinetuneConfig, Path]
 #: The task of a worker process, set when it starts.
 _task: Task
 
 
-def _each(task: Task, jobs: Sequence[Job], workers: int, threads: int, stack: ExitStack) -> Iterator[Trained]:
+def _each(task: Task, jobs: Sequence[Work], workers: int, threads: int, stack: ExitStack) -> Iterator[Trained]:
     """Trains in this process, or in others that get the task once."""
     if workers == 1 or not jobs:
         return (_train_one(task, job) for job in jobs)
@@ -281,13 +303,14 @@ def _start_worker(task: Task, threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def _train_job(job: Job) -> Trained:
+def _train_job(job: Work) -> Trained:
     return _train_one(_task, job)
 
 
-def _train_one(task: Task, job: Job) -> Trained:
+def _train_one(task: Task, job: Work) -> Trained:
     started = time.process_time()
-    result = finetune(task, *job)
+    allocation, config, checkpoint = job
+    result = finetune(task, allocation, config, checkpoint=checkpoint)
     seconds = time.process_time() - started
     return Trained(result.search, result.test, seconds)
 

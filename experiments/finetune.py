@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     source, allocation = _allocation(options)
     torch.set_num_threads(options.threads)
     name = network_task(_task_name(options, allocation))
-    task = find_task(name, options.scheme or allocation.scheme or None, options.source)
+    task = find_task(name, options.scheme or allocation.scheme or None, options.source, allocation)
     assert isinstance(task, Task)  # no name of a network is that of a table
     allocation = allocation.check_fits(task.layers)
     output = Path(options.output) if options.output else source.parent / "finetune"

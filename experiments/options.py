@@ -36,9 +36,12 @@ class TrainOptions(SourceOptions):
     """Whose costs count: a name from `quantenv devices`, or the path of a YAML file."""
     decisions: str = "weights"
     """What the agent decides: weights (activations stay at 8 bits), weights+activations (one after the other, as in
-    HAQ) or joint (both at once)."""
+    HAQ), joint (both at once), or hierarchical (weights; with --channel_groups: first a layer's bits, then how they are
+    spread over its groups)."""
     bits: list[int] | None = None
     """Bit-widths to choose from, 1-8, as [2,4,8]; by default 2 to 8, or those of a table task."""
+    activation_bits: int = 8
+    """Bits of all activations where only weights are decided, 1-8; pinned layers have their own."""
     observation: str = "full"
     """What the agent sees: haq, blog or full."""
     constraint: str = "mask"

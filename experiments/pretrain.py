@@ -6,6 +6,7 @@ import pickle
 import time
 import zipfile
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -43,7 +44,7 @@ class PretrainOptions(PretrainConfig, SourceOptions):
     runs: str = "runs"
     """Folder in which trainings are kept, as <task>/pretrain/<model>-<seed>-<time>: options, checkpoint, curves."""
     resume: str | None = None
-    """Folder of a training to continue. It has its own options, so no others can be given."""
+    """Folder of a training to continue. It has its own options, so no others can be given, but for --processes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str]) -> int:
     folder = None
     if options.resume is not None:
         folder = Path(options.resume)
-        options = _resumed(options, folder)
+        options = _resumed(options, folder, arguments)
     check_source(options.task, options.source)
     model = options.model or DEFAULT_NETWORK
     output = Path(options.output) if options.output else pretrained_file(options.task, model)
@@ -114,10 +115,10 @@ def train(training: Pretraining, task: Task, options: PretrainOptions, folder: P
     with (
         SummaryWriter(str(folder), purge_step=training.epoch + 1) as board,
         ProgressView(announcements(), f"pretrain {task.name}", options.epochs) as view,
+        closing(training.epochs(stop.check)) as epochs,
     ):
-        while training.epoch < options.epochs:
-            started = time.perf_counter()
-            metrics = training.run_epoch(stop.check)
+        started = time.perf_counter()
+        for metrics in epochs:
             metrics["pretrain/images_per_second"] = len(task.splits["train"]) / (time.perf_counter() - started)
             held_out = evaluate_logits(copy.deepcopy(training.network).cpu(), task.splits["search"])
             metrics |= {"pretrain/search_accuracy": held_out.accuracy, "pretrain/search_loss": held_out.loss}
@@ -129,6 +130,7 @@ def train(training: Pretraining, task: Task, options: PretrainOptions, folder: P
                 f"loss {metrics['pretrain/train_loss']:.4f}  search accuracy {held_out.accuracy:.2%}  "
                 f"{metrics['pretrain/images_per_second']:.0f} images/s",
             )
+            started = time.perf_counter()
 
 
 def _task(options: PretrainOptions, model: str) -> Task:
@@ -158,20 +160,23 @@ def _new_folder(options: PretrainOptions, model: str) -> Path:
     return folder
 
 
-def _resumed(given: PretrainOptions, folder: Path) -> PretrainOptions:
-    """Returns the options of a training that is to be continued.
+def _resumed(given: PretrainOptions, folder: Path, arguments: Sequence[str]) -> PretrainOptions:
+    """Returns the options of a training that is to be continued; `given` are those of the command line's `arguments`.
 
     Raises:
         QuantenvError: If there is none, or others were given beside ``--resume``.
     """
     plain = flatten(parse_options(PretrainOptions, "pretrain", []))
-    other = [name for name, value in flatten(given).items() if name != "resume" and value != plain[name]]
+    free = ("resume", "processes")
+    other = [name for name, value in flatten(given).items() if name not in free and value != plain[name]]
     if other:
         raise QuantenvError(f"--resume continues a training with its own options: leave --{other[0]} out.")
     config = folder / "config.yaml"
     if not config.is_file():
         raise QuantenvError(f"{folder} is no folder of a training: it holds no {config.name}.")
-    return parse_options(PretrainOptions, "pretrain", ["--config", str(config)])
+    own = parse_options(PretrainOptions, "pretrain", ["--config", str(config)])
+    processes = parse_options(PretrainOptions, "pretrain", arguments, defaults={"processes": own.processes}).processes
+    return dataclasses.replace(own, processes=processes)
 
 
 def _load(training: Pretraining, folder: Path) -> None:

@@ -9,6 +9,7 @@ import gymnasium
 
 from agents import agent_class
 from experiments.options import TrainOptions
+from quantenv.allocation import Allocation
 from quantenv.env.environment import QuantizationEnv
 from quantenv.errors import QuantenvError
 from quantenv.evaluate import make_evaluator, make_pool
@@ -18,6 +19,7 @@ from quantenv.evaluate.table import EvaluationTable
 from quantenv.evaluate.tables import resolve_task
 from quantenv.hardware import load_device
 from quantenv.quantize import parse_scheme
+from quantenv.sensitivity.channel_groups import grouped_as
 from quantenv.tasks import Task, TaskSource
 
 
@@ -31,19 +33,26 @@ def check_names(options: TrainOptions) -> None:
     load_device(options.device)
 
 
-def find_task(name: str, scheme: str | None, source: TaskSource | None = None) -> Task | EvaluationTable:
+def find_task(
+    name: str, scheme: str | None, source: TaskSource | None = None, allocation: Allocation | None = None
+) -> Task | EvaluationTable:
     """Makes a registered task, or finds a table of one, under a quantization scheme.
 
     Args:
         name: A registered name.
         scheme: The scheme; None means its own.
-        source: Data, network and weights of a task that does not bring its own.
+        source: Data, network and weights of a task that does not bring its own, and its channel groups.
+        allocation: An allocation whose channel groups, if it has any, are the task's, as it says them.
 
     Raises:
         QuantenvError: If a name is unknown, a table was made under another scheme, or the task cannot be made.
     """
     if scheme is not None:
         parse_scheme(scheme)  # before a network is trained
+    if allocation is not None and allocation.channels:
+        task = find_task(name, scheme, None if source is None else source.whole)
+        assert isinstance(task, Task)  # of which no table holds channel groups
+        return dataclasses.replace(task, channel_groups=allocation.groups)
     task = resolve_task(name, source)
     if scheme in (None, task.scheme):
         return task
@@ -52,7 +61,8 @@ def find_task(name: str, scheme: str | None, source: TaskSource | None = None) -
             f"Table {name!r} holds evaluations under scheme {task.scheme!r}, not {scheme!r}: leave --scheme out, or "
             f"use task {task.task!r} itself."
         )
-    return dataclasses.replace(task, scheme=scheme)
+    # Which channels are sensitive depends on how they are rounded.
+    return grouped_as(dataclasses.replace(task, scheme=scheme, channel_groups={}), source)
 
 
 def check_fine_tuning(options: TrainOptions, task: Task | EvaluationTable) -> None:
@@ -123,6 +133,7 @@ def make_env(
         constraint=options.constraint,
         constraint_options=options.constraint_options,
         reward=options.reward,
+        activation_bits=options.activation_bits,
         pinned=options.pinned,
         evaluator=evaluator,
         **({"switches": options.haq} if options.haq else reward),

@@ -1,4 +1,4 @@
-"""What a user brings to a task: options that all commands that make one share."""
+"""What a user brings to a task, and into what its layers are cut: options that all commands that make one share."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -31,6 +31,11 @@ class SourceOptions:
     max_images: int | None = None
     """Of task imagefolder: images to keep in memory for each of fine-tuning, searching and testing, drawn at random; by
     default as many as take 1 GiB, for searching 2,000 at most."""
+    channel_groups: int | dict[str, int] | None = None
+    """Groups into which each layer's output channels are cut, the most sensitive first, each with weight bits of its
+    own; or groups by layer name, as {classifier: 2}. By default all layers are whole."""
+    least_channels: int | None = None
+    """With --channel_groups: channels that each group has at least; layers with few channels get fewer groups."""
 
     @property
     def source(self) -> "TaskSource":

@@ -42,6 +42,7 @@ from quantenv.evaluate.table_evaluator import TableEvaluator
 from quantenv.files import write_text
 from quantenv.finetune import FinetuneConfig
 from quantenv.hardware import overhead_bytes
+from quantenv.parallel import check_processes
 from quantenv.tasks import Task
 
 #: Options that fix no number, so that a run may be resumed with others.
@@ -91,6 +92,7 @@ def train(options: TrainOptions, earlier: RunFolder | None, stop: GracefulStop) 
     say = announcements()
     torch.set_num_threads(options.threads)
     check_names(options)
+    check_processes(options.qat.processes, options.qat.compute)
     if earlier is None:
         check_source(options)
     say.print(f"Preparing task {options.task!r} with {options.threads} thread{'s' * (options.threads > 1)}.")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quantenv.channel_groups import SEPARATOR, channels_of
 from quantenv.errors import AllocationError
 from quantenv.files import content_hash, write_text
 from quantenv.layers import LayerSpec
@@ -33,6 +34,9 @@ class Allocation:
     """Name of the task it was made for (informative)."""
     scheme: str = ""
     """Quantization scheme it was evaluated under (informative)."""
+    channels: tuple[tuple[int, ...], ...] = ()
+    """Output channels that each name stands for where it is a channel group, none where it is a whole layer; empty if
+    all are whole layers. Channel groups of a layer have the same activation bits."""
 
     def __post_init__(self) -> None:
         if not len(self.names) == len(self.weight_bits) == len(self.activation_bits):
@@ -42,6 +46,8 @@ class Allocation:
             )
         if len(set(self.names)) != len(self.names):
             raise AllocationError("An allocation names a layer more than once.")
+        if self.channels:
+            self._check_groups()
         every = (*self.weight_bits, *self.activation_bits)
         if set(map(type, every)) <= {int} and _KNOWN.issuperset(every):
             return
@@ -50,6 +56,26 @@ class Allocation:
                 raise AllocationError(
                     f"Layer {name!r} has bits {bits[0]!r}/{bits[1]!r}; "
                     f"expected whole numbers from {MIN_BITS} to {MAX_BITS}."
+                )
+
+    def _check_groups(self) -> None:
+        if len(self.channels) != len(self.names):
+            raise AllocationError(
+                f"An allocation with channel groups needs the channels of each name, none for a whole layer: got "
+                f"{len(self.channels)} for {len(self.names)} names."
+            )
+        activations: dict[str, int] = {}
+        for name, channels, bits in zip(self.names, self.channels, self.activation_bits, strict=True):
+            layer, separator, _ = name.rpartition(SEPARATOR)
+            if bool(separator) != bool(channels) or not all(type(channel) is int for channel in channels):
+                raise AllocationError(
+                    f"{name!r} has the channels {list(channels)}: a channel group is called layer{SEPARATOR}number and "
+                    "has its output channels, a whole layer has none."
+                )
+            if channels and activations.setdefault(layer, bits) != bits:
+                raise AllocationError(
+                    f"The channel groups of layer {layer!r} have {activations[layer]} and {bits} activation bits; they "
+                    "read the same tensor, so give them the same."
                 )
 
     @classmethod
@@ -78,7 +104,7 @@ class Allocation:
             return (bits,) * len(layers) if isinstance(bits, int) else tuple(int(b) for b in bits)
 
         names = tuple(layer.name for layer in layers)
-        return cls(names, spread(weight_bits), spread(activation_bits), task, scheme)
+        return cls(names, spread(weight_bits), spread(activation_bits), task, scheme, channels_in(layers))
 
     @property
     def bits(self) -> tuple[tuple[int, int], ...]:
@@ -87,8 +113,18 @@ class Allocation:
 
     @property
     def hash(self) -> str:
-        """Hash of names and bits: equal for equal allocations of the same layers."""
-        return content_hash([json.dumps([self.names, self.weight_bits, self.activation_bits])])
+        """Hash of names, bits and channel groups: equal for equal allocations of the same layers."""
+        grouped = [self.channels] if self.channels else []
+        return content_hash([json.dumps([self.names, self.weight_bits, self.activation_bits, *grouped])])
+
+    @property
+    def groups(self) -> dict[str, tuple[tuple[int, ...], ...]]:
+        """Channels of each channel group, by layer name: what `quantenv.tasks.Task.channel_groups` takes."""
+        found: dict[str, list[tuple[int, ...]]] = {}
+        for name, channels in zip(self.names, self.channels, strict=bool(self.channels)):
+            if channels:
+                found.setdefault(name.rpartition(SEPARATOR)[0], []).append(channels)
+        return {name: tuple(groups) for name, groups in found.items()}
 
     def check_fits(self, layers: Sequence[LayerSpec]) -> "Allocation":
         """Returns the allocation in the order of `layers`, or says which layers differ.
@@ -100,7 +136,7 @@ class Allocation:
             The same bits, in the order of `layers`.
 
         Raises:
-            AllocationError: If the layer names are not the same set.
+            AllocationError: If the layer names are not the same set, or stand for other channels.
         """
         expected = [layer.name for layer in layers]
         missing = [name for name in expected if name not in self.names]
@@ -113,16 +149,27 @@ class Allocation:
                 parts.append(f"{_list(extra)} are not in the network")
             made_for = f" It was made for task {self.task!r}." if self.task else ""
             raise AllocationError(f"The allocation does not fit this network: {'; '.join(parts)}.{made_for}")
+        channels = channels_in(layers)
+        held = dict(zip(self.names, self.channels, strict=True)) if self.channels else dict.fromkeys(self.names, ())
+        other = [name for name, wanted in zip(expected, channels, strict=bool(channels)) if held[name] != wanted]
+        if other or (self.channels and not channels):
+            raise AllocationError(
+                f"The allocation's channel groups are not this network's: {_list(other or expected)} stand for other "
+                "output channels. Group the network's channels as the allocation says."
+            )
         by_name = dict(zip(self.names, self.bits, strict=True))
         weights, activations = zip(*(by_name[name] for name in expected), strict=True)
-        return Allocation(tuple(expected), weights, activations, self.task, self.scheme)
+        return Allocation(tuple(expected), weights, activations, self.task, self.scheme, channels)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the JSON content: format, task, scheme, hash, and per layer name and bits."""
-        layers = [
+        """Returns the JSON content: format, task, scheme, hash, and per layer name and bits; channels of a group."""
+        layers: list[dict[str, Any]] = [
             {"name": name, "weight_bits": weight, "activation_bits": activation}
             for name, weight, activation in zip(self.names, self.weight_bits, self.activation_bits, strict=True)
         ]
+        for layer, channels in zip(layers, self.channels, strict=bool(self.channels)):
+            if channels:
+                layer["channels"] = list(channels)
         return {
             "format": FORMAT,
             "task": self.task,
@@ -142,13 +189,14 @@ class Allocation:
             raise AllocationError(f"Not an allocation: expected a JSON object with format {FORMAT!r}.")
         try:
             rows = [(row["name"], row["weight_bits"], row["activation_bits"]) for row in content["layers"]]
+            channels = tuple(tuple(row.get("channels", ())) for row in content["layers"])
             recorded, task, scheme = content["hash"], content["task"], content["scheme"]
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise AllocationError(f"The allocation is incomplete: {error} is missing or malformed.") from error
         if not rows or not all(isinstance(name, str) for name, _, _ in rows):
             raise AllocationError("The allocation lists no layers, or a layer without a name.")
         names, weights, activations = zip(*rows, strict=True)
-        allocation = cls(names, weights, activations, str(task), str(scheme))
+        allocation = cls(names, weights, activations, str(task), str(scheme), channels if any(channels) else ())
         if allocation.hash != recorded:
             raise AllocationError(
                 f"The allocation's content does not match its hash ({recorded!r}): "
@@ -178,6 +226,12 @@ class Allocation:
             return cls.from_dict(content)
         except AllocationError as error:
             raise AllocationError(f"{path}: {error}") from error
+
+
+def channels_in(layers: Sequence[LayerSpec]) -> tuple[tuple[int, ...], ...]:
+    """Returns `Allocation.channels` of layers: empty if all are whole."""
+    channels = tuple(channels_of(layer) for layer in layers)
+    return channels if any(channels) else ()
 
 
 def _list(names: Sequence[str], limit: int = 6) -> str:

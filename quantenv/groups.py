@@ -1,7 +1,11 @@
-"""Tied layers: groups of layers that always have the same bits. A layer that is not tied is a group of one."""
+"""Tied layers: groups of layers that always have the same bits. A layer that is not tied is a group of one.
+
+The name of a layer that is cut into channel groups stands for all of them.
+"""
 
 from collections.abc import Sequence
 
+from quantenv.channel_groups import indices_of
 from quantenv.errors import QuantenvError, unknown_name
 from quantenv.layers import LayerSpec
 
@@ -23,18 +27,21 @@ def resolve_groups(tied: Tied, layers: Sequence[LayerSpec]) -> tuple[tuple[int, 
     """
     names = [layer.name for layer in layers]
     groups: list[tuple[int, ...]] = []
-    seen: set[str] = set()
+    seen: set[int] = set()
     for group in tied or ():
         if isinstance(group, str) or not group:
             raise QuantenvError(
                 f"tied holds the group {group!r}: expected sequences of layer names, such as [[{names[0]!r}, ...]]."
             )
+        members: list[int] = []
         for name in group:
-            if name not in names:
+            indices = indices_of(name, layers)
+            if not indices:
                 raise unknown_name("tied layer", name, names)
-            if name in seen:
+            if not seen.isdisjoint(indices):
                 raise QuantenvError(f"Layer {name!r} is tied more than once: name each layer in one group, once.")
-            seen.add(name)
-        groups.append(tuple(sorted(names.index(name) for name in group)))
-    groups += [(index,) for index, name in enumerate(names) if name not in seen]
+            seen.update(indices)
+            members += indices
+        groups.append(tuple(sorted(members)))
+    groups += [(index,) for index in range(len(names)) if index not in seen]
     return tuple(sorted(groups))

@@ -32,8 +32,14 @@ STOREYS = (
     ("quantenv.sensitivity", "quantenv.quantize", "quantenv.hardware"),
     ("quantenv.tasks",),
     ("quantenv.groups",),
-    ("quantenv.layers", "quantenv.allocation", "quantenv.attention", "quantenv.multiplications"),
-    ("quantenv.errors", "quantenv.files"),
+    (
+        "quantenv.layers",
+        "quantenv.allocation",
+        "quantenv.channel_groups",
+        "quantenv.attention",
+        "quantenv.multiplications",
+    ),
+    ("quantenv.errors", "quantenv.files", "quantenv.parallel"),
 )
 
 

@@ -174,7 +174,7 @@ class AskTellAgent(ABC):
         """Replays the best candidate found so far.
 
         Where the mask forbids its option, as it may in another environment than the one searched, the nearest allowed
-        one in bits is taken, the lower one of two (`quantenv.env.decisions.Walk.preference`).
+        one in bits is taken, the lower one of two (`quantenv.env.walk.Walk.preference`).
 
         Raises:
             QuantenvError: If nothing was found yet, or the episode is longer than those searched.

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from quantenv.env.decisions import Walk
 from quantenv.env.projection import project
+from quantenv.env.walk import Walk
 from quantenv.errors import QuantenvError, unknown_name
 from quantenv.hardware.budget import TOLERANCE
 

@@ -1,25 +1,30 @@
-"""The walk of an episode: which decision is about which layers, and what each action means there."""
+"""The decisions of an episode, laid out: modes, pins, tied layers, channel groups and what a device supports."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 import numpy as np
 
 from quantenv.allocation import MAX_BITS, MIN_BITS
+from quantenv.channel_groups import indices_of, parts_of, whole
+from quantenv.env.spreads import spread_bits, spreads_of
+from quantenv.env.walk import Kind, Walk, preference
 from quantenv.errors import QuantenvError, unknown_name
 from quantenv.groups import Tied, resolve_groups
 from quantenv.hardware.devices import Device
 from quantenv.layers import LayerSpec
 
 #: What one decision settles, in the order of an episode, for each decision mode.
-DECISIONS: dict[str, tuple["Kind", ...]] = {
+DECISIONS: dict[str, tuple[Kind, ...]] = {
     "weights": ("weights",),
     "weights+activations": ("weights", "activations"),
     "joint": ("both",),
+    # The second decision is how the bits are spread over the layer's channel groups. It stands where activations stand
+    # in other modes: in the second column of a group's state, named by a bit option (see `quantenv.env.spreads`).
+    "hierarchical": ("weights", "activations"),
 }
-Kind = Literal["weights", "activations", "both"]
+#: Modes in which activation bits are not decided.
+FIXED_ACTIVATIONS = ("weights", "hierarchical")
 Pins = Mapping[str, int | tuple[int, int]] | Literal["first_last"] | None
 
 
@@ -54,7 +59,8 @@ def resolve_pins(pinned: Pins, layers: Sequence[LayerSpec], device: Device) -> d
 
     Args:
         pinned: None; ``"first_last"`` for 8/8 in the first and last layer; or a mapping from layer names to
-            bits, where one number pins weights and activations alike and a pair pins each.
+            bits, where one number pins weights and activations alike and a pair pins each. A layer's name pins all of
+            its channel groups.
         layers: The network's layers.
         device: The device; it must support the pinned bits.
 
@@ -65,16 +71,17 @@ def resolve_pins(pinned: Pins, layers: Sequence[LayerSpec], device: Device) -> d
     if pinned is None:
         wanted: dict[str, int | tuple[int, int]] = {}
     elif pinned == "first_last":
-        wanted = {names[0]: MAX_BITS, names[-1]: MAX_BITS}
+        wanted = {whole(layers[0]).name: MAX_BITS, whole(layers[-1]).name: MAX_BITS}
     elif isinstance(pinned, Mapping):
         wanted = dict(pinned)
     else:
         raise QuantenvError(
             f"pinned is {pinned!r}: expected None, 'first_last' or a mapping such as {{{names[0]!r}: 8}}."
         )
-    pins = {}
+    pins: dict[int, tuple[int, int]] = {}
     for name, bits in wanted.items():
-        if name not in names:
+        indices = indices_of(name, layers)
+        if not indices:
             raise unknown_name("pinned layer", name, names)
         pair = bits if isinstance(bits, tuple | list) else (bits, bits)
         if len(pair) != 2:
@@ -85,99 +92,8 @@ def resolve_pins(pinned: Pins, layers: Sequence[LayerSpec], device: Device) -> d
                 f"Layer {name!r} is pinned at {weight}/{activation} weight/activation bits, which device "
                 f"{device.name!r} does not support. {_supported(device)}"
             )
-        pins[names.index(name)] = (weight, activation)
+        pins |= dict.fromkeys(indices, (weight, activation))
     return pins
-
-
-@dataclass(frozen=True)
-class Walk:
-    """The decisions of one episode, in order, and the options each has. Made by `make_walk`.
-
-    Decisions are about groups of tied layers; a layer that is not tied is a group of one.
-    """
-
-    mode: str
-    """Name of the decision mode."""
-    bits: tuple[int, ...]
-    """Bit options, ascending; actions index into them."""
-    members: tuple[tuple[int, ...], ...]
-    """Layer indices of each group, length G, in the order of the groups' first layers."""
-    group_of: np.ndarray
-    """Group index of each layer, int64 (L,)."""
-    groups: np.ndarray
-    """Group index of each decision, int64 (T,)."""
-    kinds: tuple[Kind, ...]
-    """What each decision settles, length T."""
-    start: np.ndarray
-    """Bits before the first decision, int64 (G, 2): pinned and fixed ones, 0 where nothing is settled yet."""
-    allowed: np.ndarray
-    """Which (weight bits - 1, activation bits - 1) each group can have, bool (G, 8, 8): pins hold here."""
-    options: np.ndarray
-    """(weight bits, activation bits) that each action stands for, int64 (n, 2).
-
-    Where weights and activations are not decided together, the bits stand in the first column, beside 0.
-    """
-    preference: np.ndarray
-    """Row a lists every action from the nearest to action a to the farthest, int64 (n, n).
-
-    Distance is counted in bits, |dw| + |da|; ties go to fewer bits in total, then to fewer weight bits.
-    """
-
-    @cached_property
-    def n_decisions(self) -> int:
-        """Decisions in an episode, T."""
-        return len(self.kinds)
-
-    @cached_property
-    def n_actions(self) -> int:
-        """Actions of each decision."""
-        return len(self.options)
-
-    @property
-    def mean_bits(self) -> np.ndarray:
-        """Bits each action gives, the mean of both if it settles weights and activations, float64 (n,)."""
-        return self.options.sum(axis=1) / (2 if self.mode == "joint" else 1)
-
-    def per_layer(self, values: np.ndarray) -> np.ndarray:
-        """Repeats what groups have, (..., G, k), for each of their layers, (..., L, k)."""
-        return values[..., self.group_of, :]
-
-    def per_group(self, values: np.ndarray) -> np.ndarray:
-        """Sums what layers have, (L, ...), over each group, (G, ...)."""
-        return np.stack([values[list(layers)].sum(axis=0) for layers in self.members])
-
-    def settle(self, bits: np.ndarray, decision: int, action: int) -> bool:
-        """Writes what an action decides into `bits`.
-
-        Args:
-            bits: Allocation so far, int64 (G, 2), changed in place.
-            decision: Index of the decision.
-            action: The action.
-
-        Returns:
-            Whether the decision's group now has all its bits.
-        """
-        group, kind = self.groups[decision], self.kinds[decision]
-        if kind == "both":
-            bits[group] = self.options[action]
-        else:
-            bits[group, 0 if kind == "weights" else 1] = self.bits[action]
-        return kind != "weights" or self.mode == "weights"
-
-    def nearest(self, action: int, mask: np.ndarray) -> int:
-        """Returns the nearest action that the mask, bool (n,) with at least one True, lets through."""
-        order = self.preference[action]
-        return int(order[mask[order].argmax()])
-
-    def actions(self, bits: np.ndarray) -> np.ndarray:
-        """Returns the actions, int64 (T,), that make a finished allocation, int64 (G, 2)."""
-        index = np.zeros(MAX_BITS + 1, dtype=np.int64)
-        index[list(self.bits)] = np.arange(len(self.bits))
-        weight, activation = index[bits[self.groups]].T
-        if self.mode == "joint":
-            return weight * len(self.bits) + activation
-        is_weight = np.array([kind == "weights" for kind in self.kinds])
-        return np.where(is_weight, weight, activation)
 
 
 def make_walk(
@@ -194,7 +110,8 @@ def make_walk(
     Args:
         mode: A name of `DECISIONS`.
         bits: Bit options, 1-8.
-        activation_bits: Bits of all activations that are not pinned, where weights alone are decided.
+        activation_bits: Bits of all activations that are not pinned, where weights alone are decided: in the modes
+            ``weights`` and ``hierarchical``.
         pinned: See `resolve_pins`.
         layers: The network's layers.
         device: Says which bit-widths exist.
@@ -205,28 +122,29 @@ def make_walk(
 
     Raises:
         QuantenvError: If a name or bit-width is unknown, if every layer is pinned, if the layers of a group are
-            not pinned alike, or if the device supports none of the options.
+            not pinned alike, if the device supports none of the options, if channel groups of a layer could get
+            different activation bits, or if decisions are hierarchical and there are no channel groups, or layers tied.
     """
     if mode not in DECISIONS:
         raise unknown_name("decisions", mode, DECISIONS)
     choices = check_bits(bits)
     fixed = check_bit(activation_bits, "activation_bits")
-    if mode != "weights" and fixed != MAX_BITS:
+    if mode not in FIXED_ACTIVATIONS and fixed != MAX_BITS:
         raise QuantenvError(
             f"activation_bits={fixed} fixes what decisions={mode!r} decides: use decisions='weights', or leave it out."
         )
-    members = resolve_groups(tied, layers)
+    members = _parts(layers, tied) if mode == "hierarchical" else resolve_groups(tied, layers)
     pins = _pins_of_groups(resolve_pins(pinned, layers, device), members, layers)
     free = [group for group in range(len(members)) if group not in pins]
     if not free:
         raise QuantenvError("Every layer is pinned, so there is nothing to decide: pin fewer layers.")
 
     offered = np.zeros((MAX_BITS, MAX_BITS), dtype=bool)
-    columns = (fixed,) if mode == "weights" else choices
+    columns = (fixed,) if mode in FIXED_ACTIVATIONS else choices
     offered[np.ix_(np.array(choices) - 1, np.array(columns) - 1)] = True
     usable = offered & device.supports
     if not usable.any():
-        what = f"activation_bits={fixed} with weight " if mode == "weights" else ""
+        what = f"activation_bits={fixed} with weight " if mode in FIXED_ACTIVATIONS else ""
         raise QuantenvError(f"Device {device.name!r} does not support {what}bits={choices}. {_supported(device)}")
 
     allowed = np.zeros((len(members), MAX_BITS, MAX_BITS), dtype=bool)
@@ -241,6 +159,9 @@ def make_walk(
     group_of = np.zeros(len(layers), dtype=np.int64)
     for group, indices in enumerate(members):
         group_of[list(indices)] = group
+    if mode == "hierarchical":
+        return _hierarchical(choices, usable[:, fixed - 1], fixed, members, group_of, pins)
+    _check_activations(mode, fixed, members, pins, layers)
     per_group = DECISIONS[mode]
     if mode == "joint":
         options = np.array([(weight, activation) for weight in choices for activation in choices])
@@ -256,8 +177,111 @@ def make_walk(
         start=start,
         allowed=allowed,
         options=options,
-        preference=_preference(options),
+        preference=preference(options),
     )
+
+
+def _hierarchical(
+    choices: tuple[int, ...],
+    usable: np.ndarray,
+    fixed: int,
+    members: tuple[tuple[int, ...], ...],
+    group_of: np.ndarray,
+    pins: Mapping[int, tuple[int, int]],
+) -> Walk:
+    """Lays out centres and spreads; a layer that has no channel groups takes one decision, its bits.
+
+    Args:
+        choices: Bit options, ascending.
+        usable: Which of 1-8 weight bits are on offer and supported beside the fixed activations, bool (8,).
+        fixed: Activation bits of layers that are not pinned.
+        members: Channel groups of each layer.
+        group_of: Layer of each channel group.
+        pins: (weight bits, activation bits) by layer.
+    """
+    spreads = spreads_of(len(choices))
+    names = np.array(choices)[: len(spreads)]  # bit options that stand for the spreads
+    flat = int(names[spreads.index("flat")])
+    centres = np.flatnonzero(usable) + 1
+    by_state = np.broadcast_to(np.arange(MAX_BITS + 1)[:, None], (MAX_BITS + 1,) * 2)  # flat, whatever the spread
+    spread = np.tile(by_state, (len(group_of), 1, 1))
+    activations = np.array([pins.get(group, (0, fixed))[1] for group in group_of.tolist()])
+    allowed = np.zeros((len(members), MAX_BITS, MAX_BITS), dtype=bool)
+    start = np.zeros((len(members), 2), dtype=np.int64)
+    decided: list[tuple[int, Kind]] = []
+    for group, rows in enumerate(members):
+        if group in pins:
+            start[group] = pins[group][0], flat
+            allowed[group, pins[group][0] - 1, flat - 1] = True
+            continue
+        decided.append((group, "weights"))
+        if len(rows) == 1:
+            start[group, 1] = flat
+            allowed[group, centres - 1, flat - 1] = True
+            continue
+        decided.append((group, "activations"))
+        allowed[group][np.ix_(centres - 1, names - 1)] = True
+        spread[np.ix_(np.array(rows), centres, names)] = spread_bits(centres.tolist(), spreads, len(rows))
+    groups, kinds = zip(*decided, strict=True)
+    options = np.array([(bit, 0) for bit in choices])
+    return Walk(
+        mode="hierarchical",
+        bits=choices,
+        members=members,
+        group_of=group_of,
+        groups=np.array(groups, dtype=np.int64),
+        kinds=kinds,
+        start=start,
+        allowed=allowed,
+        options=options,
+        preference=preference(options),
+        spread=spread,
+        activations=activations,
+    )
+
+
+def _parts(layers: Sequence[LayerSpec], tied: Tied) -> tuple[tuple[int, ...], ...]:
+    """Returns the channel groups of each layer, and checks that there are any and nothing else is tied."""
+    if tied is not None:
+        raise QuantenvError(
+            "decisions='hierarchical' takes a layer's channel groups together, and nothing else can be tied: leave "
+            "tied out, or use decisions='weights'."
+        )
+    parts = parts_of(layers)
+    if len(parts) == len(layers):
+        raise QuantenvError(
+            "decisions='hierarchical' spreads bits over channel groups, and no layer has any: give the task channel "
+            "groups (--channel_groups), or use decisions='weights'."
+        )
+    return parts
+
+
+def _check_activations(
+    mode: str,
+    fixed: int,
+    members: Sequence[Sequence[int]],
+    pins: Mapping[int, tuple[int, int]],
+    layers: Sequence[LayerSpec],
+) -> None:
+    """Checks that the channel groups of a layer get the same activation bits, whatever is decided.
+
+    Raises:
+        QuantenvError: If they need not.
+    """
+    group_of = {index: group for group, indices in enumerate(members) for index in indices}
+    for part in parts_of(layers):
+        groups = {group_of[index] for index in part}
+        name = whole(layers[part[0]]).name
+        if mode not in FIXED_ACTIVATIONS and len(groups) > 1 and not groups <= pins.keys():
+            raise QuantenvError(
+                f"The channel groups of layer {name!r} read the same activations, which decisions={mode!r} would "
+                f"decide for each: use decisions='weights' or 'hierarchical', or tie them (tied=[[{name!r}], ...])."
+            )
+        if len({pins.get(group, (0, fixed))[1] for group in groups}) > 1:
+            raise QuantenvError(
+                f"The channel groups of layer {name!r} would have different activation bits by their pins: they read "
+                "the same activations, so pin these alike."
+            )
 
 
 def _pins_of_groups(
@@ -277,13 +301,6 @@ def _pins_of_groups(
         if pin is not None:
             of_groups[group] = pin
     return of_groups
-
-
-def _preference(options: np.ndarray) -> np.ndarray:
-    distance = np.abs(options[:, None] - options[None]).sum(axis=-1)
-    total = np.broadcast_to(options.sum(axis=1), distance.shape)
-    weight = np.broadcast_to(options[:, 0], distance.shape)
-    return np.lexsort((weight, total, distance), axis=-1)
 
 
 def _supported(device: Device) -> str:

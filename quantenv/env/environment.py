@@ -9,7 +9,7 @@ from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import VectorEnv
 
-from quantenv.allocation import Allocation
+from quantenv.allocation import Allocation, channels_in
 from quantenv.env.constraints import make_constraint
 from quantenv.env.decisions import Pins, make_walk
 from quantenv.env.masks import Masks, cost_of, within
@@ -37,7 +37,8 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
 
     ## Description
     The network's quantizable layers are visited in execution order. Each decision gives one layer's weights,
-    its input activations, or both their bit-widths, or those of a group of tied layers at once. The finished
+    its input activations, or both their bit-widths, or those of a group of tied layers at once. Where the task has
+    channel groups, they are layers here, or each layer takes two decisions (`decisions="hierarchical"`). The finished
     allocation is priced in accuracy by an evaluator and in size, bit operations, latency and energy by a device's
     cost tables. The environment holds no randomness: an episode follows from its actions.
 
@@ -120,10 +121,11 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
             budget: A ratio of the 8-bit cost, an absolute limit with a unit, one per metric, or a mapping
                 from metrics to budgets; see `quantenv.hardware.budget.parse_budgets`.
             device: Name of a device, or path of its YAML description.
-            decisions: ``weights``, ``weights+activations`` (a layer's weights, then its activations) or
-                ``joint``.
+            decisions: ``weights``, ``weights+activations`` (a layer's weights, then its activations),
+                ``joint``, or ``hierarchical`` (a layer's weights, then how their bits are spread over its channel
+                groups; see `quantenv.env.spreads`).
             bits: Bit options, 1-8; None means 2 to 8, or those of the table.
-            activation_bits: Bits of all activations under ``decisions="weights"``.
+            activation_bits: Bits of all activations under ``decisions="weights"`` and ``"hierarchical"``.
             observation: ``haq``, ``blog`` or ``full``.
             constraint: ``mask``, ``project``, ``reject`` or ``lagrangian``; see `quantenv.env.constraints`.
             constraint_options: Fields of the constraint.
@@ -182,7 +184,7 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
         )
         """The decisions of an episode and their options."""
         subject.check_walk(self.walk)
-        of_groups = {name: self.walk.per_group(table.values) for name, table in self.tables.items()}
+        of_groups = {name: self.walk.group_costs(table.values) for name, table in self.tables.items()}
         check_feasible(
             self.budgets, {name: CostTable(name, values) for name, values in of_groups.items()}, self.walk.allowed
         )
@@ -227,6 +229,7 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
         """Evaluations charged: episodes finished in this environment's life. Seeding does not set it back."""
         self._seeded_at = 0
         self._names = tuple(layer.name for layer in self.layers)
+        self._channels = channels_in(self.layers)
         self.origin = subject.origin
         """Names of task and scheme that allocations carry; empty if no task was needed."""
         self._every_option = np.ones(self.walk.n_actions, dtype=bool)
@@ -259,7 +262,7 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
     @property
     def allowed(self) -> np.ndarray:
         """Which (weight bits - 1, activation bits - 1) each layer can end with, bool (L, 8, 8)."""
-        return self.walk.allowed[self.walk.group_of]
+        return self.walk.allowed_of_layers
 
     def action_masks(self) -> np.ndarray:
         """Returns the open options of the decision at hand, bool (n,); sb3-contrib calls it by this name.
@@ -385,7 +388,7 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
             self._previous_bits = self._mean_bits[self._executed[-1]]
             self._spent = cost_of(self.group_costs, self._bits)
         weights, activations = self.walk.per_layer(self._bits).T.tolist()
-        return Allocation(self._names, tuple(weights), tuple(activations), *self.origin)
+        return Allocation(self._names, tuple(weights), tuple(activations), *self.origin, self._channels)
 
     def _conclude(self, evaluation: Evaluation) -> tuple[float, dict[str, Any]]:
         """Charges the evaluation and returns the reward and the last info's outcome."""

@@ -13,11 +13,11 @@ from gymnasium import spaces
 
 from quantenv.allocation import MAX_BITS, Allocation
 from quantenv.env.constraints import Constraint
-from quantenv.env.decisions import Walk
 from quantenv.env.environment import QuantizationEnv
 from quantenv.env.masks import cost_of, within
 from quantenv.env.projection import project
 from quantenv.env.subject import TaskLike
+from quantenv.env.walk import Walk
 from quantenv.errors import QuantenvError, unknown_name
 from quantenv.evaluate.base import Evaluation
 from quantenv.hardware.budget import check_feasible
@@ -104,6 +104,8 @@ class HAQEnv(QuantizationEnv):
         self.switches = HAQSwitches.of(switches or {})
         """Where the search follows the published code."""
         alternating = options.setdefault("decisions", "weights+activations") == "weights+activations"
+        if options["decisions"] == "hierarchical":
+            raise QuantenvError("decisions='hierarchical' is not HAQ's search: use weights+activations or weights.")
         for name in ("stale_first_observation", "inverted_flag", "first_activation_priced_at_7"):
             if getattr(self.switches, name) and not alternating:
                 raise QuantenvError(f"Switch {name} of HAQ is about decisions='weights+activations': leave it out.")

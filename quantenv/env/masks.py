@@ -10,7 +10,7 @@ from bisect import bisect_left
 
 import numpy as np
 
-from quantenv.env.decisions import Walk
+from quantenv.env.walk import Walk
 from quantenv.hardware.budget import TOLERANCE
 
 

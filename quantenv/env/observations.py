@@ -17,7 +17,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from gymnasium import spaces
 
-from quantenv.env.decisions import Walk
+from quantenv.channel_groups import parts_of, whole
+from quantenv.env.walk import Walk
 from quantenv.errors import QuantenvError, unknown_name
 from quantenv.hardware.budget import TOLERANCE
 from quantenv.layers import LayerSpec
@@ -90,6 +91,8 @@ def normalise(values: np.ndarray) -> np.ndarray:
 def describe_groups(layers: Sequence[LayerSpec], walk: Walk) -> tuple[LayerSpec, ...]:
     """Describes each of the walk's groups as one layer: the first's name and geometry, the sum of what adds up.
 
+    The channel groups of one layer are described as that layer.
+
     Args:
         layers: The network's layers, length L.
         walk: The decisions.
@@ -97,16 +100,18 @@ def describe_groups(layers: Sequence[LayerSpec], walk: Walk) -> tuple[LayerSpec,
     Returns:
         G layers, the given ones where nothing is tied; parameters, biases and MACs are summed over a group.
     """
-    groups = [[layers[index] for index in indices] for indices in walk.members]
-    return tuple(
-        dataclasses.replace(
+    wholes = {indices: whole(layers[indices[0]]) for indices in parts_of(layers)}
+
+    def described(indices: tuple[int, ...]) -> LayerSpec:
+        group = [layers[index] for index in indices]
+        return dataclasses.replace(
             group[0],
             params=sum(layer.params for layer in group),
             bias_params=sum(layer.bias_params for layer in group),
             macs=sum(layer.macs for layer in group),
         )
-        for group in groups
-    )
+
+    return tuple(wholes[indices] if indices in wholes else described(indices) for indices in walk.members)
 
 
 def check_sensitivity(sensitivity: np.ndarray, layers: Sequence[LayerSpec]) -> np.ndarray:

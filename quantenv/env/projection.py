@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from quantenv.env.decisions import Walk
 from quantenv.env.masks import cheapest_bits, cost_of, within
+from quantenv.env.walk import Walk
 
 
 def project(bits: np.ndarray, walk: Walk, costs: np.ndarray, limits: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from quantenv.env.decisions import Walk
+from quantenv.env.walk import Walk
 from quantenv.errors import QuantenvError
 from quantenv.evaluate.base import Evaluation
 from quantenv.evaluate.table import EvaluationTable

@@ -10,7 +10,7 @@ from quantenv.evaluate.table import EvaluationTable
 from quantenv.evaluate.table_evaluator import TableEvaluator
 
 if TYPE_CHECKING:
-    from quantenv.env.decisions import Walk
+    from quantenv.env.walk import Walk
     from quantenv.sensitivity import Sensitivity
     from quantenv.tasks import Task
 

@@ -72,7 +72,7 @@ def resolve_task(name: str, source: "TaskSource | None" = None) -> "Task | Evalu
 
     Args:
         name: The name.
-        source: Data, network and weights of a task that does not bring its own.
+        source: Data, network and weights of a task that does not bring its own, and its channel groups.
 
     Raises:
         QuantenvError: If neither is called that, a table cannot be read, or a task is made of other things.
@@ -85,7 +85,9 @@ def resolve_task(name: str, source: "TaskSource | None" = None) -> "Task | Evalu
 
     if name not in task_names():
         raise unknown_name("task", name, (*task_names(), *TABLES))
-    return get_task(name, source)
+    from quantenv.sensitivity.channel_groups import grouped_as
+
+    return grouped_as(get_task(name, None if source is None else source.whole), source)
 
 
 def network_task(name: str) -> str:

@@ -5,8 +5,17 @@ import torch.nn.functional as F
 
 from quantenv.errors import QuantenvError
 
+ALL = slice(None)
 
-def augment(images: torch.Tensor, crop: int, flip: bool, generator: torch.Generator) -> torch.Tensor:
+
+def augment(
+    images: torch.Tensor,
+    crop: int,
+    flip: bool,
+    generator: torch.Generator,
+    share: slice = ALL,
+    whole: int | None = None,
+) -> torch.Tensor:
     """Draws a window of each padded image, and mirrors half of the images.
 
     Args:
@@ -14,6 +23,8 @@ def augment(images: torch.Tensor, crop: int, flip: bool, generator: torch.Genera
         crop: Zero pixels put around each image before a window of its old size is drawn.
         flip: Whether to mirror, each image with probability 1/2.
         generator: Draws.
+        share: Which images of a batch these are,
+        whole: and how many the batch has, for all of which is drawn; by default these are all.
 
     Returns:
         New images of the same shape.
@@ -27,11 +38,11 @@ def augment(images: torch.Tensor, crop: int, flip: bool, generator: torch.Genera
             "both out."
         )
     count, _, height, width = images.shape
-    top, left = torch.randint(0, 2 * crop + 1, (2, count), generator=generator)
+    top, left = torch.randint(0, 2 * crop + 1, (2, whole or count), generator=generator)[:, share]
     rows = top[:, None] + torch.arange(height)  # (B, H)
     columns = left[:, None] + torch.arange(width)  # (B, W)
     if flip:
-        mirrored = torch.rand(count, generator=generator) < 0.5
+        mirrored = torch.rand(whole or count, generator=generator)[share] < 0.5
         columns = torch.where(mirrored[:, None], columns.flip(1), columns)
     padded = F.pad(images, (crop, crop, crop, crop)).permute(0, 2, 3, 1)  # (B, H + 2 crop, W + 2 crop, C)
     chosen = padded[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]

@@ -1,5 +1,6 @@
 """A file from which an interrupted fine-tuning goes on as if nothing had happened."""
 
+import dataclasses
 import logging
 import pickle
 from pathlib import Path
@@ -27,13 +28,14 @@ class Checkpoint:
             path: The file; None keeps nothing.
             task: What is fine-tuned,
             allocation: with which bits,
-            config: and how: a file of anything else is not taken over.
+            config: and how: a file of anything else is not taken over. Any number of processes can go on.
         """
         self.path = path
         if path is not None:
             scheme = parse_scheme(task.scheme).version
+            recipe = dataclasses.replace(config, processes=1).identity
             self.identity = content_hash(
-                ["checkpoint-1", scheme, task.identity, config.identity, str((allocation.names, allocation.bits))]
+                ["checkpoint-1", scheme, task.identity, recipe, str((allocation.names, allocation.bits))]
             )
 
     def load(self) -> dict[str, Any] | None:
@@ -45,7 +47,7 @@ class Checkpoint:
         if self.path is None or not self.path.exists():
             return None
         try:
-            content = torch.load(self.path, weights_only=True)
+            content = torch.load(self.path, map_location="cpu", weights_only=True)
             identity, state = content["identity"], content["state"]
         except (OSError, EOFError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as error:
             raise QuantenvError(

@@ -4,10 +4,11 @@ import math
 from dataclasses import asdict, dataclass, fields
 
 from quantenv.errors import QuantenvError, unknown_name
+from quantenv.parallel import DEVICES, check_divides
 from quantenv.quantize.trained import activation_quantizer, weight_quantizer
 
-#: When to compile.
-COMPILE = ("never", "auto", "always")
+#: What to compile.
+COMPILE = (NEVER, AUTO, QUANTIZERS, NETWORK) = ("never", "auto", "quantizers", "network")
 #: Fields of a recipe that were there when evaluations were first stored: part of every identity. Those that came
 #: later are left out at their defaults.
 _FIRST = (
@@ -39,6 +40,9 @@ class FinetuneConfig:
     """Nesterov momentum."""
     weight_decay: float = 1e-4
     """Decay of the weights; biases and steps have none."""
+    clip: float = 0.0
+    """Norm that the gradient of a step is scaled down to if it is larger (Pascanu et al. 2013); 0 for none. As batch
+    norms are folded, deep networks at 2 to 4 bits diverge at useful learning rates without it: try 0.5."""
     distillation: float = 0.5
     """Share of the loss that is the divergence from the float network's outputs (Hinton et al. 2015); 0 to 1."""
     seed: int = 0
@@ -49,9 +53,10 @@ class FinetuneConfig:
     activation_quantizer: str = "lsq"
     """Rounds activations in training: lsq, lsq+ (learned offsets, too), pact (learned clipping), linear or dorefa (both
     constant)."""
-    compile: str = "never"
-    """Whether LSQ is compiled: never, always, or auto: where the steps save more time than compiling takes, some ten
-    seconds. Results differ in their last digits; an allocation or bits changed later compile nothing anew."""
+    compile: str = NEVER
+    """What is compiled of a training step with LSQ: never anything, its quantizers (in some ten seconds), the whole
+    network (in most of a minute, for longer runs), or auto: what saves most beyond the time that compiling takes.
+    Results differ in their last digits; other bits compile nothing anew."""
     bf16: bool = False
     """Computes convolutions and matrix products in bfloat16 while training; quantizers, losses and evaluations stay in
     float32. Pays on processors with bfloat16 instructions."""
@@ -65,6 +70,11 @@ class FinetuneConfig:
     batch_norm: bool = False
     """Estimates the statistics of the folded batch norms again at the end, on the calibration split, and keeps them if
     the search split agrees."""
+    compute: str = "cpu"
+    """Where it trains: cpu, or cuda, which gives other last digits. Evaluations are made on the CPU."""
+    processes: int = 1
+    """Processes that train together (quantenv[accelerate]), each on its share of every batch: with compute cuda, one
+    for each GPU. Results differ from one process's in their last digits only."""
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -74,9 +84,11 @@ class FinetuneConfig:
             ("step_learning_rate", 0.0, math.inf),
             ("momentum", 0.0, 1.0),
             ("weight_decay", 0.0, math.inf),
+            ("clip", 0.0, math.inf),
             ("distillation", 0.0, 1.0),
             ("ema", 0.0, 1.0),
             ("crop", 0, math.inf),
+            ("processes", 1, math.inf),
         ):
             value = getattr(self, name)
             if not low <= value <= high:
@@ -84,7 +96,10 @@ class FinetuneConfig:
         if self.ema == 1:
             raise QuantenvError("Fine-tuning's ema is 1, which would never move; expected less, such as 0.999.")
         if self.compile not in COMPILE:
-            raise unknown_name("choice of when to compile", self.compile, COMPILE)
+            raise unknown_name("choice of what to compile", self.compile, COMPILE)
+        if self.compute not in DEVICES:
+            raise unknown_name("device to train on", self.compute, DEVICES)
+        check_divides(self.processes, self.batch_size)
         if self.weight_quantizer is not None:
             weight_quantizer(self.weight_quantizer)
         activation_quantizer(self.activation_quantizer)

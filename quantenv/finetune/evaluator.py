@@ -29,8 +29,7 @@ class FinetuneEvaluator:
         config = config or FinetuneConfig(epochs=1)
         if config.compile == "auto":
             steps = config.epochs * (len(task.splits["train"]) // config.batch_size)
-            compiles = resolve(config, calibrate_task(task), steps)
-            config = dataclasses.replace(config, compile="always" if compiles else "never")
+            config = dataclasses.replace(config, compile=resolve(config, calibrate_task(task), steps))
         self.config = config
         self.layers = task.layers
         self.identity = content_hash(

@@ -13,22 +13,25 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from quantenv.errors import QuantenvError
 from quantenv.evaluate.base import Evaluation
 from quantenv.finetune.config import FinetuneConfig
+from quantenv.parallel import Share
 from quantenv.quantize import Quantizer
 
 
 class Session:
     """A fine-tuning at some step of some epoch."""
 
-    def __init__(self, network: nn.Module, config: FinetuneConfig, batches: int) -> None:
+    def __init__(self, network: nn.Module, config: FinetuneConfig, batches: int, share: Share) -> None:
         """Starts at the first step.
 
         Args:
             network: What is trained.
             config: The recipe.
             batches: Steps of an epoch.
+            share: What of every batch is this process's.
         """
-        self.network = network
+        self.network, self.share = network, share
         self.batch_size, self.batches, self.rate = config.batch_size, batches, config.learning_rate
+        self.clip = config.clip
         self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
         self.optimizer = torch.optim.SGD(
             parameter_groups(network, config), config.learning_rate, config.momentum, nesterov=config.momentum > 0
@@ -55,14 +58,16 @@ class Session:
         yield from self.order.split(self.batch_size)[self.step :]
 
     def learn(self, loss: torch.Tensor) -> None:
-        """Takes one step."""
+        """Takes one step, of a loss of this process's samples."""
         self.optimizer.zero_grad()
         loss.backward()
+        if self.clip:
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.clip)
         self.optimizer.step()
         self.schedule.step()
         if self.average is not None:
             self.average.update_parameters(self.network)
-        self.total += loss.item()
+        self.total += self.share.mean(loss.detach()).item()
         self.step += 1
 
     def end_epoch(self, evaluation: Evaluation) -> dict[str, float]:
@@ -94,6 +99,21 @@ class Session:
         """Returns everything, as plain values and tensors."""
         assert self.best is not None
         return {
+            **self.progress(),
+            "history": self.history,
+            "best": (dataclasses.asdict(self.best), self.best_epoch, self.best_state),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes to where `state` was."""
+        self.proceed(state)
+        self.history = list(state["history"])
+        best, self.best_epoch, self.best_state = state["best"]
+        self.best = Evaluation(**best)
+
+    def progress(self) -> dict[str, Any]:
+        """Returns what steps change: everything but what evaluations found."""
+        return {
             "network": self.network.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -101,22 +121,18 @@ class Session:
             "generator": self.generator.get_state(),
             "position": (self.epoch, self.step, self.total),
             "order": self.order,
-            "history": self.history,
-            "best": (dataclasses.asdict(self.best), self.best_epoch, self.best_state),
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Goes to where `state` was."""
-        self.network.load_state_dict(state["network"])
+    def proceed(self, progress: dict[str, Any]) -> None:
+        """Goes to where `progress` was."""
+        self.network.load_state_dict(progress["network"])
         if self.average is not None:
-            self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.generator.set_state(state["generator"])
-        self.epoch, self.step, self.total = state["position"]
-        self.order, self.history = state["order"], list(state["history"])
-        best, self.best_epoch, self.best_state = state["best"]
-        self.best = Evaluation(**best)
+            self.average.load_state_dict(progress["average"])
+        self.optimizer.load_state_dict(progress["optimizer"])
+        self.schedule.load_state_dict(progress["schedule"])
+        self.generator.set_state(progress["generator"])
+        self.epoch, self.step, self.total = progress["position"]
+        self.order = progress["order"]
 
 
 def is_better(evaluation: Evaluation, other: Evaluation) -> bool:

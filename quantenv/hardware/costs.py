@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from quantenv.allocation import MAX_BITS, MIN_BITS
+from quantenv.channel_groups import parts_of, whole
 from quantenv.errors import QuantenvError, unknown_name
 from quantenv.hardware.devices import Device
 from quantenv.hardware.quantities import METRICS
@@ -90,8 +91,13 @@ def compile_costs(layers: Sequence[LayerSpec], device: Device, codebooks: bool =
     - ``bops``, bit operations: MACs x weight bits x activation bits, one sample, as HAWQ-V3 counts them.
     - ``latency``, seconds, and ``energy``, joules, for one sample: the device's models, if it has them.
 
+    A channel group costs its share of what its layer would cost at the group's bits: the share of output channels,
+    which is that of parameters and MACs. So the groups' costs add up to the layer's where their bits are equal, in
+    every metric and on every device (sizes and bit operations exactly, others up to rounding). The layer's input is
+    read once for all groups, and what running them one after the other costs besides is not counted.
+
     Args:
-        layers: The network's quantizable layers, in execution order.
+        layers: The network's quantizable layers or channel groups, in execution order.
         device: The device.
         codebooks: Whether weights are stored as indices into a codebook for each layer (scheme ``k-means``), so that
             size is indices + codebook. The other metrics do not change: what a look-up of centroids takes in time and
@@ -103,16 +109,28 @@ def compile_costs(layers: Sequence[LayerSpec], device: Device, codebooks: bool =
     Raises:
         QuantenvError: If a look-up table cannot be read or does not fit the network.
     """
+    parts = parts_of(layers)
+    wholes = [whole(layers[part[0]]) for part in parts]
     ones = np.ones_like(ACTIVATION_BITS)
     values = {
-        "size": (weight_bytes(layers) + codebook_bytes() if codebooks else weight_bytes(layers)) * ones,
-        "bops": macs(layers) * WEIGHT_BITS * ACTIVATION_BITS,
+        "size": (weight_bytes(wholes) + codebook_bytes() if codebooks else weight_bytes(wholes)) * ones,
+        "bops": macs(wholes) * WEIGHT_BITS * ACTIVATION_BITS,
     }
     if device.latency is not None:
-        values["latency"] = device.latency.table(layers)
+        values["latency"] = device.latency.table(wholes)
     if device.energy is not None:
-        values["energy"] = device.energy.table(layers)
+        values["energy"] = device.energy.table(wholes)
+    if len(parts) < len(layers):
+        values = {metric: _shared(each, layers, parts) for metric, each in values.items()}
     return {metric: CostTable(metric, values[metric]) for metric in METRICS if metric in values}
+
+
+def _shared(values: np.ndarray, layers: Sequence[LayerSpec], parts: Sequence[Sequence[int]]) -> np.ndarray:
+    """Divides the costs of whole layers, (wholes, 8, 8), among their groups: (L, 8, 8)."""
+    owner = np.repeat(np.arange(len(parts)), [len(part) for part in parts])[np.argsort(np.concatenate(parts))]
+    channels = np.array([[layer.out_channels, whole(layer).out_channels] for layer in layers], dtype=np.float64)
+    channels[channels[:, 0] == channels[:, 1]] = 1.0  # a whole layer's cost stays what it is, to the last digit
+    return values[owner] * channels[:, 0, None, None] / channels[:, 1, None, None]
 
 
 def codebook_bytes() -> np.ndarray:
@@ -129,6 +147,8 @@ def overhead_bytes(layers: Sequence[LayerSpec]) -> int:
     """Returns the bytes that a quantized network stores besides its quantized weights.
 
     A float32 scale per output channel and an int32 bias per bias element. They are the same for every allocation, so
-    size tables and budgets leave them out and reports state them.
+    size tables and budgets leave them out and reports state them. Channel groups need no more of them; which group a
+    channel is in is not counted: with the channels sorted by group (and the next layer's inputs alike) it is one
+    number for each group.
     """
     return sum(4 * layer.out_channels + 4 * layer.bias_params for layer in layers)

@@ -1,7 +1,7 @@
 """What is measured on a network once, before any allocation: folded weights, ranges, codebooks, statistics."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,14 +10,15 @@ from torch import fx, nn
 
 from quantenv.allocation import Allocation
 from quantenv.attention import with_plain_attention
+from quantenv.channel_groups import Channels, channels_of, parts_of, split_layers, whole
 from quantenv.errors import QuantenvError
 from quantenv.layers import LayerSpec, describe
 from quantenv.quantize.calibrate import MAX_SAMPLES, activation_grids, weight_grids
 from quantenv.quantize.corrections import Statistics, bias_correction, measure
-from quantenv.quantize.equalisation import equalise
+from quantenv.quantize.equalisation import absorb, equalise
 from quantenv.quantize.graph import Site, find_sites, trace
 from quantenv.quantize.kmeans import codebooks
-from quantenv.quantize.quantizers import Codebook, Grid, Rounding
+from quantenv.quantize.quantizers import Codebook, Grid, GroupedGrid, Rounding, WeightRounding
 from quantenv.quantize.schemes import Scheme, parse_scheme
 from quantenv.tasks import Task
 
@@ -32,7 +33,7 @@ class Calibration:
     graph: fx.GraphModule
     """The traced, folded float network."""
     layers: tuple[LayerSpec, ...]
-    """Its quantizable layers, in execution order."""
+    """Its quantizable layers, or the channel groups they are cut into, in execution order: what allocations cover."""
     sites: tuple[Site, ...]
     """Its stored tensors, in execution order."""
     site_grids: dict[str, dict[int, Grid]]
@@ -44,6 +45,32 @@ class Calibration:
     normalised: tuple[str, ...] = ()
     """Names of the layers that batch norms were folded into."""
 
+    @cached_property
+    def modules(self) -> tuple[LayerSpec, ...]:
+        """Its quantizable layers as the modules they are, each whole, in execution order."""
+        return tuple(whole(self.layers[indices[0]]) for indices in parts_of(self.layers))
+
+    @cached_property
+    def indices(self) -> dict[str, tuple[int, ...]]:
+        """Places in an allocation that a module's bits stand at, by its name: one, or one for each channel group."""
+        return {layer.name: indices for layer, indices in zip(self.modules, parts_of(self.layers), strict=True)}
+
+    @cached_property
+    def channels(self) -> dict[str, tuple[torch.Tensor, ...]]:
+        """Output channels of each of a module's channel groups, by its name; none if it is whole."""
+        return {
+            name: tuple(torch.tensor(channels_of(self.layers[index])) for index in indices) if len(indices) > 1 else ()
+            for name, indices in self.indices.items()
+        }
+
+    def bits_of(self, allocation: Allocation) -> dict[str, tuple[tuple[int, ...], int]]:
+        """Returns a module's weight bits, of each of its channel groups, and its activation bits, by its name."""
+        weights, activations = allocation.weight_bits, allocation.activation_bits
+        return {
+            name: (tuple(weights[index] for index in indices), activations[indices[0]])
+            for name, indices in self.indices.items()
+        }
+
     @property
     def weight_grids(self) -> Mapping[str, Mapping[int, Rounding]]:
         """What the scheme rounds weights to, by layer name and bits."""
@@ -52,17 +79,17 @@ class Calibration:
     @cached_property
     def linear_grids(self) -> dict[str, dict[int, Grid]]:
         """Grids of the weights, by layer name and bits; found once."""
-        return {layer.name: weight_grids(folded_weight(self.graph.get_submodule(layer.name))) for layer in self.layers}
+        return {each.name: weight_grids(folded_weight(self.graph.get_submodule(each.name))) for each in self.modules}
 
     @cached_property
     def codebooks(self) -> dict[str, dict[int, Codebook]]:
         """Codebooks of the weights, by layer name and bits; fitted once."""
-        return {layer.name: codebooks(folded_weight(self.graph.get_submodule(layer.name))) for layer in self.layers}
+        return {each.name: codebooks(folded_weight(self.graph.get_submodule(each.name))) for each in self.modules}
 
     @cached_property
     def statistics(self) -> Statistics:
         """What the float network does on the calibration inputs; measured once, where a step needs it."""
-        return measure(self.graph, [layer.name for layer in self.layers], self.inputs)
+        return measure(self.graph, [layer.name for layer in self.modules], self.inputs)
 
     def bias(self, layer: str, rounded: torch.Tensor) -> torch.Tensor | None:
         """Returns a layer's bias under rounded weights, corrected if the scheme says so."""
@@ -80,31 +107,38 @@ class Calibration:
 
     def stored_bits(self, site: Site, allocation: Allocation) -> int:
         """Bits a site is stored at: the most any of its readers wants."""
-        bits = dict(zip(allocation.names, allocation.activation_bits, strict=True))
-        return stored_bits([bits[name] for name in site.layers], site.shared)
+        bits = self.bits_of(allocation)
+        return stored_bits([bits[name][1] for name in site.layers], site.shared)
 
 
-def calibrate(network: nn.Module, inputs: torch.Tensor, scheme: Scheme = LINEAR) -> Calibration:
+def calibrate(
+    network: nn.Module, inputs: torch.Tensor, scheme: Scheme = LINEAR, channels: Channels | None = None
+) -> Calibration:
     """Folds a network and finds the grids of all its weights and sites for 1-8 bits.
 
     Args:
         network: Float network; not changed.
         inputs: Calibration inputs, shape (N, ...).
         scheme: How weights are rounded, and which optional steps are taken.
+        channels: Channel groups of its layers; by default all are whole.
 
     Returns:
         The calibration.
 
     Raises:
         UnsupportedLayerError: If a layer cannot be quantized or the network cannot be traced.
-        QuantenvError: If the network puts out NaN or infinity on the calibration inputs.
+        QuantenvError: If the network puts out NaN or infinity on the calibration inputs, or a layer has channel groups
+            that are no partition, or that the scheme cannot have.
     """
+    check_grouping(scheme, channels)
     network = with_plain_attention(network)
     layers = describe(network, inputs[:1])
     graph = trace(network)
     normalised = tuple(layer.name for layer in layers if _folding_changed(network, graph, layer.name))
     if scheme.equalisation:
         equalise(graph)
+    if scheme.absorption:
+        absorb(graph, measure(graph, [layer.name for layer in layers], inputs).moments)
     sites = find_sites(graph, inputs[:1])
     recorder = _SiteRecorder(
         graph, {site.node for site in sites}, per_batch=MAX_SAMPLES * CALIBRATION_BATCH // len(inputs)
@@ -118,7 +152,7 @@ def calibrate(network: nn.Module, inputs: torch.Tensor, scheme: Scheme = LINEAR)
                 )
     return Calibration(
         graph=graph,
-        layers=layers,
+        layers=split_layers(layers, channels or {}),
         sites=sites,
         site_grids={node: activation_grids(torch.cat(parts)) for node, parts in recorder.samples.items()},
         inputs=inputs,
@@ -134,7 +168,43 @@ def calibrate_task(task: Task) -> Calibration:
     Raises:
         QuantenvError: If the task asks for an unknown quantization scheme.
     """
-    return calibrate(task.network, task.splits["calibration"].inputs, parse_scheme(task.scheme))
+    return calibrate(task.network, task.splits["calibration"].inputs, parse_scheme(task.scheme), task.channel_groups)
+
+
+def check_grouping(scheme: Scheme, channels: Channels | None) -> None:
+    """Checks that a scheme can give channel groups bits of their own.
+
+    Raises:
+        QuantenvError: If there are channel groups, and it cannot.
+    """
+    if channels and scheme.weights == "k-means":
+        raise QuantenvError(
+            "Scheme 'k-means' has one codebook for a layer, which its channel groups cannot share at different bits: "
+            "use scheme 'linear', or leave the channel groups out."
+        )
+
+
+def grouped_rounding(
+    grids: Mapping[int, Rounding], channels: Sequence[torch.Tensor], bits: Sequence[int]
+) -> WeightRounding:
+    """Returns what a layer's weights are rounded to.
+
+    Args:
+        grids: Of the whole layer, by bits.
+        channels: Output channels of its channel groups; none if it is whole.
+        bits: Bits of each group, or of the layer.
+
+    Returns:
+        The layer's own where all bits are equal; otherwise each group's channels of it.
+    """
+    if len(set(bits)) == 1:
+        return grids[bits[0]]
+    parts = []
+    for group, each in zip(channels, bits, strict=True):
+        grid = grids[each]
+        assert isinstance(grid, Grid)  # codebooks were refused when the network was calibrated
+        parts.append(Grid(each, grid.scale[group], grid.low, grid.high))
+    return GroupedGrid(tuple(channels), tuple(parts))
 
 
 def _folding_changed(network: nn.Module, graph: fx.GraphModule, name: str) -> bool:

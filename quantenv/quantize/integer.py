@@ -14,8 +14,17 @@ import torch
 from torch import fx, nn
 
 from quantenv.errors import QuantenvError
-from quantenv.quantize.network import Bits, QuantizedNetwork, Setting, Switched, SwitchedLayer, SwitchedSite
-from quantenv.quantize.quantizers import Grid
+from quantenv.quantize.network import (
+    Bits,
+    QuantizedNetwork,
+    Setting,
+    Switched,
+    SwitchedLayer,
+    SwitchedSite,
+    WeightBits,
+    keep,
+)
+from quantenv.quantize.quantizers import Codebook, Grid
 
 #: Calls that may move codes as they are; max pools and padding move decoded values instead.
 _CODE_MOVES = {torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze}
@@ -81,8 +90,7 @@ class IntegerLayer(Switched):
     def __init__(self, layer: SwitchedLayer, target: SwitchedSite | None) -> None:
         super().__init__()
         self._layer, self._target = (layer,), (target,)  # in tuples: not submodules
-        self._packed: dict[tuple[int, int], torch.Tensor] = {}
-        self._scales: dict[int, torch.Tensor] = {}
+        self._packed: dict[tuple[WeightBits, int], tuple[torch.Tensor, torch.Tensor]] = {}  # weights and scales
 
     @property
     def layer(self) -> SwitchedLayer:
@@ -96,14 +104,15 @@ class IntegerLayer(Switched):
 
     def select(self, setting: Setting) -> None:
         """Chooses packed weights, the input's grid and the output's."""
-        weight_bits, activation_bits, stored_bits, *rest = setting
         layer = self.layer
+        weight_bits, activation_bits, stored_bits, rest = layer.take(setting)
         self._stored, self._input = layer.source.grids[stored_bits], layer.source.grids[activation_bits]
         self._recode = activation_bits < stored_bits
         if (weight_bits, activation_bits) not in self._packed:
-            self._pack(weight_bits, activation_bits)
+            packed = self._pack(weight_bits, activation_bits)
+            keep(self._packed, (weight_bits, activation_bits), packed, len(layer.grids) ** 2 + layer.mixtures)
         _, self._bias = layer.rounded(weight_bits)
-        self._weight, self._weight_scale = self._packed[weight_bits, activation_bits], self._scales[weight_bits]
+        self._weight, self._weight_scale = self._packed[weight_bits, activation_bits]
         self._zeros = torch.zeros(len(self._weight_scale), dtype=torch.int32)
         self._input_scale = float(self._input.scale)
         (target,) = self._target
@@ -111,11 +120,11 @@ class IntegerLayer(Switched):
         # The sign of a sum is no rescaling: taken from the float sum.
         self._in_kernel = self._output is not None and not self._output.sign
 
-    def _pack(self, weight_bits: int, activation_bits: int) -> None:
-        layer, grid = self.layer, self.layer.grids[weight_bits]
-        assert isinstance(grid, Grid)  # codebooks were refused when the network was made
+    def _pack(self, weight_bits: WeightBits, activation_bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+        layer, grid = self.layer, self.layer.rounding(weight_bits)
+        assert not isinstance(grid, Codebook)  # which were refused when the network was made
         codes = layer.rounded(weight_bits)[0].div(torch.where(grid.scale > 0, grid.scale, 1.0)).round()
-        self._scales[weight_bits] = grid.scale.flatten().contiguous()
+        scales = grid.scale.flatten().contiguous()
         weight = codes.to(torch.int8).contiguous()
         if layer.convolution is None:
             packed = torch.ops.onednn.qlinear_prepack(weight, None)
@@ -123,9 +132,9 @@ class IntegerLayer(Switched):
             stride, padding, dilation, groups = layer.convolution
             source = layer.source.grids[activation_bits]
             packed = torch.ops.onednn.qconv_prepack(
-                weight, self._scales[weight_bits], float(source.scale), -source.low, stride, padding, dilation, groups
+                weight, scales, float(source.scale), -source.low, stride, padding, dilation, groups
             )
-        self._packed[weight_bits, activation_bits] = packed
+        return packed, scales
 
     def forward(self, codes: torch.Tensor) -> torch.Tensor:
         """Maps codes (B, C, H, W) or (B, F) to codes, or to float sums where no site follows."""

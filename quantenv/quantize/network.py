@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +10,9 @@ from torch import fx, nn
 
 from quantenv.allocation import Allocation
 from quantenv.layers import LayerSpec
-from quantenv.quantize.calibration import Calibration, folded_weight, stored_bits
+from quantenv.quantize.calibration import Calibration, folded_weight, grouped_rounding, stored_bits
 from quantenv.quantize.graph import Site
-from quantenv.quantize.quantizers import Grid, Rounding, quantize
+from quantenv.quantize.quantizers import Grid, Rounding, WeightRounding, quantize
 
 
 def rewire(
@@ -27,7 +27,7 @@ def rewire(
     Args:
         calibration: What to rewire; not changed.
         make_site: Makes the quantizer module of a site.
-        make_layer: Makes the replacement of a layer from its description and its folded float module.
+        make_layer: Makes the replacement of a layer from its description, as a whole, and its folded float module.
 
     Returns:
         A new graph module.
@@ -50,7 +50,7 @@ def rewire(
         if _is_plain_relu(graph_module, node) and isinstance(source, fx.Node) and len(source.users) == 1:
             node.replace_all_uses_with(source)
             graph.erase_node(node)
-    for layer in calibration.layers:
+    for layer in calibration.modules:
         graph_module.set_submodule(layer.name, make_layer(layer, graph_module.get_submodule(layer.name)))
     graph_module.graph = graph
     graph_module.delete_all_unused_submodules()
@@ -61,6 +61,19 @@ def rewire(
 Bits = tuple[tuple[int, int], ...]
 #: What one switched module is told by an allocation.
 Setting = tuple[int, ...]
+#: Bits of a layer's weights: of all of them, or of each of its channel groups where they differ.
+WeightBits = int | tuple[int, ...]
+
+#: Mixtures of bits, between the channel groups of a layer, whose weights are kept, the latest ones: as many as take
+#: `MIXTURE_BYTES`, within these limits.
+LEAST_MIXTURES, MOST_MIXTURES, MIXTURE_BYTES = 8, 64, 16 << 20
+
+
+def keep(kept: dict[Any, Any], key: Any, value: Any, most: int) -> None:
+    """Puts a value into a dictionary that holds at most so many; the oldest one goes."""
+    if len(kept) >= most:
+        del kept[next(iter(kept))]
+    kept[key] = value
 
 
 class Switched(nn.Module):
@@ -84,7 +97,7 @@ class SwitchedSite(Switched):
         self.grid = grids[8]
 
     def setting(self, bits: Bits) -> Setting:
-        """Returns (stored bits,)."""
+        """Returns (stored bits,). Of channel groups, which agree, the first of a layer is among the readers."""
         return (stored_bits([bits[index][1] for index in self.readers], self.shared),)
 
     def select(self, setting: Setting) -> None:
@@ -103,18 +116,20 @@ class SwitchedLayer(Switched):
         self,
         layer: nn.Module,
         grids: Mapping[int, Rounding],
-        index: int,
+        indices: Sequence[int],
         source: SwitchedSite,
         make_bias: Callable[[torch.Tensor], torch.Tensor | None],
+        channels: Sequence[torch.Tensor] = (),
     ) -> None:
         """Makes the layer.
 
         Args:
             layer: The folded float layer.
             grids: What its weights are rounded to, by bits.
-            index: Its place in an allocation.
+            indices: Its places in an allocation: one, or one for each channel group.
             source: The site it reads.
             make_bias: Maps its rounded weights to its bias.
+            channels: Output channels of its channel groups; none if it is whole.
         """
         super().__init__()
         assert isinstance(layer, nn.Conv2d | nn.Linear)
@@ -124,9 +139,11 @@ class SwitchedLayer(Switched):
         self.convolution = (
             (layer.stride, layer.padding, layer.dilation, layer.groups) if isinstance(layer, nn.Conv2d) else None
         )
-        self.grids, self.index = grids, index
+        self.grids, self.indices, self.channels = grids, tuple(indices), tuple(channels)
         self._source = (source,)  # in a tuple, so that it does not become a submodule
-        self.cache: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}
+        size = self.float_weight.numel() * self.float_weight.element_size()
+        self.mixtures = max(LEAST_MIXTURES, min(MOST_MIXTURES, MIXTURE_BYTES // size))
+        self.cache: dict[WeightBits, tuple[torch.Tensor, torch.Tensor | None]] = {}
         self.weight = self.float_weight
         self.input_grid: Grid | None = None
 
@@ -136,20 +153,33 @@ class SwitchedLayer(Switched):
         return self._source[0]
 
     def setting(self, bits: Bits) -> Setting:
-        """Returns (weight bits, activation bits, stored bits of the input)."""
-        return (*bits[self.index], *self.source.setting(bits))
+        """Returns (weight bits of each channel group, activation bits, stored bits of the input)."""
+        weights = tuple(bits[index][0] for index in self.indices)
+        return (*weights, bits[self.indices[0]][1], *self.source.setting(bits))
+
+    def take(self, setting: Setting) -> tuple[WeightBits, int, int, Setting]:
+        """Takes a setting apart: weight bits, activation bits, stored bits of the input, and what follows."""
+        count = len(self.indices)
+        weights, (activation_bits, stored_bits, *rest) = setting[:count], setting[count:]
+        return weights[0] if len(set(weights)) == 1 else weights, activation_bits, stored_bits, tuple(rest)
 
     def select(self, setting: Setting) -> None:
         """Chooses the weights' bits, and a coarser grid for the input where it is stored finer than wanted."""
-        weight_bits, activation_bits, stored_bits = setting
+        weight_bits, activation_bits, stored_bits, _ = self.take(setting)
         self.weight, self.bias = self.rounded(weight_bits)
         self.input_grid = self.source.grids[activation_bits] if activation_bits < stored_bits else None
 
-    def rounded(self, weight_bits: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Returns weights and bias at a bit-width, made on first use."""
+    def rounding(self, weight_bits: WeightBits) -> WeightRounding:
+        """Returns what the weights are rounded to."""
+        if isinstance(weight_bits, int):
+            return self.grids[weight_bits]
+        return grouped_rounding(self.grids, self.channels, weight_bits)
+
+    def rounded(self, weight_bits: WeightBits) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Returns weights and bias, made on first use and kept; mixed bits, of which there are many, for a while."""
         if weight_bits not in self.cache:
-            weight = quantize(self.float_weight, self.grids[weight_bits])
-            self.cache[weight_bits] = weight, self._make_bias(weight)
+            weight = quantize(self.float_weight, self.rounding(weight_bits))
+            keep(self.cache, weight_bits, (weight, self._make_bias(weight)), len(self.grids) + self.mixtures)
         return self.cache[weight_bits]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -185,18 +215,19 @@ class QuantizedNetwork:
 
     def _build(self) -> fx.GraphModule:
         calibration = self.calibration
-        indices = {layer.name: index for index, layer in enumerate(calibration.layers)}
+        indices = calibration.indices
         sites: dict[str, SwitchedSite] = {}
 
         def make_site(site: Site) -> nn.Module:
-            readers = [indices[name] for name in site.layers]
+            readers = [indices[name][0] for name in site.layers]
             sites[site.node] = SwitchedSite(calibration.site_grids[site.node], readers, site.shared)
             return sites[site.node]
 
         def make_layer(layer: LayerSpec, module: nn.Module) -> nn.Module:
             source = sites[calibration.site_of(layer.name).node]
             make_bias = functools.partial(calibration.bias, layer.name)
-            return SwitchedLayer(module, calibration.weight_grids[layer.name], indices[layer.name], source, make_bias)
+            grids, channels = calibration.weight_grids[layer.name], calibration.channels[layer.name]
+            return SwitchedLayer(module, grids, indices[layer.name], source, make_bias, channels)
 
         return rewire(calibration, make_site, make_layer)
 

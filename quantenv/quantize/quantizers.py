@@ -8,7 +8,8 @@ which would have three values.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -53,8 +54,33 @@ class Codebook:
         return torch.bucketize((x / torch.where(self.scale > 0, self.scale, 1.0)).contiguous(), between)
 
 
-#: What a tensor can be rounded to.
+@dataclass(frozen=True, eq=False)
+class GroupedGrid:
+    """Grids of the channel groups of one tensor of weights, which may differ in bits."""
+
+    channels: tuple[torch.Tensor, ...]
+    """Output channels of each group, int64; each channel is in one group."""
+    grids: tuple[Grid, ...]
+    """Grid of each group, with a scale of shape (channels of the group, 1, ...)."""
+
+    @cached_property
+    def scale(self) -> torch.Tensor:
+        """The scale of every channel, (O, 1, ...)."""
+        return torch.cat([grid.scale for grid in self.grids])[torch.cat(self.channels).argsort()]
+
+
+#: What a tensor can be rounded to; and what a layer's weights can be.
 Rounding = Grid | Codebook
+WeightRounding = Rounding | GroupedGrid
+
+
+def scaled(grid: WeightRounding, gain: torch.Tensor) -> WeightRounding:
+    """Returns what weights are rounded to once each channel was multiplied by a gain >= 0, (O,)."""
+    if isinstance(grid, GroupedGrid):
+        parts = zip(grid.grids, grid.channels, strict=True)
+        grids = [replace(part, scale=part.scale * gain[channels].view(part.scale.shape)) for part, channels in parts]
+        return GroupedGrid(grid.channels, tuple(grids))
+    return replace(grid, scale=grid.scale * gain.view(grid.scale.shape))
 
 
 def weight_bounds(bits: int) -> tuple[int, int]:
@@ -94,16 +120,21 @@ def activation_bounds(bits: int, zero_point: int = 0) -> tuple[int, int]:
     return -zero_point, 2**bits - 1 - zero_point
 
 
-def quantize(x: torch.Tensor, grid: Rounding) -> torch.Tensor:
-    """Rounds to the nearest value of a grid or codebook.
+def quantize(x: torch.Tensor, grid: WeightRounding) -> torch.Tensor:
+    """Rounds to the nearest value of a grid or codebook, or of each channel's own grid.
 
     Args:
         x: Any float tensor that `grid.scale` broadcasts to.
-        grid: The grid or codebook.
+        grid: The grid or grids, or the codebook.
 
     Returns:
         A new tensor of the same shape and memory format, holding its values.
     """
+    if isinstance(grid, GroupedGrid):
+        rounded = torch.empty_like(x)
+        for channels, part in zip(grid.channels, grid.grids, strict=True):
+            rounded[channels] = quantize(x[channels], part)
+        return rounded
     if isinstance(grid, Codebook):
         return torch.empty_like(x).copy_(grid.values[grid.indices(x)].mul_(grid.scale))
     if grid.sign:
@@ -239,8 +270,8 @@ def straight_through(v: torch.Tensor) -> torch.Tensor:
     return (v.round() - v).detach() + v
 
 
-def scaled_gradient(value: torch.Tensor, factor: float) -> torch.Tensor:
-    """Returns `value` with its gradient multiplied by `factor`."""
+def scaled_gradient(value: torch.Tensor, factor: float | torch.Tensor) -> torch.Tensor:
+    """Returns `value` with its gradient multiplied by `factor`, a number."""
     return (value - value * factor).detach() + value * factor
 
 

@@ -10,7 +10,12 @@ from quantenv.errors import QuantenvError, unknown_name
 #: How weights are rounded, each with the version of its numbers (part of evaluators' identities).
 SCHEMES = {"linear": "linear-mse-folded-1", "k-means": "k-means-folded-1"}
 #: Optional post-training steps, each with the version of its numbers.
-STEPS = {"equalisation": "equalisation-1", "bias": "bias-1", "batch-norm": "batch-norm-1"}
+STEPS = {
+    "equalisation": "equalisation-1",
+    "absorption": "absorption-1",
+    "bias": "bias-1",
+    "batch-norm": "batch-norm-1",
+}
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,8 @@ class Scheme:
     """How weights are rounded, a name of `SCHEMES`. Activations are rounded linearly."""
     equalisation: bool = False
     """Whether weight ranges are equalised across layers before anything is measured."""
+    absorption: bool = False
+    """Whether what hardly a value of a channel is below is moved into the next layer's bias, after equalisation."""
     bias: bool = False
     """Whether biases are corrected for what rounding weights does to the mean of a layer's outputs."""
     batch_norm: bool = False

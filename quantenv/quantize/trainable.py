@@ -1,6 +1,5 @@
 """The quantized network of one allocation with trained quantizers: what quantization-aware training trains."""
 
-import dataclasses
 from collections.abc import Mapping
 
 import torch
@@ -8,12 +7,14 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from quantenv.allocation import Allocation
+from quantenv.errors import QuantenvError
 from quantenv.layers import LayerSpec
-from quantenv.quantize.calibration import Calibration
+from quantenv.quantize.calibration import Calibration, grouped_rounding
 from quantenv.quantize.corrections import reestimate, rescaled
 from quantenv.quantize.fused import FusedLSQQuantizer
+from quantenv.quantize.grouped import GroupedQuantizer, parts_of
 from quantenv.quantize.network import QuantizedNetwork, Site, rewire
-from quantenv.quantize.quantizers import LSQQuantizer, Quantizer, Rounding, quantize
+from quantenv.quantize.quantizers import GroupedGrid, LSQQuantizer, Quantizer, Rounding, quantize, scaled
 from quantenv.quantize.trained import TINY
 from quantenv.quantize.trained import activation_quantizer as find_activation_quantizer
 from quantenv.quantize.trained import weight_quantizer as find_weight_quantizer
@@ -65,11 +66,13 @@ class TrainableLayer(nn.Module):
     @torch.no_grad()
     def rescale(self, gain: torch.Tensor, shift: torch.Tensor) -> None:
         """Makes its output ``gain * output + shift``, gain >= 0 and shift of shape (O,)."""
-        scale = self.weight_quantizer.scale
-        assert isinstance(scale, torch.Tensor)
         weight, bias = rescaled(self.weight, self.bias, gain, shift)
         self.weight.copy_(weight)
-        scale.copy_((scale * gain.view(scale.shape)).clamp(min=TINY))  # a channel that never varies has gain 0
+        for quantizer, channels in parts_of(self.weight_quantizer):
+            scale = quantizer.scale
+            assert isinstance(scale, torch.Tensor)
+            # a channel that never varies has gain 0
+            scale.copy_((scale * gain[channels].view(scale.shape)).clamp(min=TINY))
         self.bias = nn.Parameter(bias)
 
 
@@ -91,18 +94,23 @@ def trainable_network(
         allocation: Bits of its layers.
         weight_quantizer: A name of `WEIGHT_QUANTIZERS`; by default the scheme's: lsq, or k-means.
         activation_quantizer: A name of `ACTIVATION_QUANTIZERS`.
-        fused: Whether LSQ is compiled, see `quantenv.quantize.fused`.
+        fused: Whether LSQ is compiled, see `quantenv.quantize.fused`; convolutions then run channels-last.
 
     Returns:
         A graph module in training mode.
 
     Raises:
         AllocationError: If the allocation is for other layers.
-        QuantenvError: If a quantizer is unknown.
+        QuantenvError: If a quantizer is unknown, or cannot give channel groups bits of their own and there are any.
     """
     allocation = allocation.check_fits(calibration.layers)
-    bits = dict(zip(allocation.names, allocation.bits, strict=True))
+    bits = calibration.bits_of(allocation)
     kind = weight_quantizer or OF_SCHEME[calibration.scheme.weights]
+    if kind == "k-means" and any(calibration.channels.values()):
+        raise QuantenvError(
+            "The quantizer 'k-means' has one codebook for a layer, which its channel groups cannot share at different "
+            "bits: use 'lsq', 'linear' or 'dorefa'."
+        )
     of_weights, of_activations = find_weight_quantizer(kind), find_activation_quantizer(activation_quantizer)
     if fused:
         of_weights, of_activations = (
@@ -120,7 +128,7 @@ def trainable_network(
     def make_layer(layer: LayerSpec, module: nn.Module) -> nn.Module:
         weight_bits, activation_bits = bits[layer.name]
         site = calibration.site_of(layer.name)
-        grid = grids[layer.name][weight_bits]
+        grid = grouped_rounding(grids[layer.name], calibration.channels[layer.name], weight_bits)
         requantizer = None
         if activation_bits < calibration.stored_bits(site, allocation):
             requantizer = of_activations(calibration.site_grids[site.node][activation_bits], site.features)
@@ -130,11 +138,17 @@ def trainable_network(
         if layer.name in maps:
             gain, shift = maps[layer.name]
             weight, bias = rescaled(weight, bias, gain, shift)
-            grid = dataclasses.replace(grid, scale=grid.scale * gain.view(grid.scale.shape))
-        quantizer = of_weights(grid, layer.params // grid.scale.numel())
+            grid = scaled(grid, gain)
+        elements = layer.params // grid.scale.numel()
+        quantizer = (
+            GroupedQuantizer(grid, elements, of_weights)
+            if isinstance(grid, GroupedGrid)
+            else of_weights(grid, elements)
+        )
         return TrainableLayer(module, weight, bias, quantizer, requantizer)
 
-    return rewire(calibration, make_site, make_layer).train()
+    network = rewire(calibration, make_site, make_layer).train()
+    return network.to(memory_format=torch.channels_last) if fused else network  # type: ignore[call-overload]
 
 
 def reestimate_trained(network: fx.GraphModule, calibration: Calibration) -> None:

@@ -34,21 +34,29 @@ class Curvature:
         split = task.splits["search"]
         self._inputs, self._labels = split.inputs[: settings.gradient_images], split.labels[: settings.gradient_images]
         self._noise = weight_noise(self._calibration, self._float)
+        self._rows = [
+            (module, channels)
+            for module, layer in enumerate(self._calibration.modules)
+            for channels in self._calibration.channels[layer.name] or (slice(None),)
+        ]
 
     def perturbations(self) -> dict[str, list[list[float]]]:
         """Measures how far quantization moves weights and inputs.
 
         Returns:
-            The mean squared perturbation of a layer's weights, and of its inputs on the samples, at 1-8 bits: for
-            ``weights`` and ``activations`` a list (L, 8).
+            The mean squared perturbation of a layer's or channel group's weights, and of its inputs on the samples, at
+            1-8 bits: for ``weights`` and ``activations`` a list (L, 8).
         """
         inputs = np.zeros((len(self._noise), len(BITS)))
         for batch in self._inputs.split(BATCH):
             for layer, values in enumerate(self._float.inputs(batch)):
                 noise = self._input_noise(layer, values)
                 inputs[layer] += [float(moved.double().square().sum()) / values[0].numel() for moved in noise]
-        weights = [[float(moved.double().square().mean()) for moved in layer] for layer in self._noise]
-        return {"weights": weights, "activations": (inputs / len(self._inputs)).tolist()}
+        weights = [
+            [float(moved[channels].double().square().mean()) for moved in self._noise[module]]
+            for module, channels in self._rows
+        ]
+        return {"weights": weights, "activations": self._of_rows(inputs / len(self._inputs))}
 
     def fisher(self) -> dict[str, list[list[float]]]:
         """Weights squared perturbations by the diagonal of the empirical Fisher information.
@@ -74,10 +82,13 @@ class Curvature:
                 activations[layer] += moved.double().square().flatten(1).sum(1).numpy()
         count = len(self._inputs)
         weights = [
-            [float((square * moved.double().square()).sum()) / count for moved in noise]
-            for square, noise in zip(squares, self._noise, strict=True)
+            [
+                float((squares[module][channels] * moved[channels].double().square()).sum()) / count
+                for moved in self._noise[module]
+            ]
+            for module, channels in self._rows
         ]
-        return {"weights": weights, "activations": (activations / count).tolist()}
+        return {"weights": weights, "activations": self._of_rows(activations / count)}
 
     def trace(self, layer: int, part: str) -> TraceEstimate:
         """Estimates the trace of the Hessian of the mean loss in a layer's weights, or of a sample's loss in its input.
@@ -88,10 +99,13 @@ class Curvature:
         image's activations.
 
         Args:
-            layer: Index of the layer.
+            layer: Index of the layer or channel group; of a group's activations, which are its layer's, the layer's.
             part: ``weights`` or ``activations``.
         """
-        chosen = ((layer,), ()) if part == PARTS[0] else ((), (layer,))
+        module, channels = self._rows[layer]
+        of_weights = part == PARTS[0]
+        chosen = ((module,), ()) if of_weights else ((), (module,))
+        rows = channels if of_weights else slice(None)
 
         def sample(number: int) -> float:
             parts = [str(item) for item in (self._settings.seed, layer, part, number)]
@@ -99,21 +113,25 @@ class Curvature:
             total = 0.0
             for inputs, labels in zip(self._inputs.split(BATCH), self._labels.split(BATCH), strict=True):
                 loss, (variable,) = self._float.loss(inputs, labels, *chosen)
-                total += probe_trace(loss, variable, generator)
+                total += probe_trace(loss, variable, generator, rows)
             return total / len(self._inputs)
 
         return estimate_trace(sample, self._settings.relative_error, self._settings.probes)
 
     def _input_noise(self, layer: int, values: torch.Tensor) -> torch.Tensor:
         """Returns what quantization changes in a layer's input, (8, B, ...) = [bits - 1, ...]."""
-        grids = self._calibration.site_grids[self._calibration.site_of(self._calibration.layers[layer].name).node]
+        grids = self._calibration.site_grids[self._calibration.site_of(self._calibration.modules[layer].name).node]
         return torch.stack([quantize(values, grids[bits]) - values for bits in BITS])
+
+    def _of_rows(self, values: np.ndarray) -> list[list[float]]:
+        """Repeats what whole layers have for each of their channel groups."""
+        return [values[module].tolist() for module, _ in self._rows]
 
 
 def weight_noise(calibration: Calibration, layers: FloatLayers) -> list[torch.Tensor]:
-    """Returns what quantization changes in each layer's weights, (8, *weight.shape) = [bits - 1, ...]."""
+    """Returns what quantization changes in each whole layer's weights, (8, *weight.shape) = [bits - 1, ...]."""
     with torch.no_grad():
         return [
             torch.stack([quantize(weight, calibration.weight_grids[layer.name][bits]) - weight for bits in BITS])
-            for layer, weight in zip(calibration.layers, layers.weights, strict=True)
+            for layer, weight in zip(calibration.modules, layers.weights, strict=True)
         ]

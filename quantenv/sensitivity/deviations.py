@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from quantenv.allocation import Allocation
+from quantenv.channel_groups import parts_of
 from quantenv.quantize import PrefixRunner, QuantizedNetwork, calibrate_task
 from quantenv.sensitivity.float_layers import PARTS
 from quantenv.tasks import Task
@@ -29,6 +30,8 @@ class Deviations:
         self._network = QuantizedNetwork(calibrate_task(task))
         self._runner = PrefixRunner(self._network)
         self._layers = task.layers
+        self._parts = {index: part for part in parts_of(task.layers) for index in part}
+        self._of_inputs: dict[tuple[int, ...], list[list[float]]] = {}
         split = task.splits["search"]
         largest = max(site.features for site in self._network.calibration.sites)
         batch = max(1, BATCH_BYTES // (self._network.value_bytes * largest))
@@ -42,19 +45,23 @@ class Deviations:
         return self._measure([Allocation.make(self._layers, 8, 8)])[0]
 
     def layer(self, index: int) -> dict[str, list[list[float]]]:
-        """Measures every deviation of one layer.
+        """Measures every deviation of one layer; of a channel group's activations, which are its layer's, once only.
 
         Returns:
             For ``weights`` and ``activations`` the numbers of `OUTPUT_KINDS` at each of `DEVIATIONS`.
         """
+        together = self._parts[index]
         allocations = []
-        for part in range(len(PARTS)):
+        for deviating in ([index], together)[: 1 if together in self._of_inputs else 2]:
             for bits in DEVIATIONS:
                 weights, activations = [[8] * len(self._layers) for _ in PARTS]
-                (weights, activations)[part][index] = bits
+                for layer in deviating:
+                    (activations if deviating is together else weights)[layer] = bits
                 allocations.append(Allocation.make(self._layers, weights, activations))
         rows = self._measure(allocations)
-        return {part: rows[k * len(DEVIATIONS) : (k + 1) * len(DEVIATIONS)] for k, part in enumerate(PARTS)}
+        of_weights = rows[: len(DEVIATIONS)]
+        self._of_inputs.setdefault(together, rows[len(DEVIATIONS) :])
+        return dict(zip(PARTS, (of_weights, self._of_inputs[together]), strict=True))
 
     def _measure(self, allocations: list[Allocation]) -> list[list[float]]:
         settings = [self._network.settings(allocation) for allocation in allocations]

@@ -24,9 +24,9 @@ class FloatLayers:
     def __init__(self, calibration: Calibration) -> None:
         self._module = copy.deepcopy(calibration.graph)
         self._module.requires_grad_(False)
-        modules = [self._module.get_submodule(layer.name) for layer in calibration.layers]
+        modules = [self._module.get_submodule(layer.name) for layer in calibration.modules]
         self.weights: list[torch.Tensor] = [_weight(module) for module in modules]
-        """Weights of each layer, in the network's order; batch norms are folded in."""
+        """Weights of each whole layer, in the network's order; batch norms are folded in."""
         self._inputs: list[torch.Tensor] = [torch.empty(0)] * len(modules)
         self._shifted: set[int] = set()
         for index, module in enumerate(modules):

@@ -55,7 +55,9 @@ def summarize(samples: Sequence[float], relative_error: float) -> TraceEstimate:
     return TraceEstimate(mean, error, len(samples), error <= relative_error * abs(mean))
 
 
-def probe_trace(loss: torch.Tensor, variable: torch.Tensor, generator: torch.Generator) -> float:
+def probe_trace(
+    loss: torch.Tensor, variable: torch.Tensor, generator: torch.Generator, rows: torch.Tensor | slice = slice(None)
+) -> float:
     """Samples the trace of the Hessian H of a loss in a variable with one Rademacher probe (Hutchinson 1990).
 
     With v in {-1, +1} and H v by differentiating the gradient once more (Pearlmutter 1994), ``v . H v`` has the
@@ -65,13 +67,15 @@ def probe_trace(loss: torch.Tensor, variable: torch.Tensor, generator: torch.Gen
         loss: A scalar whose graph is still there.
         variable: What it is differentiated in.
         generator: Draws the probe.
+        rows: The part of the variable's first dimension whose share of the trace is wanted.
 
     Returns:
         The sample.
     """
     (gradient,) = torch.autograd.grad(loss, [variable], create_graph=True)
-    probe = torch.randint(0, 2, variable.shape, generator=generator).to(variable.dtype).mul_(2).sub_(1)
+    gradient = gradient[rows]
+    probe = torch.randint(0, 2, gradient.shape, generator=generator).to(variable.dtype).mul_(2).sub_(1)
     if not gradient.requires_grad:  # a loss that is linear in the variable
         return 0.0
     (product,) = torch.autograd.grad(gradient, [variable], probe)
-    return float((probe.double() * product.double()).sum())
+    return float((probe.double() * product[rows].double()).sum())

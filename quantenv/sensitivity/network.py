@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from quantenv.channel_groups import parts_of, whole
 from quantenv.files import content_hash
 from quantenv.quantize import SCHEMES
 from quantenv.sensitivity.curvature import GRADIENT_COST, PRODUCT_COST, Curvature
@@ -50,6 +51,10 @@ class _Measuring:
         self._identity = identity_of(task, settings)
         self._kept = Measurements(sensitivity_file(task, settings), self._identity)
         self._names = [layer.name for layer in task.layers]
+        self._parts = parts_of(task.layers)
+        sharing = {index: len(part) for part in self._parts for index in part}
+        # Channel groups of a layer have the same activations, whose harm is divided evenly over them.
+        self._sharing = np.array([[sharing[index]] for index in range(len(task.layers))])
 
     @cached_property
     def _deviations(self) -> Deviations:
@@ -71,7 +76,12 @@ class _Measuring:
         make = {"fisher": self._fisher, "hessian": self._hessian}.get(kind, self._outputs)
         weights, activations, evaluations, notes = make(kind, results)
         return Sensitivity(
-            kind, harm(weights), harm(activations), evaluations, content_hash([self._identity, kind]), notes
+            kind,
+            harm(weights),
+            harm(activations) / self._sharing,
+            evaluations,
+            content_hash([self._identity, kind]),
+            notes,
         )
 
     def _steps(self, kind: str) -> list[tuple[str, Callable[[], Any]]]:
@@ -80,8 +90,10 @@ class _Measuring:
         if kind == "fisher":
             return [("fisher", lambda: self._curvature.fisher())]
         if kind == "hessian":
+            inputs_of = [whole(layer).name for layer in self._task.layers]
+            names = dict(zip(PARTS, (self._names, inputs_of), strict=True))
             traces = [
-                (f"trace of {part} of {self._names[i]}", lambda i=i, part=part: asdict(self._curvature.trace(i, part)))
+                (f"trace of {part} of {names[part][i]}", lambda i=i, part=part: asdict(self._curvature.trace(i, part)))
                 for part in PARTS
                 for i in count
             ]
@@ -93,7 +105,7 @@ class _Measuring:
         base, *layers = results
         weights, activations = (raw_measures(base, layers, kind, part) for part in PARTS)
         # every deviation, 8 bits everywhere and, for some kinds, the float network
-        passes = len(PARTS) * len(DEVIATIONS) * len(layers) + 1 + (kind in ("kl", "sqnr"))
+        passes = len(DEVIATIONS) * (len(layers) + len(self._parts)) + 1 + (kind in ("kl", "sqnr"))
         return weights, activations, passes * self._share(self._settings.images), ()
 
     def _fisher(self, kind: str, results: list[Any]) -> tuple[np.ndarray, np.ndarray, float, tuple[str, ...]]:
@@ -107,9 +119,10 @@ class _Measuring:
         weights, activations = (
             trace * np.array(perturbations[part]) for trace, part in zip(positive, PARTS, strict=True)
         )
-        probes = sum(trace["probes"] for trace in traces)
+        measured = [*traces[: len(self._names)], *(traces[len(self._names) + part[0]] for part in self._parts)]
+        probes = sum(trace["probes"] for trace in measured)
         cost = (PRODUCT_COST * probes + 1) * self._share(self._settings.gradient_images)
-        return weights, activations, cost, self._unreached(traces)
+        return weights, activations, cost, self._unreached(measured)
 
     def _unreached(self, traces: list[dict[str, Any]]) -> tuple[str, ...]:
         missed = [trace for trace in traces if not trace["reached"]]

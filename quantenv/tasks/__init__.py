@@ -107,6 +107,11 @@ def check_source(name: str, source: TaskSource) -> None:
     Raises:
         QuantenvError: If it has no use for some of it.
     """
+    if source.channel_groups is not None:
+        raise QuantenvError(
+            f"Task {name!r} is made with whole layers here: leave --channel_groups out. In Python, "
+            "quantenv.sensitivity.group_channels cuts them afterwards."
+        )
     for option in source.given:
         if option not in _TASKS[name].takes:
             able = ", ".join(other for other, task in _TASKS.items() if option in task.takes)

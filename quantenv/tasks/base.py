@@ -1,14 +1,16 @@
 """What a task is: a float network, fixed splits and a quantization scheme."""
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import nn
 
 from quantenv.attention import with_plain_attention
+from quantenv.channel_groups import Channels, split_layers
 from quantenv.errors import QuantenvError
 from quantenv.files import content_hash
 from quantenv.layers import LayerSpec, describe
@@ -44,6 +46,7 @@ class Task:
 
     Raises:
         QuantenvError: If a split is missing, or search or test samples occur in another split.
+        QuantenvError: On first use of `layers`, if the channel groups are no partition of a layer's output channels.
         UnsupportedLayerError: On first use of `layers`, if the network cannot be quantized.
     """
 
@@ -60,6 +63,9 @@ class Task:
     """Where the data come from, for the provenance of what is made from them."""
     tied: tuple[tuple[str, ...], ...] = ()
     """Groups of layers that get the same bits when every allocation of the task is enumerated."""
+    channel_groups: Channels = field(default_factory=dict)
+    """Output channels of each channel group, by layer name, the most sensitive group first; layers that are not named
+    are whole. `quantenv.sensitivity.group_channels` measures them."""
 
     def __post_init__(self) -> None:
         missing = [name for name in SPLITS if name not in self.splits]
@@ -82,17 +88,21 @@ class Task:
 
     @cached_property
     def layers(self) -> tuple[LayerSpec, ...]:
-        """The quantizable layers, in execution order."""
-        return describe(self.network, self.splits["calibration"].inputs[:1])
+        """The quantizable layers, in execution order; in place of a layer its channel groups, where it has any."""
+        layers = describe(self.network, self.splits["calibration"].inputs[:1])
+        return split_layers(layers, self.channel_groups)
 
     @cached_property
     def identity(self) -> str:
-        """Content hash of weights, splits and scheme."""
+        """Content hash of weights, splits, scheme and channel groups."""
         return content_hash(self._content())
 
     def _content(self) -> Iterator[bytes | str]:
         """Yields what the identity is made of; one part at a time, since splits can be large."""
         yield from (self.scheme, str(self.network))
+        if self.channel_groups:
+            groups = {name: [sorted(group) for group in groups] for name, groups in self.channel_groups.items()}
+            yield json.dumps(groups, sort_keys=True)
         for key, value in self.network.state_dict().items():
             yield from (key, value.detach().cpu().contiguous().numpy().tobytes())
         for split in SPLITS:

@@ -4,7 +4,7 @@ Images stay in memory; random crops and flips are drawn for a whole batch at onc
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from quantenv.errors import QuantenvError
+from quantenv.parallel import Processes, ProcessShare, Share, check_divides, check_processes
 from quantenv.tasks.base import Split
+from quantenv.tasks.shared_norm import share_batch_norms
 
-DEVICES = ("cpu", "cuda")
+ALL = slice(None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,9 @@ class PretrainConfig:
     """Multiply in bfloat16; weights stay in float32. Faster where the hardware has it."""
     compute: str = "cpu"
     """Where it trains: cpu or cuda. The same seed gives the same weights to the bit on a CPU only."""
+    processes: int = 1
+    """Processes that train together (quantenv[accelerate]), each on its share of every batch: with --compute cuda, one
+    for each GPU. Batch norms see the whole batch; weights differ from one process's in their last digits only."""
     seed: int = 0
     """Of initial weights, order of images, crops and flips."""
 
@@ -54,27 +59,27 @@ class PretrainConfig:
             ("weight_decay", 0.0, math.inf),
             ("label_smoothing", 0.0, 1.0),
             ("crop_padding", 0, math.inf),
+            ("processes", 1, math.inf),
             ("seed", 0, math.inf),
         ):
             value = getattr(self, name)
             if not low <= value <= high:
                 raise QuantenvError(f"--{name} is {value}; expected a number from {low} to {high}.")
-        if self.compute not in DEVICES:
-            raise QuantenvError(f"--compute is {self.compute!r}; expected cpu or cuda.")
-        if self.compute == "cuda" and not torch.cuda.is_available():
-            raise QuantenvError("--compute is cuda, but torch finds no GPU here: leave it out.")
+        check_processes(self.processes, self.compute)
+        check_divides(self.processes, self.batch_size)
 
 
 class Pretraining:
     """A network in training, one epoch at a time. No global random state is touched."""
 
-    def __init__(self, network: nn.Module, train: Split, config: PretrainConfig) -> None:
+    def __init__(self, network: nn.Module, train: Split, config: PretrainConfig, share: Share | None = None) -> None:
         """Begins before the first epoch.
 
         Args:
             network: Trained in place, and moved to where it is trained.
             train: Training images, inputs of shape (N, C, H, W).
             config: The recipe.
+            share: What of every batch is trained on here, by default all; several processes train without this one.
 
         Raises:
             QuantenvError: If a batch is larger than the training split.
@@ -83,7 +88,8 @@ class Pretraining:
             raise QuantenvError(
                 f"--batch_size is {config.batch_size}; the training split has only {len(train)} images."
             )
-        self._device = torch.device(config.compute)
+        self._share = share or Share("cpu" if config.processes > 1 else config.compute)
+        self._device = self._share.device
         self.network = network.to(self._device)
         """The network, with the weights of the last epoch."""
         self._train, self._config = train, config
@@ -92,8 +98,35 @@ class Pretraining:
         groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest}]
         momentum = config.momentum
         self._optimizer = torch.optim.SGD(groups, config.learning_rate, momentum, nesterov=momentum > 0)
+        self._forward = self._share.prepare(self.network)
         self.epoch = 0
         """Epochs done."""
+
+    def epochs(self, on_batch: Callable[[], object] = lambda: None) -> Generator[dict[str, float], None, None]:
+        """Trains to the last epoch, here or in several processes, which end when the iterator is closed.
+
+        Args:
+            on_batch: Called after each step, or some ten times a second while several processes train; what it raises
+                leaves the epoch unfinished.
+
+        Yields:
+            What `run_epoch` returns of each epoch. Other processes begin the next one meanwhile.
+
+        Raises:
+            QuantenvError: If the loss is not finite, or a process fails.
+        """
+        config = self._config
+        if config.processes == 1:
+            while self.epoch < config.epochs:
+                yield self.run_epoch(on_batch)
+        elif self.epoch < config.epochs:
+            work = self.network, self._train, config, self.state()
+            with Processes(_train_share, work, config.processes, config.compute) as processes:
+                while self.epoch < config.epochs:
+                    state, metrics = processes.next(on_batch)
+                    self.load(state)
+                    self.network.eval()
+                    yield metrics
 
     def run_epoch(self, on_batch: Callable[[], object] = lambda: None) -> dict[str, float]:
         """Trains for one epoch.
@@ -113,13 +146,13 @@ class Pretraining:
         order = torch.randperm(len(self._train), generator=generator)[: count * config.batch_size]
         total = torch.zeros((), device=self._device)
         self.network.train()
-        with torch.random.fork_rng(devices=[] if config.compute == "cpu" else None):
-            torch.manual_seed(seed)  # what dropout draws from
+        with torch.random.fork_rng(devices=[] if self._device.type == "cpu" else [self._device]):
+            torch.manual_seed(seed + 1_000_000_007 * self._share.rank)  # what dropout draws from
             for step, indices in enumerate(order.split(config.batch_size), start=self.epoch * count):
                 rate = cosine(config.learning_rate, step, config.epochs * count)
                 total += self._step(indices, rate, generator)
                 on_batch()
-        if not math.isfinite(loss := float(total) / count):
+        if not math.isfinite(loss := float(self._share.mean(total)) / count):
             raise QuantenvError(
                 f"Pretraining diverged in epoch {self.epoch + 1}: the loss is not finite. Lower --learning_rate "
                 f"({config.learning_rate})."
@@ -129,12 +162,14 @@ class Pretraining:
         return {"pretrain/train_loss": loss, "pretrain/learning_rate": rate}
 
     def _step(self, indices: torch.Tensor, rate: float, generator: torch.Generator) -> torch.Tensor:
-        """Trains on the images of these indices, and returns the loss."""
-        config = self._config
-        images = augment(self._train.inputs[indices], config.crop_padding, bool(config.flip), generator)
-        images, labels = images.to(self._device), self._train.labels[indices].to(self._device)
+        """Trains on this process's share of the images of these indices, and returns its loss."""
+        config, rows = self._config, self._share.rows(len(indices))
+        mine = indices[rows]
+        images = self._train.inputs[mine]
+        images = augment(images, config.crop_padding, bool(config.flip), generator, rows, len(indices))
+        images, labels = images.to(self._device), self._train.labels[mine].to(self._device)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=config.bf16):
-            logits = self.network(images)
+            logits = self._forward(images)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
@@ -159,6 +194,15 @@ class Pretraining:
         self.epoch = int(state["epoch"])
 
 
+def _train_share(share: ProcessShare, network: nn.Module, train: Split, config: PretrainConfig, state: Any) -> None:
+    """Trains to the last epoch in one of several processes."""
+    training = Pretraining(share_batch_norms(network, share), train, config, share)
+    training.load(state)
+    while training.epoch < config.epochs:
+        metrics = training.run_epoch(share.check)
+        share.report((training.state(), metrics))
+
+
 def cosine(peak: float, step: int, steps: int) -> float:
     """Returns the learning rate of a step: half a cosine from `peak` at step 0 to 0 after the last one.
 
@@ -167,7 +211,14 @@ def cosine(peak: float, step: int, steps: int) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def augment(images: torch.Tensor, padding: int, flip: bool, generator: torch.Generator) -> torch.Tensor:
+def augment(
+    images: torch.Tensor,
+    padding: int,
+    flip: bool,
+    generator: torch.Generator,
+    share: slice = ALL,
+    whole: int | None = None,
+) -> torch.Tensor:
     """Moves each image of a batch by up to `padding` pixels along each axis, filling with 0, and mirrors some.
 
     Args:
@@ -175,15 +226,17 @@ def augment(images: torch.Tensor, padding: int, flip: bool, generator: torch.Gen
         padding: Pixels.
         flip: Whether each image is mirrored left to right with a probability of 1/2.
         generator: Draws.
+        share: Which images of a batch these are,
+        whole: and how many the batch has, for all of which is drawn; by default these are all.
 
     Returns:
         Images of the same shape.
     """
     count, channels, height, width = images.shape
-    top, left = torch.randint(0, 2 * padding + 1, (2, count, 1), generator=generator)  # (B, 1) each
+    top, left = torch.randint(0, 2 * padding + 1, (2, whole or count, 1), generator=generator)[:, share]  # (B, 1) each
     rows, columns = top + torch.arange(height), left + torch.arange(width)  # (B, H), (B, W)
     if flip:
-        mirrored = torch.rand(count, 1, generator=generator) < 0.5
+        mirrored = torch.rand(whole or count, 1, generator=generator)[share] < 0.5
         columns = torch.where(mirrored, columns.flip(1), columns)
     padded = F.pad(images, (padding,) * 4)
     batch = torch.arange(count)[:, None, None, None]

@@ -88,10 +88,14 @@ GROUPS = (
 )
 
 
-def make_resnet20() -> Task:
+def make_resnet20(test: int = TEST) -> Task:
     """Makes the task from the folder that ``$QUANTENV_DATA`` names.
 
-    Splits: train, all training images; calibration, 512 of them; search and test, 2,000 of the test images each.
+    Splits: train, all training images; calibration, 512 of them; search, 2,000 of the test images; test, others of
+    them.
+
+    Args:
+        test: Images of the test split, at most 8,000.
 
     Raises:
         QuantenvError: If the variable is not set or a file is missing or damaged.
@@ -118,7 +122,7 @@ def make_resnet20() -> Task:
         "train": train,
         "calibration": _part(train, calibration),
         "search": _part(held_out, order[:SEARCH]),
-        "test": _part(held_out, order[SEARCH : SEARCH + TEST]),
+        "test": _part(held_out, order[SEARCH : SEARCH + test]),
     }
     return Task("resnet20", network, splits, source=SOURCE, tied=GROUPS)
 

@@ -1,6 +1,7 @@
 """What a task is made from besides its name: the data, network and weights that a user brings."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from quantenv.errors import QuantenvError
@@ -25,17 +26,33 @@ class TaskSource:
     """Height and width that images of a folder are brought to, pixels."""
     max_images: int | None = None
     """Images of a folder to keep in memory for each of fine-tuning, searching and testing."""
+    channel_groups: int | Mapping[str, int] | None = None
+    """Groups of output channels with bits of their own, of every layer or by layer name."""
+    least_channels: int | None = None
+    """Channels that each of them has at least."""
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "max_images"):
-            value = getattr(self, name)
+        groups = self.channel_groups
+        numbers = {name: getattr(self, name) for name in ("image_size", "max_images", "least_channels")}
+        numbers |= {
+            f"channel_groups.{name}": count for name, count in (groups if isinstance(groups, Mapping) else {}).items()
+        }
+        numbers |= {"channel_groups": groups} if isinstance(groups, int) else {}
+        for name, value in numbers.items():
             if value is not None and value < 1:
                 raise QuantenvError(f"--{name} is {value}; expected a whole number of at least 1.")
+        if self.least_channels is not None and groups is None:
+            raise QuantenvError("--least_channels is about channel groups: give --channel_groups, or leave it out.")
 
     @property
     def given(self) -> tuple[str, ...]:
         """Names of what is not None."""
         return tuple(field.name for field in fields(self) if getattr(self, field.name) is not None)
+
+    @property
+    def whole(self) -> "TaskSource":
+        """The same with whole layers."""
+        return replace(self, channel_groups=None, least_channels=None)
 
 
 def absolute(path: str | None) -> str | None:

@@ -90,11 +90,11 @@ def test_a_tiny_benchmark(tmp_path, capsys, cache):
 def test_a_stopped_benchmark_goes_on(tmp_path, monkeypatch, task, cache):
     calls = []
 
-    def counted(*arguments):
+    def counted(*arguments, **options):
         calls.append(arguments)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return finetune(*arguments)
+        return finetune(*arguments, **options)
 
     allocations = [Allocation.make(task.layers, bits) for bits in (2, 3)]
     configs = [FinetuneConfig(epochs=1, seed=seed) for seed in range(3)]

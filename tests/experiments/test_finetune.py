@@ -1,5 +1,10 @@
+import importlib.util
 import json
+import os
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -131,3 +136,35 @@ def test_a_run_interrupted_while_fine_tuning_goes_on_where_it_was(run_copy, monk
     assert reports_and_steps == 100 + 2 + 1 + 19 + 1  # both reports of uniform, which is done; the rest of found
     assert {name: (run_copy / name).read_bytes() for name in expected} == expected
     assert not (run_copy / "finetuning").exists()
+
+
+def test_ctrl_c_ends_all_processes_and_leaves_a_checkpoint(tmp_path):
+    task = get_task("digits")
+    file = tmp_path / "mine.json"
+    Allocation.make(task.layers, 4).save(file)
+    checkpoint = tmp_path / "finetune" / "checkpoint.pt"
+    command = ["finetune", f"--allocation={file}", "--task=digits", "--qat.epochs=1000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments.cli", *command, "--qat.processes=2"],
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True},
+    )
+    while epochs_of(checkpoint) < 2 and process.poll() is None:  # the first is written before any training
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to all of them
+    output, _ = process.communicate(timeout=60)  # returns when all that could write to it have ended
+    assert process.returncode == 130, output
+    assert "goes on from" in output.replace("\n", " ")
+    assert "Traceback" not in output
+    assert 2 <= epochs_of(checkpoint) < 1000
+
+
+def epochs_of(checkpoint):
+    """Epochs begun, the one before training included; 0 without a checkpoint."""
+    return torch.load(checkpoint, weights_only=True)["state"]["position"][0] if checkpoint.exists() else 0
+
+
+def test_a_search_does_not_begin_where_its_fine_tuning_cannot(refused, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "accelerate" else find(name))
+    assert "install quantenv[accelerate]" in refused("train", "--qat.processes=2")
+    assert "3 processes cannot share" in refused("train", "--qat.processes=3")

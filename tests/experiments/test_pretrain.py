@@ -93,10 +93,11 @@ def test_an_interrupted_training_ends_with_the_same_weights(trained, data, tmp_p
     assert [step for step, _ in scalars(folder, "pretrain/train_loss")] == [1, 2, 3]
 
 
-def test_resuming_a_finished_training_writes_the_weights_again(trained, tmp_path, monkeypatch):
+@pytest.mark.parametrize("options", [(), ("--processes=2",)])
+def test_resuming_a_finished_training_writes_the_weights_again(trained, tmp_path, monkeypatch, options):
     folder, weights, _ = trained
     monkeypatch.setenv("QUANTENV_CACHE", str(tmp_path))
-    assert main(["pretrain", f"--resume={folder}"]) == 0
+    assert main(["pretrain", f"--resume={folder}", *options]) == 0
     assert equal(tmp_path / "weights" / "mnist-resnet20.pt", weights)
 
 

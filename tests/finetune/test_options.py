@@ -33,8 +33,15 @@ def plain(task, allocation):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"compile": "always"}, {"bf16": True}, {"ema": 0.5}, {"crop": 1}, {"batch_norm": True}],
-    ids=lambda changes: next(iter(changes)),
+    [
+        {"compile": "quantizers"},
+        {"compile": "network"},
+        {"bf16": True},
+        {"ema": 0.5},
+        {"crop": 1},
+        {"batch_norm": True},
+    ],
+    ids=lambda changes: "-".join(map(str, next(iter(changes.items())))),
 )
 def test_each_option_trains_about_as_well_reproducibly(task, allocation, plain, changes):
     config = dataclasses.replace(ONE_EPOCH, **changes)
@@ -64,30 +71,34 @@ def test_reestimated_batch_norms_are_kept_only_if_they_are_better(task):
 def test_auto_compiles_where_it_pays_and_says_so(task, caplog):
     calibration, auto = calibrate_task(task), FinetuneConfig(compile="auto")
     caplog.set_level(logging.INFO, "quantenv")
-    assert not compilation.resolve(auto, calibration, 10)
+    values = auto.batch_size * sum(site.features for site in calibration.sites)  # of a step
+    (few, saved), (many, saved_more) = (compilation.COSTS[name] for name in ("quantizers", "network"))
+    assert compilation.resolve(auto, calibration, 10) == "never"
     assert "10 steps would save" in caplog.messages[-1]
-    assert compilation.resolve(auto, calibration, 10**7)
-    assert "Compiling the quantizers: 10000000 steps save" in caplog.messages[-1]
-    assert not compilation.resolve(dataclasses.replace(auto, compile="never"), calibration, 10**7)
+    assert compilation.resolve(auto, calibration, int(2 * few / (values * saved))) == "quantizers"
+    assert compilation.resolve(auto, calibration, int(2 * (many - few) / (values * (saved_more - saved)))) == "network"
+    assert compilation.resolve(auto, calibration, 10**8) == "network"
+    assert "Compiling the network: 100000000 steps save" in caplog.messages[-1]
+    assert compilation.resolve(dataclasses.replace(auto, compile="never"), calibration, 10**7) == "never"
     other = dataclasses.replace(auto, weight_quantizer="linear", activation_quantizer="pact")
-    assert not compilation.resolve(other, calibration, 10**7)
+    assert compilation.resolve(other, calibration, 10**7) == "never"
     assert "only lsq is compiled" in caplog.messages[-1]
 
 
-def test_without_a_compiler_auto_goes_on_with_a_warning_and_always_is_refused(task, monkeypatch, caplog):
+def test_without_a_compiler_auto_goes_on_with_a_warning_and_the_rest_is_refused(task, monkeypatch, caplog):
     monkeypatch.setattr(compilation, "compiler_obstacle", lambda: "there is no compiler")
-    assert not compilation.resolve(FinetuneConfig(compile="auto"), calibrate_task(task), 10**7)
+    assert compilation.resolve(FinetuneConfig(compile="auto"), calibrate_task(task), 10**7) == "never"
     assert caplog.records[-1].levelno == logging.WARNING
     assert "there is no compiler" in caplog.messages[-1]
     with pytest.raises(QuantenvError, match="there is no compiler"):
-        compilation.resolve(FinetuneConfig(compile="always"), calibrate_task(task), 1)
+        compilation.resolve(FinetuneConfig(compile="network"), calibrate_task(task), 1)
 
 
 def test_the_evaluator_s_identity_says_whether_it_compiles(task):
     auto = FinetuneEvaluator(task, dataclasses.replace(ONE_EPOCH, compile="auto"))  # too short to pay
     assert auto.identity == FinetuneEvaluator(task).identity
-    always = FinetuneEvaluator(task, dataclasses.replace(ONE_EPOCH, compile="always"))
-    assert always.identity != auto.identity
+    compiled = FinetuneEvaluator(task, dataclasses.replace(ONE_EPOCH, compile="quantizers"))
+    assert compiled.identity != auto.identity
 
 
 @pytest.mark.parametrize(
@@ -96,7 +107,7 @@ def test_the_evaluator_s_identity_says_whether_it_compiles(task):
         ({"ema": 1.0}, "never move"),
         ({"ema": -0.1}, "ema is -0.1"),
         ({"crop": -1}, "crop is -1"),
-        ({"compile": "alway"}, "always"),
+        ({"compile": "networks"}, "network"),
     ],
 )
 def test_options_out_of_range_are_refused(changes, message):

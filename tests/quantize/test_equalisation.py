@@ -2,7 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from quantenv.quantize.equalisation import equalise
+from quantenv.quantize import calibrate, parse_scheme
+from quantenv.quantize.corrections import measure
+from quantenv.quantize.equalisation import absorb, equalise
 from quantenv.quantize.graph import trace
 from quantenv.tasks import get_task
 from quantenv.tasks.vision import torchvision
@@ -117,3 +119,79 @@ def test_a_torchvision_network_keeps_its_outputs():
     assert len(equalise(graph)) == 8  # within each block; residual adds end the others
     x = torch.randn(2, 3, 32, 32, generator=GENERATOR)
     torch.testing.assert_close(graph(x), network(x), rtol=1e-3, atol=1e-3)
+
+
+def test_absorption_by_hand():
+    network = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 1)).eval()
+    with torch.no_grad():
+        network[0].weight.fill_(1.0)
+        network[0].bias.copy_(torch.tensor([10.0, 2.0]))
+        network[2].weight.copy_(torch.tensor([[2.0, 3.0]]))
+        network[2].bias.fill_(1.0)
+    graph = trace(network)
+    assert absorb(graph, {"0": (torch.tensor([10.0, 2.0]), torch.tensor([1.0, 1.0]))}) == [("0", "2")]
+    torch.testing.assert_close(graph.get_submodule("0").bias, torch.tensor([3.0, 2.0]))  # c = (10 - 3, 0)
+    torch.testing.assert_close(graph.get_submodule("2").bias, torch.tensor([15.0]))  # 1 + 2 * 7
+    above, below = torch.tensor([[-3.0]]), torch.tensor([[-5.0]])
+    torch.testing.assert_close(graph(above), network(above))
+    assert (graph(below) - network(below)).item() == pytest.approx(2 * 2)  # 5 became 7
+
+
+class ClippedFromBelow(nn.Module):
+    """What absorbing a constant makes of a ReLU: max(z, c)."""
+
+    def __init__(self, constant):
+        super().__init__()
+        self.constant = constant.view(-1, 1, 1)
+
+    def forward(self, x):
+        return torch.maximum(x.relu(), self.constant)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 8])
+@pytest.mark.parametrize("bias", [False, True])
+def test_absorption_changes_nothing_but_values_below_the_constant(groups, bias):
+    network = chain(
+        *(lambda: nn.Conv2d(3, 8, 3, bias=True), nn.ReLU, lambda: nn.AvgPool2d(2)),
+        lambda: nn.Conv2d(8, 8, 3, groups=groups, bias=bias),
+    )
+    with torch.no_grad():
+        network[0].bias += torch.linspace(-20, 60, 8)
+    x = torch.randn(16, 3, 12, 12, generator=GENERATOR)
+    graph = trace(network)
+    moments = measure(graph, ["0", "3"], x).moments
+    constant = (moments["0"][0] - 3 * moments["0"][1].sqrt()).clamp(min=0)
+    assert 0 < (constant > 0).sum() < 8
+    assert absorb(graph, moments) == [("0", "3")]
+    with torch.no_grad():
+        assert network[0](x).flatten(2).lt(constant[:, None]).float().mean((0, 2))[constant > 0].max() < 0.01
+        clipped = nn.Sequential(network[0], ClippedFromBelow(constant), *network[2:])
+        torch.testing.assert_close(graph(x), clipped(x), rtol=1e-4, atol=1e-3)
+        assert graph.get_submodule("0")(x).relu().amax((0, 2, 3))[-1] < 0.7 * network[0](x).amax((0, 2, 3))[-1]
+
+
+@pytest.mark.parametrize(
+    ("between", "second"),
+    [
+        (nn.ReLU, lambda: nn.Conv2d(4, 4, 3, padding=1)),
+        (nn.ReLU, lambda: nn.Conv2d(4, 4, 3, padding="same")),
+        (nn.ReLU6, lambda: nn.Conv2d(4, 4, 3)),
+        (lambda: nn.AvgPool2d(3, padding=1), lambda: nn.Conv2d(4, 4, 1)),
+    ],
+)
+def test_nothing_is_absorbed_where_zeros_would_stand_for_the_constant(between, second):
+    network = chain(lambda: nn.Conv2d(3, 4, 1), between, second)
+    graph = trace(network)
+    assert absorb(graph, {"0": (torch.ones(4), torch.zeros(4))}) == []
+    assert torch.equal(graph.get_submodule("0").bias, network[0].bias)
+
+
+def test_a_scheme_with_absorption_has_finer_activations():
+    network = chain(lambda: nn.Linear(3, 4), nn.ReLU, lambda: nn.Linear(4, 2))
+    with torch.no_grad():
+        network[0].bias += 100
+    x = torch.randn(256, 3, generator=GENERATOR)
+    plain, absorbed = (calibrate(network, x, parse_scheme(text)) for text in ("linear", "linear+absorption"))
+    node = plain.site_of("2").node
+    assert absorbed.site_grids[node][8].scale < 0.6 * plain.site_grids[node][8].scale
+    torch.testing.assert_close(absorbed.graph(x), network(x), rtol=1e-2, atol=1.0)

@@ -15,7 +15,7 @@ from quantenv.tasks import get_task
 def test_schemes_are_read():
     assert parse_scheme("linear") == Scheme()
     assert parse_scheme("k-means+batch-norm+bias") == Scheme("k-means", bias=True, batch_norm=True)
-    assert parse_scheme("linear+equalisation") == Scheme(equalisation=True)
+    assert parse_scheme("linear+equalisation+absorption") == Scheme(equalisation=True, absorption=True)
 
 
 def test_the_default_has_the_version_that_stores_know():

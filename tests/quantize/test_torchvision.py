@@ -121,9 +121,9 @@ def test_a_network_is_described_and_quantized_unmodified(name):
     read, wrote = {}, {}
 
     def record(layer, arguments, output):
-        read[layer.index], wrote[layer.index] = arguments[0], output
+        read[layer.indices[0]], wrote[layer.indices[0]] = arguments[0], output
 
-    modules = {module.index: module for module in quantized.module.modules() if isinstance(module, SwitchedLayer)}
+    modules = {module.indices[0]: module for module in quantized.module.modules() if isinstance(module, SwitchedLayer)}
     hooks = [module.register_forward_hook(record) for module in modules.values()]
     assert (quantized(IMAGES) - expected).norm() < 0.15 * expected.norm()
     for hook in hooks:

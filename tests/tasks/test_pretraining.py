@@ -57,6 +57,27 @@ def test_continuing_ends_with_the_same_weights_to_the_bit(options, stop):
     assert 0 < metrics["pretrain/learning_rate"] < 0.05
 
 
+def test_two_processes_go_on_as_one_does():
+    whole = plain()
+    expected = list(whole.epochs())
+    first = plain()
+    first.run_epoch()
+    both = plain(processes=2)
+    both.load(torch.load(saved(first), weights_only=True))
+    assert [*both.epochs()] == [pytest.approx(metrics, abs=1e-5) for metrics in expected[1:]]
+    ours, theirs = both.network.state_dict(), whole.network.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.allclose(ours[key].double(), theirs[key].double(), atol=1e-5) for key in theirs)
+    assert not torch.allclose(ours["0.weight"], first.network.state_dict()["0.weight"], atol=1e-3)
+
+
+def plain(**options):
+    """Without dropout, whose masks depend on the number of processes; batch norm's statistics do not."""
+    recipe = {"epochs": 3, "batch_size": 10, "learning_rate": 0.05, "crop_padding": 1, "flip": True, **options}
+    layers = [layer for layer in network() if not isinstance(layer, nn.Dropout)]
+    return Pretraining(nn.Sequential(*layers), split(), PretrainConfig(**recipe))
+
+
 def test_an_epoch_that_is_broken_off_is_lost_alone():
     unbroken, broken = training(), training()
     unbroken.run_epoch()
@@ -154,6 +175,7 @@ def test_one_step_is_nesterovs():
         ({"learning_rate": math.nan}, "--learning_rate is nan"),
         ({"batch_size": 49}, "training split has only 48"),
         ({"compute": "abacus"}, "expected cpu or cuda"),
+        ({"processes": 3}, "batch_size is 10, which 3 processes cannot share"),
     ],
 )
 def test_mistakes_are_clear(options, sentence):

@@ -1,0 +1,78 @@
+"""Batch norms whose statistics are those of all processes' samples."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from quantenv.parallel import Share
+
+
+def share_batch_norms(network: nn.Module, share: Share) -> nn.Module:
+    """Lets a network's batch norms compute, in training, the statistics of the whole batch and not of a share of it.
+
+    Args:
+        network: Changed in place; parameters, buffers and their names stay.
+        share: What of the batch is this process's. On GPUs torch's own `SyncBatchNorm` is used, which knows no CPU.
+
+    Returns:
+        The network.
+    """
+    if share.device.type == "cuda":
+        synchronised: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        return synchronised
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.__class__ = SharedBatchNorm
+    return network
+
+
+class SharedBatchNorm(nn.BatchNorm2d):
+    """`nn.BatchNorm2d` over the equally large shares of all processes of torch's default group.
+
+    For batch norms with running statistics and a constant momentum.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Normalises (B / processes, C, H, W)."""
+        if not self.training:
+            return super().forward(input)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.momentum is not None
+        x = input.float()
+        processes = torch.distributed.get_world_size()
+        mean = _sum(x.mean((0, 2, 3))) / processes  # (C,)
+        centred = x - mean.view(-1, 1, 1)
+        variance = _sum(centred.square().mean((0, 2, 3))) / processes
+        with torch.no_grad():
+            count = processes * x.numel() / x.shape[1]
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked += 1
+        normalised = centred * (variance + self.eps).rsqrt().view(-1, 1, 1)
+        if self.weight is not None:
+            normalised = normalised * self.weight.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
+        return normalised.to(input.dtype)
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
+        total = value.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        total = gradient.contiguous().clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+
+def _sum(value: torch.Tensor) -> torch.Tensor:
+    total: torch.Tensor = _Sum.apply(value)
+    return total

@@ -1,0 +1,108 @@
+"""Two processes train as one does, but for rounding; where they are interrupted, one goes on."""
+
+import contextlib
+import copy
+import dataclasses
+import sys
+
+import pytest
+import torch
+
+from quantenv.allocation import Allocation
+from quantenv.errors import QuantenvError
+from quantenv.finetune import FinetuneConfig, finetune
+from quantenv.finetune.compilation import resolve
+from quantenv.finetune.epochs import Work, _Loss
+from quantenv.finetune.session import Session
+from quantenv.parallel import Share
+from quantenv.quantize import calibrate_task, trainable_network
+from quantenv.tasks import Split, get_task
+
+#: Draws for every image, a moving average, and a teacher.
+RECIPE = {"epochs": 2, "ema": 0.9, "crop": 1, "flip": True}
+
+
+class Stop(BaseException):
+    """What a signal raises."""
+
+
+@pytest.fixture(scope="module")
+def task():
+    """Ten steps in double precision, in which hardly a rounding of an activation falls the other way."""
+    task = get_task("digits")
+    splits = {name: Split(split.inputs.double(), split.labels) for name, split in task.splits.items()}
+    splits["train"] = Split(splits["train"].inputs[:160], splits["train"].labels[:160])
+    return dataclasses.replace(task, network=copy.deepcopy(task.network).double(), splits=splits)
+
+
+def test_two_processes_give_what_one_gives(task, tmp_path):
+    allocation = Allocation.make(task.layers, 6)
+    alone, together = tmp_path / "alone.pt", tmp_path / "together.pt"
+    expected, epochs, continued = [], [], []
+    finetune(task, allocation, FinetuneConfig(**RECIPE), lambda _, metrics: expected.append(metrics), alone)
+    assert "accelerate" not in sys.modules
+
+    def stop_within_the_second_epoch():
+        if len(epochs) == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        finetune(
+            *(task, allocation, FinetuneConfig(**RECIPE, processes=2)),
+            lambda _, metrics: epochs.append(metrics),
+            together,
+            stop_within_the_second_epoch,
+        )
+    epoch, step, _ = state(together)["position"]
+    assert epoch == 2
+    assert 1 <= step <= 5
+    assert epochs[1] == pytest.approx(expected[1], abs=1e-4)
+    assert "accelerate" not in sys.modules  # what evaluates has no part in it
+    finetune(task, allocation, FinetuneConfig(**RECIPE), lambda _, metrics: continued.append(metrics), together)
+    assert continued[:2] == epochs
+    assert continued[2] == pytest.approx(expected[2], abs=1e-4)
+    for part in ("network", "average"):
+        ours, theirs = state(together)[part], state(alone)[part]
+        assert max(float((ours[key] - theirs[key]).abs().max()) for key in theirs) < 1e-4
+    assert torch.equal(state(together)["generator"], state(alone)["generator"])
+    start = dict(finetune(task, allocation, FinetuneConfig(epochs=0)).state)
+    moved = {key: float((value - start[key]).abs().max()) for key, value in state(together)["network"].items()}
+    assert min(moved.values()) > 0  # the quantizers' steps, too
+    assert max(moved.values()) > 1e-2
+
+
+def state(path):
+    return torch.load(path, weights_only=True)["state"]
+
+
+def test_processes_share_batches_equally():
+    with pytest.raises(QuantenvError, match="batch_size is 32, which 3 processes cannot share equally"):
+        FinetuneConfig(processes=3)
+    with pytest.raises(QuantenvError, match="processes is 0"):
+        FinetuneConfig(processes=0)
+    assert FinetuneConfig(processes=2).identity != FinetuneConfig().identity
+
+
+@pytest.mark.parametrize("options", [{}, {"crop": 1, "flip": True}])
+@pytest.mark.parametrize("quantizers", [("lsq", "lsq"), ("dorefa", "pact"), ("linear", "lsq+")])
+def test_a_step_leaves_nothing_on_another_device(options, quantizers, monkeypatch):
+    """On torch's meta device, which refuses to compute with tensors of another one, as a GPU does."""
+    task = get_task("digits")
+    weights, activations = quantizers
+    monkeypatch.setattr("torch.autocast", lambda *_, **__: contextlib.nullcontext())  # which does not know the device
+    share = Share("meta")
+    network = trainable_network(calibrate_task(task), Allocation.make(task.layers, 3, 4), weights, activations)
+    recipe = FinetuneConfig(ema=0.9, **options)
+    session = Session(network.to(share.device), recipe, 1, share)
+    loss = _Loss(Work(task.network, task.splits["train"], recipe, "never", network), session.generator, share)
+    loss(network, torch.arange(8)).backward()
+    session.optimizer.step()
+    session.average.update_parameters(network)
+    assert {value.device.type for value in network.parameters()} == {"meta"}
+
+
+def test_compiling_is_for_processors():
+    task = get_task("digits")
+    with pytest.raises(QuantenvError, match="for CPUs, and compute is cuda"):
+        resolve(FinetuneConfig(compile="quantizers", compute="cuda"), calibrate_task(task), 1)
+    assert resolve(FinetuneConfig(compile="auto", compute="cuda"), calibrate_task(task), 10**9) == "never"
