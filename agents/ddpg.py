@@ -20,9 +20,10 @@ from typing import ClassVar
 import gymnasium
 import numpy as np
 import torch
+from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
-from agents.base import Log, finite_reward, problem_size, require_in_range
+from agents.base import Log, finite_reward, problem_size, require_in_range, vectorize
 from agents.checkpoint import load_modules, save_modules
 from quantenv.env.wrappers import ContinuousBits
 
@@ -47,8 +48,10 @@ class DDPGConfig:
     """Episodes that replay holds; older ones are overwritten."""
     warmup_episodes: int = 20
     """Episodes of uniformly random actions before the first update."""
+    episodes_per_batch: int = 1
+    """Episodes that run side by side between updates."""
     steps_per_update: int = 1
-    """Steps of an episode for each update; the updates are made when it has ended, at least one."""
+    """Steps of these episodes for each update; the updates are made when they have ended, at least one."""
     noise: float = 0.5
     """Standard deviation of the truncated normal exploration noise right after the warm-up."""
     noise_decay: float = 0.99
@@ -59,7 +62,8 @@ class DDPGConfig:
     """How far the reward baseline moves to the mean of each batch."""
 
     def __post_init__(self) -> None:
-        require_in_range(self, 1, math.inf, "hidden", "batch_size", "replay_episodes", "steps_per_update")
+        require_in_range(self, 1, math.inf, "hidden", "batch_size", "replay_episodes")
+        require_in_range(self, 1, math.inf, "episodes_per_batch", "steps_per_update")
         require_in_range(self, 0, math.inf, "actor_learning_rate", "critic_learning_rate", "warmup_episodes", "noise")
         require_in_range(self, 0, math.inf, "noise_floor")
         require_in_range(self, 0, 1, "tau", "gamma", "noise_decay", "baseline_rate")
@@ -139,7 +143,7 @@ class DDPGAgent:
     def __init__(self, env: gymnasium.Env, seed: int = 0, config: DDPGConfig | None = None) -> None:
         """See `agents.base.Agent`."""
         self.config = config or DDPGConfig()
-        features, _, decisions = problem_size(env)
+        features, n_actions, decisions = problem_size(env)
         self.env = ContinuousBits(env)
         dims = int(np.prod(self.env.action_space.shape or ()))  # D: 1, or 2 for joint decisions
         hidden = self.config.hidden
@@ -153,58 +157,68 @@ class DDPGAgent:
         self._generator = np.random.default_rng(seed)
         self._seed = seed
         self._episodes = 0
+        self._copies: VectorEnv | None = None
+        self._options = self.env.continuous(np.arange(n_actions))  # (A, D)
         self._baseline: float | None = None
 
     def learn(self, evaluations: int, log: Log) -> None:
-        """Acts for this many episodes; after the warm-up, each one is followed by updates."""
-        for _ in range(evaluations):
-            steps = self._run_episode()
+        """Acts for this many episodes; after the warm-up, each batch of them is followed by updates."""
+        while evaluations:
+            count = min(evaluations, self.config.episodes_per_batch)
+            steps = self._run_episodes(count)
+            evaluations -= count
             if self._episodes > self.config.warmup_episodes:
                 for _ in range(max(1, steps // self.config.steps_per_update)):
                     metrics = self._update()
                 log(metrics | {"train/noise": self._noise()})
 
-    def _run_episode(self) -> int:
-        """Plays an episode, puts it into replay and returns its number of steps."""
-        observation, info = self.env.reset(seed=None if self._episodes else self._seed)
-        states, ended = [(observation, self._open(info["action_mask"]))], False
+    def _run_episodes(self, count: int) -> int:
+        """Plays episodes side by side, puts them into replay and returns their number of steps."""
+        if self._copies is None or self._copies.num_envs != count:
+            self._copies = vectorize(self.env.env, count)
+        observations, info = self._copies.reset(seed=None if self._episodes else self._seed)  # (B, F)
+        states, ended = [(observations, self._open(info["action_mask"]))], False
         while not ended:
-            observation, reward, terminated, truncated, info = self.env.step(self._explore(observation))
-            states.append((observation, self._open(info["action_mask"])))
-            final_reward = finite_reward(reward)
-            ended = terminated or truncated
-        self._episodes += 1
+            actions = [self.env.action(action) for action in self._explore(observations)]
+            observations, rewards, terminated, truncated, info = self._copies.step(np.array(actions))
+            ended = bool((terminated | truncated).all())
+            if ended:  # the copies have begun their next episodes already
+                observations, info = info["final_obs"], info["final_info"]
+            states.append((observations, self._open(info["action_mask"])))
+        self._episodes += count
         # The reward belongs to the executed bits (after masks and projection), so they are what replay holds:
         # HAQ stored the proposed ones, and its critic learned the value of allocations that nobody evaluated.
-        actions = self.env.continuous(info["executed_actions"])  # (T, D)
-        for step, action in enumerate(actions):
-            last = step == len(actions) - 1
-            self.replay.add(states[step], action, final_reward, states[step + 1], last)
-        return len(actions)
+        for index, executed in enumerate(info["executed_actions"]):  # (T,)
+            reward = finite_reward(rewards[index])
+            seen = [(observation[index], options[index]) for observation, options in states]
+            for step, action in enumerate(self.env.continuous(executed)):  # (D,)
+                self.replay.add(seen[step], action, reward, seen[step + 1], step == len(executed) - 1)
+        return count * (len(states) - 1)
 
-    def _open(self, mask: np.ndarray) -> np.ndarray:
-        """Gives the lowest and the highest open action in each dimension, shape (2, D)."""
-        options = self.env.continuous(np.flatnonzero(mask))  # (open options, D)
-        return np.stack([options.min(axis=0), options.max(axis=0)])
+    def _open(self, masks: np.ndarray) -> np.ndarray:
+        """Gives the lowest and the highest open action in each dimension, shape (B, 2, D), for masks (B, A)."""
+        masks = masks.astype(bool)[:, :, None]
+        lowest = np.where(masks, self._options, np.inf).min(axis=1)
+        return np.stack([lowest, np.where(masks, self._options, -np.inf).max(axis=1)], axis=1)
 
     def _noise(self) -> float:
         since_warmup = max(0, self._episodes - self.config.warmup_episodes)
         return max(self.config.noise_floor, self.config.noise * self.config.noise_decay**since_warmup)
 
-    def _explore(self, observation: np.ndarray) -> np.ndarray:
-        """Draws an action, shape (D,): uniform in the warm-up, then normal around the actor's, in [0, 1]."""
+    def _explore(self, observations: np.ndarray) -> np.ndarray:
+        """Draws actions (B, D) for (B, F): uniform in the warm-up, then normal around the actor's, in [0, 1]."""
         if self._episodes < self.config.warmup_episodes:
-            return self._generator.random(self.env.action_space.shape, dtype=np.float32)
-        mean, noise = self._greedy(observation), self._noise()
-        action = self._generator.normal(mean, noise)
+            return self._generator.random((len(observations), self._options.shape[1]), dtype=np.float32)
+        mean, noise = self._greedy(observations), self._noise()
+        actions = self._generator.normal(mean, noise)
         # Rejection draws the truncated normal exactly; with the mean in [0, 1], half of the draws pass.
-        while (outside := (action < 0) | (action > 1)).any():
-            action = np.where(outside, self._generator.normal(mean, noise), action)
-        return action.astype(np.float32)
+        while (outside := (actions < 0) | (actions > 1)).any():
+            actions = np.where(outside, self._generator.normal(mean, noise), actions)
+        return actions.astype(np.float32)
 
-    def _greedy(self, observation: np.ndarray) -> np.ndarray:
+    def _greedy(self, observations: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            return self.actor(torch.as_tensor(observation)[None])[0].numpy()
+            return self.actor(torch.as_tensor(observations)).numpy()
 
     def _update(self) -> dict[str, float]:
         config = self.config
@@ -249,7 +263,7 @@ class DDPGAgent:
 
     def act(self, observation: np.ndarray, action_mask: np.ndarray) -> int:
         """Rounds the actor's output to an action; one that is not allowed is the environment's to correct."""
-        return int(self.env.action(self._greedy(observation)))
+        return int(self.env.action(self._greedy(observation[None])[0]))
 
     def save(self, path: Path) -> None:
         """Writes actor and critic."""

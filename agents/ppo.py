@@ -71,7 +71,10 @@ class PPOAgent(OnPolicyAgent):
             clip_range=self.config.clip_range,
             ent_coef=self.config.entropy_bonus,
             max_grad_norm=self.config.max_gradient_norm,
-            policy_kwargs={"net_arch": [self.config.hidden, self.config.hidden]},
+            policy_kwargs={
+                "net_arch": [self.config.hidden, self.config.hidden],
+                "optimizer_kwargs": {"fused": True},
+            },
             seed=seed,
             device="cpu",
         )

@@ -69,6 +69,7 @@ class RecurrentPPOAgent(OnPolicyAgent):
                 "lstm_hidden_size": self.config.hidden,
                 # A second LSTM for the values would double the time of an update.
                 "enable_critic_lstm": False,
+                "optimizer_kwargs": {"fused": True},
             },
             seed=seed,
             device="cpu",

@@ -19,11 +19,11 @@ class SACConfig:
     """Units of both hidden layers of actor and critics."""
     learning_rate: float = 6e-3
     """Adam's step size."""
-    episodes_per_batch: int = 8
+    episodes_per_batch: int = 16
     """Episodes that run side by side between updates."""
     updates_per_batch: int = 4
     """Gradient steps after each batch."""
-    batch_size: int = 64
+    batch_size: int = 128
     """Transitions in a gradient step."""
     replay_episodes: int = 256
     """Episodes that replay holds; older ones are overwritten."""

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import gymnasium
 import numpy as np
 
-from agents.base import require_in_range
+from agents.base import Log, require_in_range
 from agents.baselines.base import AskTellAgent, Results
 from agents.baselines.choices import Choices
 from agents.baselines.repair import Repair, random_picks
@@ -125,40 +125,42 @@ class _OptunaAgent(AskTellAgent):
     @cached_property
     def _study(self) -> "optuna.Study":
         optuna_study = self._optuna
-        with optuna_study.quiet():
-            sampler = self._sampler(int(self.generator.integers(2**31)))
+        sampler = self._sampler(int(self.generator.integers(2**31)))
         choosy = optuna_study.ChoosySampler(sampler, self._parameters.distributions, self._choose)
         study = optuna_study.create_study(self.config.storage, f"quantenv-{self.name}-seed{self._seed}", choosy)
         study.set_user_attr("bits", self._parameters.bits)
         return study
 
+    def learn(self, evaluations: int, log: Log) -> None:
+        """Searches as `agents.baselines.base.AskTellAgent` does, with Optuna kept quiet."""
+        with self._optuna.quiet():
+            super().learn(evaluations, log)
+
     def ask(self, count: int) -> np.ndarray:
         """Proposes the sampler's next trials; none if all allocations seem to be known."""
         self._asked = []
-        with self._optuna.quiet():
-            for _ in range(min(count, self._batch)):
-                trial = self._study.ask(self._parameters.distributions)
-                pick = self._parameters.pick(trial.params)
-                if pick.tobytes() in self._known:
-                    self._study.tell(trial, state=self._optuna.TrialState.FAIL)
-                    break
-                self._known.add(pick.tobytes())
-                self._asked.append((trial, pick))
+        for _ in range(min(count, self._batch)):
+            trial = self._study.ask(self._parameters.distributions)
+            pick = self._parameters.pick(trial.params)
+            if pick.tobytes() in self._known:
+                self._study.tell(trial, state=self._optuna.TrialState.FAIL)
+                break
+            self._known.add(pick.tobytes())
+            self._asked.append((trial, pick))
         picks = np.array([pick for _, pick in self._asked], dtype=np.int64)
         return self._choices.actions(picks.reshape(-1, len(self._choices.open)))
 
     def tell(self, results: Results) -> None:
         """Tells the study what was executed."""
         picks = self._choices.picks(results.actions)
-        with self._optuna.quiet():
-            for (trial, asked), pick, objective in zip(self._asked, picks, results.objective.tolist(), strict=True):
-                if np.array_equal(asked, pick):
-                    self._study.tell(trial, objective)
-                else:
-                    self._study.tell(trial, state=self._optuna.TrialState.FAIL)
-                    self._study.add_trial(self._optuna.executed_trial(self._parameters, pick, objective))
-                self._known.add(pick.tobytes())
-                self._best = min(self._best, objective)
+        for (trial, asked), pick, objective in zip(self._asked, picks, results.objective.tolist(), strict=True):
+            if np.array_equal(asked, pick):
+                self._study.tell(trial, objective)
+            else:
+                self._study.tell(trial, state=self._optuna.TrialState.FAIL)
+                self._study.add_trial(self._optuna.executed_trial(self._parameters, pick, objective))
+            self._known.add(pick.tobytes())
+            self._best = min(self._best, objective)
 
     def metrics(self) -> dict[str, float]:
         """Returns the least objective told so far."""
@@ -177,20 +179,15 @@ class _OptunaAgent(AskTellAgent):
 
 
 class TPEAgent(_OptunaAgent):
-    """Tree-structured Parzen estimator (Bergstra et al., NIPS 2011), by Optuna."""
+    """Tree-structured Parzen estimator (Bergstra et al., NIPS 2011): Optuna's, computed by tables."""
 
     name: ClassVar[str] = "tpe"
     config_class: ClassVar[type] = TPEConfig
 
     def _sampler(self, seed: int) -> "optuna.samplers.BaseSampler":
-        from optuna.samplers import TPESampler
+        from agents.baselines.tpe_sampler import TableTPESampler
 
-        return TPESampler(
-            n_startup_trials=self.config.startup,
-            n_ei_candidates=self.config.candidates,
-            multivariate=True,
-            seed=seed,
-        )
+        return TableTPESampler(self.config.startup, self.config.candidates, seed)
 
 
 class NSGA2Agent(_OptunaAgent):
@@ -211,7 +208,7 @@ class NSGA2Agent(_OptunaAgent):
 
 
 class CMAESAgent(_OptunaAgent):
-    """Evolution strategy: CMA-ES (Hansen and Ostermeier, Evol. Comp. 9, 2001), by Optuna."""
+    """Evolution strategy: CMA-ES (Hansen and Ostermeier, Evol. Comp. 9, 2001), as by Optuna."""
 
     name: ClassVar[str] = "cma-es"
     config_class: ClassVar[type] = CMAESConfig
@@ -230,9 +227,9 @@ class CMAESAgent(_OptunaAgent):
         return self.config.population or 4 + math.floor(3 * math.log(max(1, len(self._parameters.distributions))))
 
     def _sampler(self, seed: int) -> "optuna.samplers.BaseSampler":
-        from optuna.samplers import CmaEsSampler
+        from agents.baselines.cma_sampler import MemoryCMASampler
 
-        return CmaEsSampler(seed=seed, popsize=self._batch, warn_independent_sampling=False)
+        return MemoryCMASampler(self._batch, seed)
 
 
 def _import_extra(agent: str, module: str) -> Any:

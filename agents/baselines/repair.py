@@ -47,8 +47,9 @@ class Repair:
             steps = np.moveaxis(lower, 0, 1).reshape(len(over), -1)  # (k, 2F)
             possible = steps != np.tile(picks[over], 2)
             ended = ~possible.any(axis=1)
-            picks[over[ended]] = self._choices.cheapest()
-            over, steps, possible = over[~ended], steps[~ended], possible[~ended]
+            if ended.any():
+                picks[over[ended]] = self._choices.cheapest()
+                over, steps, possible = over[~ended], steps[~ended], possible[~ended]
             drawn = np.where(possible, generator.random(steps.shape), -1.0).argmax(axis=1)
             picks[over, drawn % picks.shape[1]] = steps[np.arange(len(over)), drawn]
             over = over[~self._choices.feasible(picks[over])]

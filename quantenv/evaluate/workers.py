@@ -13,8 +13,9 @@ import sys
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -128,23 +129,27 @@ class Workers(ABC):
         attempts = [0] * len(jobs)
         waiting, idle = deque(range(len(jobs))), list(range(self.count))
         running: dict[Future[Result], tuple[int, int]] = {}
+        # Not `concurrent.futures.wait`: it takes the locks of all futures one by one, and an interrupt meanwhile leaves
+        # some taken for ever, on which ending the workers would then wait.
+        done: SimpleQueue[Future[Result]] = SimpleQueue()
         finished: dict[int, Result] = {}
         for wanted in range(len(jobs)):
             while wanted not in finished:
                 while idle and waiting:
                     slot, number = idle.pop(0), waiting.popleft()
-                    running[self._submit(slot, function, jobs[number])] = slot, number
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    slot, number = running.pop(future)
-                    try:
-                        self._check(self._workers[slot])
-                        finished[number] = future.result()
-                    except self.death as error:
-                        attempts[number] += 1
-                        self._replace(slot, attempts[number], error)
-                        waiting.appendleft(number)
-                    idle.append(slot)
+                    future = self._submit(slot, function, jobs[number])
+                    running[future] = slot, number
+                    future.add_done_callback(done.put)
+                future = done.get()
+                slot, number = running.pop(future)
+                try:
+                    self._check(self._workers[slot])
+                    finished[number] = future.result()
+                except self.death as error:
+                    attempts[number] += 1
+                    self._replace(slot, attempts[number], error)
+                    waiting.appendleft(number)
+                idle.append(slot)
             yield finished.pop(wanted)
 
     def close(self) -> None:

@@ -25,7 +25,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "recurrent-ppo": {"hidden": 8, "episodes_per_update": 4, "epochs": 2},
     "reinforce": {"hidden": 8, "episodes_per_update": 4},
     "reinforce-warm": {"hidden": 8, "episodes_per_update": 4, "cloning_steps": 5},
-    "sac": {"hidden": 8, "warmup_episodes": 3, "batch_size": 8},
+    "sac": {"hidden": 8, "episodes_per_batch": 8, "warmup_episodes": 3, "batch_size": 8},
     "td3": {"hidden": 8, "warmup_episodes": 3, "batch_size": 8},
     "trpo": {"hidden": 8, "episodes_per_update": 4},
 }

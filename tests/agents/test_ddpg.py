@@ -27,6 +27,7 @@ def test_defaults_are_haqs():
         batch_size=64,
         replay_episodes=128,
         warmup_episodes=20,
+        episodes_per_batch=1,
         steps_per_update=1,
         noise=0.5,
         noise_decay=0.99,
@@ -61,6 +62,23 @@ def test_every_step_gets_the_final_reward_and_only_the_last_one_ends():
     np.testing.assert_array_equal(following, agent.replay.observations[:steps][np.roll(inner, 1)])
 
 
+@pytest.mark.parametrize("decisions", ["weights", "joint"])
+def test_episodes_side_by_side_are_kept_one_after_the_other(decisions):
+    env = make_env(constraint="project", decisions=decisions, budget=0.3)
+    agent = _agent(env, warmup_episodes=3, episodes_per_batch=4)
+    agent.learn(10, lambda metrics: None)  # in batches of 4, 4 and 2
+    assert len(env.infos) == 10
+    wrapper, added = ContinuousBits(env), agent.replay.added
+    executed = np.concatenate([wrapper.continuous(info["executed_actions"]) for info in env.infos])
+    np.testing.assert_array_equal(agent.replay.actions[:added], executed)
+    steps = added // 10
+    np.testing.assert_allclose(agent.replay.rewards[:added], np.repeat(env.rewards, steps), rtol=1e-6)
+    ended = np.arange(added) % steps == steps - 1
+    np.testing.assert_array_equal(agent.replay.continues[:added] == 0, ended)
+    following = agent.replay.next_observations[:added][~ended]
+    np.testing.assert_array_equal(following, agent.replay.observations[:added][np.roll(~ended, 1)])
+
+
 def test_no_update_during_the_warm_up():
     logged = []
     _agent(make_env(), warmup_episodes=5).learn(8, logged.append)
@@ -71,15 +89,15 @@ def test_no_update_during_the_warm_up():
 
 def test_warm_up_is_uniform():
     agent = _agent(make_env())
-    draws = np.array([agent._explore(np.zeros(1, np.float32)) for _ in range(2000)])[:, 0]
+    draws = agent._explore(np.zeros((2000, 1), np.float32))[:, 0]
     assert stats.kstest(draws, "uniform").pvalue > 0.01
 
 
 @pytest.mark.parametrize(("mean", "noise"), [(0.0, 0.5), (0.3, 0.2), (1.0, 0.05)])
 def test_exploration_is_a_truncated_normal(mean, noise):
     agent = _agent(make_env(), noise=noise, warmup_episodes=0)
-    agent._greedy = lambda observation: np.array([mean], np.float32)
-    draws = np.array([agent._explore(np.zeros(1, np.float32)) for _ in range(2000)])[:, 0]
+    agent._greedy = lambda observations: np.full((len(observations), 1), mean, np.float32)
+    draws = agent._explore(np.zeros((2000, 1), np.float32))[:, 0]
     expected = stats.truncnorm(-mean / noise, (1 - mean) / noise, loc=mean, scale=noise)
     assert stats.kstest(draws, expected.cdf).pvalue > 0.01
 

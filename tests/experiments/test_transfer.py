@@ -12,7 +12,7 @@ from tests.experiments.conftest import run_train
 from tests.synthetic_table import synthetic_table
 
 SMALL = "--agent_options.hidden=16"
-WARM = {"ddpg": ["--agent_options.warmup_episodes=0"]}
+WARM = {"ddpg": ["--agent_options.warmup_episodes=0", "--agent_options.episodes_per_batch=1"]}
 
 
 @pytest.fixture(scope="module")
