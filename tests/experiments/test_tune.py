@@ -50,7 +50,7 @@ def test_writes_the_best_options_found_on_tuning_seeds(in_process, tmp_path, cap
     assert {job.seed for job in in_process} == {1000, 1001}
     trials = _trials(tmp_path)
     assert len(trials) == 3
-    config = agent_class("a2c").config_class()
+    config = agent_class("a2c").config_class(**resolved_options("a2c", "digits_table", {}))
     assert trials[0].params == {name: getattr(config, name) for name in SPACES["a2c"]}
     best = min(trials, key=lambda trial: trial.value)
     assert written == {"digits_table": best.user_attrs["agent_options"]}
