@@ -31,7 +31,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@touch $@
 
 $(VENV)/.installed-benchmark: $(VENV)/.installed
-	$(PIP) -c constraints.txt -e '.[benchmark]'
+	$(PIP) -c constraints.txt -e '.[benchmark,search]'
 	@touch $@
 
 install: $(VENV)/.installed ## make .venv and install quantenv into it

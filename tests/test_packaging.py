@@ -260,3 +260,10 @@ def test_pre_commit_runs_the_same_tools():
         ".venv/bin/ruff",
         ".venv/bin/mypy",
     ]
+
+
+def test_make_benchmark_installs_what_every_agent_of_its_suite_needs():
+    (line,) = [line for line in (ROOT / "Makefile").read_text().splitlines() if "'.[benchmark" in line]
+    extras = line.split("[")[1].split("]")[0].split(",")
+    packages = {requirement for extra in extras for requirement in PROJECT["project"]["optional-dependencies"][extra]}
+    assert {"optuna", "cmaes", "pyarrow", "plotly"} <= {re.split(r"[<>=]", requirement)[0] for requirement in packages}
