@@ -29,9 +29,8 @@ from quantenv.tasks import Task, get_task
 from quantenv.tasks.resnet20 import DATA_VARIABLE
 
 NAME = "bench_workers"
-#: Allocations in a batch by task: some seconds of one thread's time, so that the last pieces, which workers wait for each
-#: other at, weigh little.
-BATCHES = {"digits": 4096, "resnet20": 8}
+#: Allocations in a batch by task: a second or more of one thread's time.
+BATCHES = {"digits": 1024, "resnet20": 6}
 ONE_THREAD, ALL_CORES = "one process, one thread", "one process, all cores"
 
 
