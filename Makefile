@@ -55,7 +55,7 @@ bench: $(VENV)/.installed ## evaluation, enumeration, table environments, the st
 bench-agents: $(VENV)/.installed ## what each agent finds against the best uniform allocation (minutes)
 	$(BIN)/python -m experiments.agents_vs_uniform $(ARGS)
 
-benchmark: $(VENV)/.installed-benchmark ## every agent on the table tasks, and the leaderboard (10 minutes)
+benchmark: $(VENV)/.installed-benchmark ## every agent on the table tasks, and the leaderboard (11 minutes)
 	$(BIN)/quantenv benchmark $(ARGS)
 
 bench-regret: $(VENV)/.installed-benchmark ## exact regret of the learners after up to 5,000 evaluations (20 minutes)
