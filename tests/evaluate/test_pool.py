@@ -169,11 +169,12 @@ def run_script(tmp_path, body):
 
 
 BUSY = """
-import sys
+import signal, sys
 from functools import partial
 from quantenv.evaluate.pool import PoolEvaluator, ProcessWorkers
 from tests.evaluate.fragile import batch, fragile
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have what they start behind `&` ignore it
     with PoolEvaluator(ProcessWorkers(partial(fragile, folder={folder!r}, pause=0.01), 2, 1)) as pool:
         pool.evaluate(batch(pool.layers, 20000))
 """
