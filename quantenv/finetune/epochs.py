@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from quantenv.finetune.augmentation import augment
 from quantenv.finetune.config import NETWORK, FinetuneConfig
 from quantenv.finetune.session import Session
 from quantenv.parallel import Processes, ProcessShare, Share, Stopped
 from quantenv.tasks import Split
+from quantenv.tasks.augmentation import augment
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,9 @@ from torch import nn
 
 from quantenv.errors import QuantenvError
 from quantenv.parallel import Processes, ProcessShare, Share, check_divides, check_processes
+from quantenv.tasks.augmentation import augment
 from quantenv.tasks.base import Split
 from quantenv.tasks.shared_norm import share_batch_norms
-
-ALL = slice(None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,36 +208,3 @@ def cosine(peak: float, step: int, steps: int) -> float:
     Source: Loshchilov and Hutter 2017 (arXiv 1608.03983), equation 5, without restarts.
     """
     return peak * 0.5 * (1 + math.cos(math.pi * step / steps))
-
-
-def augment(
-    images: torch.Tensor,
-    padding: int,
-    flip: bool,
-    generator: torch.Generator,
-    share: slice = ALL,
-    whole: int | None = None,
-) -> torch.Tensor:
-    """Moves each image of a batch by up to `padding` pixels along each axis, filling with 0, and mirrors some.
-
-    Args:
-        images: Shape (B, C, H, W).
-        padding: Pixels.
-        flip: Whether each image is mirrored left to right with a probability of 1/2.
-        generator: Draws.
-        share: Which images of a batch these are,
-        whole: and how many the batch has, for all of which is drawn; by default these are all.
-
-    Returns:
-        Images of the same shape.
-    """
-    count, channels, height, width = images.shape
-    top, left = torch.randint(0, 2 * padding + 1, (2, whole or count, 1), generator=generator)[:, share]  # (B, 1) each
-    rows, columns = top + torch.arange(height), left + torch.arange(width)  # (B, H), (B, W)
-    if flip:
-        mirrored = torch.rand(whole or count, 1, generator=generator)[share] < 0.5
-        columns = torch.where(mirrored, columns.flip(1), columns)
-    padded = F.pad(images, (padding,) * 4)
-    batch = torch.arange(count)[:, None, None, None]
-    channel = torch.arange(channels)[None, :, None, None]
-    return padded[batch, channel, rows[:, None, :, None], columns[:, None, None, :]]

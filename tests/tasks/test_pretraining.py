@@ -8,7 +8,8 @@ from torch import nn
 
 from quantenv.errors import QuantenvError
 from quantenv.tasks import Split
-from quantenv.tasks.pretraining import PretrainConfig, Pretraining, augment, cosine
+from quantenv.tasks.augmentation import augment
+from quantenv.tasks.pretraining import PretrainConfig, Pretraining, cosine
 
 
 def split(count=48):

@@ -34,8 +34,7 @@ def augment(
     """
     if images.dim() != 4:
         raise QuantenvError(
-            f"Fine-tuning's crop and flip are for images (B, C, H, W); the inputs are {tuple(images.shape)}: leave "
-            "both out."
+            f"Crop and flip are for images (B, C, H, W); the inputs are {tuple(images.shape)}: leave both out."
         )
     count, _, height, width = images.shape
     top, left = torch.randint(0, 2 * crop + 1, (2, whole or count), generator=generator)[:, share]

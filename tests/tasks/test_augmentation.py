@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from quantenv.errors import QuantenvError
-from quantenv.finetune.augmentation import augment
+from quantenv.tasks.augmentation import augment
 
 IMAGES = torch.arange(1.0, 1 + 40 * 3 * 5 * 4).view(40, 3, 5, 4)
 
