@@ -179,8 +179,8 @@ class DDPGAgent:
         observations, info = self._copies.reset(seed=None if self._episodes else self._seed)  # (B, F)
         states, ended = [(observations, self._open(info["action_mask"]))], False
         while not ended:
-            actions = [self.env.action(action) for action in self._explore(observations)]
-            observations, rewards, terminated, truncated, info = self._copies.step(np.array(actions))
+            actions = self.env.actions(self._explore(observations))
+            observations, rewards, terminated, truncated, info = self._copies.step(actions)
             ended = bool((terminated | truncated).all())
             if ended:  # the copies have begun their next episodes already
                 observations, info = info["final_obs"], info["final_info"]

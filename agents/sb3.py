@@ -20,6 +20,7 @@ from gymnasium.vector import VectorEnv
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import VecEnv
+from torch.distributions import Distribution
 
 from agents.base import Log, finite_reward, problem_size, vectorize
 from agents.checkpoint import load_modules, save_modules
@@ -235,7 +236,11 @@ class Forward(KVWriter):
 
 
 class PrivateRandomness:
-    """SB3 seeds and draws from the global generators: here they are lent to it and put back."""
+    """SB3 seeds and draws from the global generators: here they are lent to it and put back.
+
+    Meanwhile distributions take their arguments unchecked: SB3's policies make many small ones, and a policy that has
+    become NaN is noticed all the same, when it is sampled.
+    """
 
     def __init__(self) -> None:
         self._inside = _global_states()
@@ -243,13 +248,15 @@ class PrivateRandomness:
     @contextmanager
     def active(self) -> Iterator[None]:
         """Swaps the agent's states in for the duration of the block."""
-        outside = _global_states()
+        outside, checked = _global_states(), Distribution._validate_args
         _set_global_states(self._inside)
+        Distribution.set_default_validate_args(False)
         try:
             yield
         finally:
             self._inside = _global_states()
             _set_global_states(outside)
+            Distribution.set_default_validate_args(checked)
 
 
 def _global_states() -> tuple[Any, Any, torch.Tensor]:

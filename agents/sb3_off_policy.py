@@ -135,7 +135,7 @@ class ContinuousVecEnv(VecEnvWrapper):
 
     def step_async(self, actions: np.ndarray) -> None:
         """Passes numbers, float32 (B, D), on as actions."""
-        self.venv.step_async(np.array([self._bits.action(each) for each in actions]))
+        self.venv.step_async(self._bits.actions(actions))
 
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         """Takes a decision in every copy; the infos of the last one hold the numbers of what was executed, (T, D)."""

@@ -26,6 +26,9 @@ FORMAT = "quantenv-ask-tell-1"
 #: Most candidates that are asked for at once: a killed run loses what is in flight, and progress is seen by the batch.
 LARGEST_BATCH = 32
 
+#: What is read of an episode's last info.
+RESULTS = ("executed_actions", "accuracy", "loss", "feasible")
+
 #: Weight of a nat of cross-entropy beside the error, 0-1, in `Results.objective`.
 LOSS_WEIGHT = 0.1
 
@@ -228,18 +231,26 @@ class AskTellAgent(ABC):
         self.start_episode()
 
     def _evaluate(self, candidates: np.ndarray) -> Results:
-        """Plays candidates, int64 (k, T), as k episodes in lock-step."""
-        count, decisions = candidates.shape
-        if count not in self._copies:
-            self._copies[count] = vectorize(self.env, count)
-        copies = self._copies[count]
-        copies.reset(seed=None if self._evaluations else self._seed)
-        reward = np.zeros(count)
-        for decision in range(decisions):
-            _, rewards, _, _, infos = copies.step(candidates[:, decision])
-            reward += rewards
-        self._evaluations += count
-        final = infos["final_info"]
+        """Plays candidates, int64 (k, T): several as episodes in lock-step, one in the environment itself."""
+        seed = None if self._evaluations else self._seed
+        self._evaluations += len(candidates)
+        if len(candidates) == 1:
+            self.env.reset(seed=seed)
+            total = 0.0
+            for action in candidates[0].tolist():
+                _, gained, _, _, info = self.env.step(action)
+                total += float(gained)
+            reward, final = np.array([total]), {key: [info[key]] for key in RESULTS}
+        else:
+            if len(candidates) not in self._copies:
+                self._copies[len(candidates)] = vectorize(self.env, len(candidates))
+            copies = self._copies[len(candidates)]
+            copies.reset(seed=seed)
+            reward = np.zeros(len(candidates))
+            for actions in candidates.T:
+                _, rewards, _, _, infos = copies.step(actions)
+                reward += rewards
+            final = infos["final_info"]
         return Results(
             actions=np.array(final["executed_actions"], dtype=np.int64),
             accuracy=np.array(final["accuracy"], dtype=np.float64),

@@ -47,16 +47,24 @@ class ContinuousBits(gymnasium.ActionWrapper):
         Raises:
             QuantenvError: If the shape is wrong or a number is not finite.
         """
-        values = np.asarray(action, dtype=np.float64)
-        if values.shape != (self._dims,) or not np.isfinite(values).all():
+        return int(self.actions(np.asarray(action)[None])[0])
+
+    def actions(self, numbers: np.ndarray) -> np.ndarray:
+        """Turns numbers in [0, 1], shape (B, 1) or (B, 2), into indices of actions, int64 (B,).
+
+        Raises:
+            QuantenvError: If the shape is wrong or a number is not finite.
+        """
+        values = np.asarray(numbers, dtype=np.float64)
+        if values.shape[1:] != (self._dims,) or not np.isfinite(values).all():
             raise QuantenvError(
-                f"Continuous action {action!r}: expected {self._dims} finite number(s) in [0, 1], "
-                f"shape ({self._dims},)."
+                f"Continuous actions {numbers!r}: expected {self._dims} finite number(s) in [0, 1] for each, "
+                f"shape (B, {self._dims})."
             )
         least, most = self._bits[0], self._bits[-1]
         rounded = np.clip(np.round(least - 0.5 + values * (most - least + 1)), least, most)
-        indices = np.abs(rounded[:, None] - self._bits).argmin(axis=1)
-        return int(indices @ (len(self._bits), 1)) if self._dims == 2 else int(indices[0])
+        indices = np.abs(rounded[..., None] - self._bits).argmin(axis=-1)  # (B, D)
+        return indices @ len(self._bits) ** np.arange(self._dims)[::-1]
 
     def continuous(self, actions: np.ndarray) -> np.ndarray:
         """Turns executed actions into continuous ones, for replay.

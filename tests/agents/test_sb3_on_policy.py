@@ -1,8 +1,11 @@
 """A2C, TRPO and recurrent PPO know no masks: what they learn from must be what the environment executed."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
+from sb3_contrib.common.recurrent.buffers import RecurrentRolloutBuffer
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 
 from agents.base import agent_class
@@ -84,6 +87,34 @@ def test_recurrent_policy_remembers_within_an_episode_and_forgets_between():
     player.act(observation, info["action_mask"])
     assert not np.array_equal(remembered[0], player._state[0])
     assert play_greedily(env, player) == first
+
+
+def test_recurrent_updates_see_every_episode_as_it_was_acted():
+    player = agent("recurrent-ppo", make_env(budget=0.3))
+    updates = []
+
+    def check():
+        buffer, policy = player.model.rollout_buffer, player.model.policy
+        (batch,) = buffer.get(player.model.batch_size)
+        assert batch.mask.all()
+        assert batch.actions[:, 0].tolist() == buffer.actions[..., 0].T.reshape(-1).tolist()
+        with torch.no_grad():
+            values, log_probs, _ = policy.evaluate_actions(
+                batch.observations, batch.actions[:, 0].long(), batch.lstm_states, batch.episode_starts
+            )
+        np.testing.assert_allclose(log_probs, buffer.log_probs.T.reshape(-1), atol=1e-5)
+        np.testing.assert_allclose(values[:, 0], buffer.values.T.reshape(-1), atol=1e-5)
+        # Where sb3-contrib cuts no episode, its own batch of the same rollout has the same sequences.
+        with mock.patch("numpy.random.randint", return_value=0):
+            (own,) = RecurrentRolloutBuffer.get(buffer)
+        buffer.generator_ready = False
+        for name in ("observations", "actions", "old_values", "old_log_prob", "advantages", "returns", "mask"):
+            np.testing.assert_array_equal(getattr(own, name), getattr(batch, name))
+        updates.append(batch)
+
+    player.model.train = check
+    player.learn(12, lambda metrics: None)
+    assert len(updates) == 3
 
 
 @pytest.mark.parametrize("name", ["a2c", "trpo"])

@@ -66,6 +66,15 @@ def test_bad_actions_are_refused(action):
         ContinuousBits(make_env()).action(np.array(action))
 
 
+@pytest.mark.parametrize("decisions", ["weights", "joint"])
+def test_many_actions_at_once_are_those_one_by_one(decisions):
+    wrapped = ContinuousBits(make_env(2, bits=(2, 3, 8), decisions=decisions, budget=1.0))
+    numbers = np.random.default_rng(0).uniform(-0.1, 1.1, (50, *wrapped.action_space.shape))
+    assert wrapped.actions(numbers).tolist() == [wrapped.action(row) for row in numbers]
+    with pytest.raises(QuantenvError, match="Continuous action"):
+        wrapped.actions(numbers[0])
+
+
 def test_it_reaches_the_environment_through_other_wrappers():
     wrapped = ContinuousBits(RecordEpisodeStatistics(make_env()))
     _, info = wrapped.reset(seed=0)

@@ -44,15 +44,16 @@ def _everything(env):
     return np.array(list(np.ndindex(*[env.action_space.n] * env.unwrapped.n_decisions)))
 
 
-def test_what_is_told_is_what_the_environment_says():
-    env = make_env(count=3, budget=1.0)
+@pytest.mark.parametrize(("constraint", "batch", "sizes"), [("mask", 3, [3, 3, 2]), ("lagrangian", 1, [1] * 8)])
+def test_what_is_told_is_what_the_environment_says(constraint, batch, sizes):
+    env = make_env(count=3, budget=1.0, constraint=constraint)
     candidates = np.random.default_rng(0).integers(7, size=(8, 3))
-    agent = ListAgent(env, candidates)
+    agent = ListAgent(env, candidates, ListConfig(batch))
     logged = []
     agent.learn(8, logged.append)
-    assert [len(results) for results in agent.told] == [3, 3, 2]
-    assert agent.counts == [8, 5, 2]
-    assert logged == [{"train/told": 1}, {"train/told": 2}, {"train/told": 3}]
+    assert [len(results) for results in agent.told] == sizes
+    assert agent.counts == [8 - sum(sizes[:index]) for index in range(len(sizes))]
+    assert logged == [{"train/told": index + 1} for index in range(len(sizes))]
     assert np.concatenate([results.actions for results in agent.told]).tolist() == candidates.tolist()
     for name in ("accuracy", "loss", "feasible"):
         told = np.concatenate([getattr(results, name) for results in agent.told])
