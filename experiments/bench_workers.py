@@ -1,7 +1,9 @@
 """Benchmark: what worker processes and Ray actors gain over one process, with one thread and with all cores.
 
 Everything is evaluated side by side from one process, interleaved, on the same allocations, so that the machine's
-moods hit all alike; medians of `repeats` rounds. The store is off, and every round has allocations of its own.
+moods hit all alike; medians of `repeats` rounds, each of which begins with another of them. Before each there is a
+rest: threads of the one before wait for more work, on a core, for a while. The store is off, and every round has
+allocations of its own.
 """
 
 import os
@@ -29,8 +31,10 @@ from quantenv.tasks import Task, get_task
 from quantenv.tasks.resnet20 import DATA_VARIABLE
 
 NAME = "bench_workers"
-#: Allocations in a batch by task: a second or more of one thread's time.
-BATCHES = {"digits": 1024, "resnet20": 6}
+#: Allocations in a batch by task: some seconds of one thread's time.
+BATCHES = {"digits": 2048, "resnet20": 16}
+#: Seconds before each measurement: more than OpenMP's threads spin.
+REST = 0.5
 ONE_THREAD, ALL_CORES = "one process, one thread", "one process, all cores"
 
 
@@ -45,7 +49,7 @@ class BenchOptions:
     pools: list[str] = field(default_factory=lambda: list(POOLS))
     """Kinds of workers."""
     batch: int | None = None
-    """Allocations in a batch; by default as many as keep one thread busy for a second or more."""
+    """Allocations in a batch; by default as many as keep one thread busy for some seconds."""
     repeats: int = 7
     """Rounds; medians are reported."""
     output: str = "experiments/results"
@@ -128,9 +132,11 @@ def _measure_task(task: Task, batch: int, cores: int, options: BenchOptions) -> 
         for turn in range(options.repeats + 1):
             allocations = draw()
             results = []
-            for name, run in subjects.items():
+            first = turn % len(subjects)
+            for name in [*list(subjects)[first:], *list(subjects)[:first]]:
+                time.sleep(REST)
                 started = time.perf_counter()
-                results.append(run(allocations))
+                results.append(subjects[name](allocations))
                 if turn:  # the first round quantizes the weights and warms caches up
                     seconds[name].append(time.perf_counter() - started)
             if any(result != results[0] for result in results):

@@ -138,7 +138,10 @@ class Allocation:
         Raises:
             AllocationError: If the layer names are not the same set, or stand for other channels.
         """
-        expected = [layer.name for layer in layers]
+        expected = tuple([layer.name for layer in layers])
+        channels = channels_in(layers)
+        if expected == self.names and channels == self.channels:
+            return self
         missing = [name for name in expected if name not in self.names]
         extra = [name for name in self.names if name not in expected]
         if missing or extra:
@@ -149,7 +152,6 @@ class Allocation:
                 parts.append(f"{_list(extra)} are not in the network")
             made_for = f" It was made for task {self.task!r}." if self.task else ""
             raise AllocationError(f"The allocation does not fit this network: {'; '.join(parts)}.{made_for}")
-        channels = channels_in(layers)
         held = dict(zip(self.names, self.channels, strict=True)) if self.channels else dict.fromkeys(self.names, ())
         other = [name for name, wanted in zip(expected, channels, strict=bool(channels)) if held[name] != wanted]
         if other or (self.channels and not channels):
@@ -159,7 +161,7 @@ class Allocation:
             )
         by_name = dict(zip(self.names, self.bits, strict=True))
         weights, activations = zip(*(by_name[name] for name in expected), strict=True)
-        return Allocation(tuple(expected), weights, activations, self.task, self.scheme, channels)
+        return Allocation(expected, weights, activations, self.task, self.scheme, channels)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON content: format, task, scheme, hash, and per layer name and bits; channels of a group."""
