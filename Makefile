@@ -10,7 +10,7 @@ TRAIN_OPTIONS := $(if $(TASK),--task '$(TASK)') $(if $(AGENT),--agent '$(AGENT)'
 	$(if $(BUDGET),--budget '$(BUDGET)') $(if $(EVALUATIONS),--evaluations '$(EVALUATIONS)') $(if $(SEED),--seed '$(SEED)')
 
 .DEFAULT_GOAL := help
-.PHONY: help install train-agent finetune validate tensorboard bench bench-agents benchmark bench-regret report bench-sensitivity bench-fidelity bench-transfer test lint check clean
+.PHONY: help install train-agent finetune validate tensorboard bench bench-agents benchmark bench-regret report bench-sensitivity bench-channel-groups bench-fidelity bench-transfer test lint check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -55,7 +55,7 @@ bench: $(VENV)/.installed ## evaluation, enumeration, table environments, the st
 bench-agents: $(VENV)/.installed ## what each agent finds against the best uniform allocation (minutes)
 	$(BIN)/python -m experiments.agents_vs_uniform $(ARGS)
 
-benchmark: $(VENV)/.installed-benchmark ## every agent on the table tasks, and the leaderboard (11 minutes)
+benchmark: $(VENV)/.installed-benchmark ## every agent on the table tasks, and the leaderboard (9 minutes)
 	$(BIN)/quantenv benchmark $(ARGS)
 
 bench-regret: $(VENV)/.installed-benchmark ## exact regret of the learners after up to 5,000 evaluations (20 minutes)
@@ -69,6 +69,9 @@ report: $(VENV)/.installed-benchmark ## draw runs and benchmarks as one HTML pag
 
 bench-sensitivity: $(VENV)/.installed ## how well sums of sensitivities rank allocations (minutes)
 	$(BIN)/python -m experiments.bench_sensitivity $(ARGS)
+
+bench-channel-groups: $(VENV)/.installed ## what bits for each channel group are worth (minutes)
+	$(BIN)/python -m experiments.bench_channel_groups $(ARGS)
 
 bench-fidelity: $(VENV)/.installed ## do cheap rewards rank allocations as full training does? (minutes)
 	$(BIN)/python -m experiments.bench_fidelity $(ARGS)

@@ -1,9 +1,9 @@
 """Benchmark: what bits for each channel group are worth, against bits for each layer, at the same sizes.
 
 `python -m experiments.bench_channel_groups` runs it with its defaults. Layers are whole (G = 1) or cut into up to G
-groups of output channels; every way of searching gets the same number of evaluations. Annealing decides every group's
-bits; so does REINFORCE in episodes of L x G decisions, or in the hierarchical mode two for each layer, whatever G is.
-As a control the channels are also cut at random, not by sensitivity, in another way for each seed.
+groups of output channels; every way of searching gets the same number of evaluations. Annealing and REINFORCE decide
+every group's bits, in episodes of L x G decisions, or in the hierarchical mode two for each layer, whatever G is. As a
+control the channels are also cut at random, not by sensitivity, in another way for each seed.
 
 What hardware could use the groups: bit-serial or bit-fused accelerators (BISMO, BitFusion, on FPGAs or as ASICs), which
 take output channels one after the other; and kernels that unpack weights from memory and multiply in int8, which save
@@ -38,7 +38,12 @@ NAME = "bench_channel_groups"
 #: How channels are cut into groups.
 SORTED, RANDOM = "by sensitivity", "at random"
 #: Agent and decisions of each way of searching.
-SEARCHES = (("annealing", "weights"), ("reinforce", "weights"), ("reinforce", "hierarchical"))
+SEARCHES = (
+    ("annealing", "weights"),
+    ("annealing", "hierarchical"),
+    ("reinforce", "weights"),
+    ("reinforce", "hierarchical"),
+)
 
 
 @dataclass(frozen=True)

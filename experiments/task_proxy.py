@@ -7,7 +7,7 @@ import numpy as np
 from agents.baselines.choices import Choices
 from agents.baselines.knapsack import Solution
 from agents.baselines.problem import Problem
-from agents.baselines.proxy import decision_harms
+from agents.baselines.proxy import group_harms
 from quantenv.allocation import Allocation
 from quantenv.env.environment import QuantizationEnv
 from quantenv.env.subject import TaskLike
@@ -34,7 +34,7 @@ class TaskProxy:
         self._problem = Problem(self.env)
         self._choices = Choices(self._problem)
         self._sensitivity = sensitivity
-        self.knapsack = self._choices.knapsack(self._choices.harms(decision_harms(self.env, sensitivity)))
+        self.knapsack = self._choices.knapsack(self._choices.harms(group_harms(self.env, sensitivity)))
         """The problem over the groups that are decided; costs are shares of the budgets."""
 
     def description(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from agents.base import require_in_range
 from agents.baselines.base import AskTellAgent, Results
 from agents.baselines.choices import Choices, harm_of
 from agents.baselines.ilp import solve
-from agents.baselines.proxy import decision_harms
+from agents.baselines.proxy import group_harms
 
 #: Steps without meeting an unknown allocation, hot ones for the most part, after which the search is at its end.
 LONGEST_WALK = 500
@@ -68,7 +68,7 @@ class AnnealingAgent(AskTellAgent):
 
     @cached_property
     def _harms(self) -> np.ndarray:
-        return self._choices.harms(decision_harms(self.env, self.config.sensitivity or None))
+        return self._choices.harms(group_harms(self.env, self.config.sensitivity or None))
 
     def ask(self, count: int) -> np.ndarray:
         """Proposes the next unknown allocation of the walk: one, since each step depends on the last."""

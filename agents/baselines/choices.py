@@ -80,25 +80,9 @@ class Choices:
         return self._of_bits(self._problem.bits(actions))
 
     def harms(self, harms: np.ndarray) -> np.ndarray:
-        """Sums the harms of decisions over those of a group.
-
-        Args:
-            harms: Harm of each decision's actions, float64 (T, A).
-
-        Returns:
-            Harm of each group's pairs, float64 (F, P); inf where the pair is not open.
-        """
-        walk = self._problem.walk
-        total = np.zeros(self.open.shape)
-        for group_harms, group, kind in zip(harms, np.searchsorted(self._groups, walk.groups), walk.kinds, strict=True):
-            if kind == "both":
-                wanted, offered = self.pairs, walk.options
-            else:
-                column = 1 if kind == "activations" else 0
-                wanted, offered = self.pairs[:, [column]], walk.options[:, [0]]
-            action = (wanted[:, None] == offered[None]).all(axis=-1).argmax(axis=1)  # (P,)
-            total[group] += group_harms[action]
-        return np.where(self.open, total, np.inf)
+        """Returns the harm of each group's pairs, float64 (F, P), inf where one is not open, of harms (G, 8, 8)."""
+        weight, activation = self.pairs.T - 1
+        return np.where(self.open, harms[self._groups][:, weight, activation], np.inf)
 
     def swaps(self, picks: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """Draws a feasible change of two groups for each of some picks, int64 (k, F).

@@ -15,7 +15,7 @@ import numpy as np
 
 from agents.baselines.base import AskTellAgent
 from agents.baselines.choices import Choices, harm_of
-from agents.baselines.proxy import decision_harms
+from agents.baselines.proxy import group_harms
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class _GreedyAgent(AskTellAgent):
             return np.empty((0, self.problem.n_decisions), dtype=np.int64)
         self._answered = True
         choices = Choices(self.problem)
-        harms = choices.harms(decision_harms(self.env, self.config.sensitivity or None))
+        harms = choices.harms(group_harms(self.env, self.config.sensitivity or None))
         return choices.actions(self._solve(choices, harms)[None])
 
     @abstractmethod

@@ -18,7 +18,7 @@ from agents.baselines.choices import Choices
 from agents.baselines.ilp import solve
 from agents.baselines.knapsack import Knapsack
 from agents.baselines.next_best import next_best
-from agents.baselines.proxy import decision_harms
+from agents.baselines.proxy import group_harms
 
 
 @dataclass(frozen=True)
@@ -119,4 +119,4 @@ def proxy_knapsack(choices: Choices, env: gymnasium.Env, sensitivity: str = "") 
         env: The environment.
         sensitivity: Kind of sensitivity; empty means the default.
     """
-    return choices.knapsack(choices.harms(decision_harms(env, sensitivity or None)))
+    return choices.knapsack(choices.harms(group_harms(env, sensitivity or None)))

@@ -1,4 +1,4 @@
-"""The additive proxy of an environment: the harm that each decision's options do, summed over the decisions.
+"""The additive proxy of an environment: the harm that each group's bits do, summed over the groups.
 
 Nothing is evaluated in the environment. What measuring a sensitivity costs, in evaluations, is
 `quantenv.sensitivity.Sensitivity.evaluations`: once for a task, whatever is searched in it and however often.
@@ -8,6 +8,7 @@ import gymnasium
 import numpy as np
 
 from quantenv.allocation import MAX_BITS
+from quantenv.env.decisions import FIXED_ACTIVATIONS
 from quantenv.env.environment import QuantizationEnv
 from quantenv.errors import QuantenvError
 
@@ -15,8 +16,8 @@ from quantenv.errors import QuantenvError
 PROBE_BITS = 3
 
 
-def decision_harms(env: gymnasium.Env, kind: str | None = None) -> np.ndarray:
-    """Returns the harm of each decision's actions, relative to 8 bits; those of tied layers are summed.
+def group_harms(env: gymnasium.Env, kind: str | None = None) -> np.ndarray:
+    """Returns the harm of each group's bits, relative to 8 bits; those of tied layers are summed.
 
     The harms are those that `quantenv.sensitivity.measure` finds in the environment's task or table. Where there is
     neither, but an evaluator object with one number for each layer's sensitivity, that number is the harm of 3 bits, in
@@ -28,39 +29,32 @@ def decision_harms(env: gymnasium.Env, kind: str | None = None) -> np.ndarray:
         kind: A kind of sensitivity; None means the default for the task.
 
     Returns:
-        Float64 (T, A); inf where the walk does not allow the action. The harm of a pair of bits that two decisions
-        settle is the sum of both.
+        Float64 (G, 8, 8) = [group, weight bits - 1, activation bits - 1], or [layer, centre - 1, spread - 1] in the
+        hierarchical mode (`quantenv.env.walk.Walk.allowed`); inf where the walk does not allow it. Activations do no
+        harm where they are not decided.
 
     Raises:
-        QuantenvError: If the kind is unknown, cannot be measured here, or does not tell the harm of an allowed action.
+        QuantenvError: If the kind is unknown, cannot be measured here, or does not tell the harm of bits that a
+            decision can give.
     """
     inner: QuantizationEnv = env.unwrapped  # type: ignore[assignment]
     walk = inner.walk
-    weights, activations = (walk.per_group(harms) for harms in _layer_harms(inner, kind))
-    harms = np.full((walk.n_decisions, walk.n_actions), np.inf)
-    for decision, (group, what) in enumerate(zip(walk.groups, walk.kinds, strict=True)):
-        allowed = walk.allowed[group]
-        first, second = walk.options.T - 1
-        if what == "both":
-            legal, values = allowed[first, second], weights[group, first] + activations[group, second]
-        elif what == "weights":
-            legal, values = allowed.any(axis=1)[first], weights[group, first]
-        else:
-            legal, values = allowed.any(axis=0)[first], activations[group, first]
-        harms[decision, legal] = values[legal]
-    unknown = np.isnan(harms).any(axis=1)
-    if unknown.any():
-        decision = int(unknown.argmax())
-        layer = inner.layers[walk.members[walk.groups[decision]][0]].name
+    weights, activations = _layer_harms(inner, kind)
+    if walk.mode in FIXED_ACTIVATIONS:
+        activations = np.zeros_like(activations)
+    harms = walk.group_costs(weights[:, :, None] + activations[:, None, :])
+    harms = np.where(walk.allowed, harms, np.inf)
+    unknown = [group for group in np.unique(walk.groups) if np.isnan(harms[group]).any()]
+    if unknown:
         raise QuantenvError(
-            f"The sensitivity of layer {layer!r} is not known for all {walk.kinds[decision]} options on offer"
-            f"{f' by {kind!r}' if kind else ''}: offer fewer bits, or choose another kind of sensitivity or task."
+            f"The sensitivity of layer {inner.layers[walk.members[unknown[0]][0]].name!r} is not known for all bits on "
+            f"offer{f' by {kind!r}' if kind else ''}: offer fewer, or choose another kind of sensitivity or task."
         )
     return harms
 
 
 def measuring_cost(env: gymnasium.Env, kind: str | None = None) -> float:
-    """Returns what measuring the sensitivities behind `decision_harms` takes, in evaluations' worth of work.
+    """Returns what measuring the sensitivities behind `group_harms` takes, in evaluations' worth of work.
 
     Args:
         env: A QuantizationEnv, wrapped or not.

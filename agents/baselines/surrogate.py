@@ -21,7 +21,7 @@ from agents.base import require_in_range
 from agents.baselines.base import AskTellAgent, Results
 from agents.baselines.choices import Choices, harm_of
 from agents.baselines.ilp import solve
-from agents.baselines.proxy import decision_harms
+from agents.baselines.proxy import group_harms
 
 #: Rounds of further and further swaps without an unknown allocation after which the search is at its end.
 FARTHEST = 20
@@ -63,7 +63,7 @@ class SurrogateAgent(AskTellAgent):
 
     @cached_property
     def _harms(self) -> np.ndarray:
-        return self._choices.harms(decision_harms(self.env, self.config.sensitivity or None))
+        return self._choices.harms(group_harms(self.env, self.config.sensitivity or None))
 
     def ask(self, count: int) -> np.ndarray:
         """Proposes the proxy's answer first, then what the draws of the model think best."""

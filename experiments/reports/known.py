@@ -8,7 +8,7 @@ import numpy as np
 from agents.baselines.choices import Choices
 from agents.baselines.ilp import solve
 from agents.baselines.problem import Problem
-from agents.baselines.proxy import decision_harms
+from agents.baselines.proxy import group_harms
 from experiments.comparison import best_uniform, costs_of, uniform_allocations
 from experiments.reports.searches import Bits, Case, Point, Setting, undominated
 from experiments.search import make_env
@@ -211,7 +211,7 @@ def _proxy_curve(env: QuantizationEnv, metric: str, cases: Iterable[CaseKnown]) 
     """Solves the proxy at budgets from the least to the 8-bit cost, and at those of the cases."""
     problem = Problem(env)
     choices = Choices(problem)
-    knapsack = choices.knapsack(choices.harms(decision_harms(env)))
+    knapsack = choices.knapsack(choices.harms(group_harms(env)))
     cheapest = float((choices.loads(choices.cheapest()[None]) - choices.pinned)[0, 0])
     limits = np.linspace(cheapest, float(knapsack.limits[0]), PROXY_POINTS)
     asked = [case.limits[metric] / env.budgets[0].limit - float(choices.pinned[0]) for case in cases]

@@ -7,7 +7,6 @@ from typing import Literal
 import numpy as np
 
 from quantenv.allocation import MAX_BITS
-from quantenv.errors import QuantenvError
 
 #: What a decision settles.
 Kind = Literal["weights", "activations", "both"]
@@ -79,20 +78,11 @@ class Walk:
         return np.stack([weights, np.broadcast_to(self.activations, weights.shape)], axis=-1)
 
     def per_group(self, values: np.ndarray) -> np.ndarray:
-        """Sums what layers have, (L, ...), over each group, (G, ...).
-
-        Raises:
-            QuantenvError: In the hierarchical mode, if layers have more than one number, (L, 8) harms for example.
-        """
-        if self.spread is not None and values.ndim > 1:
-            raise QuantenvError(
-                "With decisions='hierarchical' harms do not add up over decisions, as the additive proxy needs: use "
-                "decisions='weights', or an agent that does without the proxy."
-            )
+        """Sums what layers have, (L, ...), over each group, (G, ...)."""
         return np.stack([values[list(layers)].sum(axis=0) for layers in self.members])
 
     def group_costs(self, costs: np.ndarray) -> np.ndarray:
-        """Sums the costs of layers, float64 (L, 8, 8), over groups by their states, to (G, 8, 8)."""
+        """Sums costs or harms of layers, float64 (L, 8, 8), over groups by their states, to (G, 8, 8)."""
         if self.spread is None:
             return self.per_group(costs)
         assert self.activations is not None

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from agents.base import make_agent
-from agents.baselines.proxy import decision_harms
+from agents.baselines.proxy import group_harms
 from quantenv.env.environment import QuantizationEnv
 from quantenv.errors import QuantenvError
 from tests.agents.searches import SMALL, agent, make_env, play_greedily
@@ -18,11 +18,11 @@ WARM = ("ppo-warm", "reinforce-warm")
 def best_of_proxy(env):
     """Finds the proxy's best feasible weight bits by trying them all."""
     inner = env.unwrapped
-    harms, (budget,) = decision_harms(env), inner.budgets
+    harms, (budget,) = group_harms(env), inner.budgets
     best, found = np.inf, None
     for actions in itertools.product(range(len(inner.bits)), repeat=len(inner.layers)):
         bits = np.array(inner.bits)[list(actions)]
-        harm = harms[np.arange(len(bits)), actions].sum()
+        harm = harms[np.arange(len(bits)), bits - 1, 7].sum()
         if inner.tables["size"].values[np.arange(len(bits)), bits - 1, 7].sum() <= budget.limit and harm < best:
             best, found = harm, bits.tolist()
     return found

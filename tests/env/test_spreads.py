@@ -219,10 +219,26 @@ def test_agents_search_both_ways(agent, mode):
     assert env.evaluations <= 6
 
 
-def test_agents_on_the_additive_proxy_need_plain_decisions():
-    make_agent("annealing", make_env(rows(), budget=0.5), 0).learn(4, lambda metrics: None)
-    with pytest.raises(QuantenvError, match=r"decisions='hierarchical' harms do not add up.*use decisions='weights'"):
-        make_agent("ilp", make_env(rows(), decisions="hierarchical", budget=0.5), 0).learn(4, lambda metrics: None)
+@pytest.mark.parametrize("budget", [0.35, 0.5])
+def test_the_exact_solver_finds_the_best_spreads_of_the_additive_proxy(budget):
+    env = make_env(rows((3, 1, 2)), decisions="hierarchical", budget=budget, bits=(2, 3, 5, 8), constraint="reject")
+    harm, cost, best = env.evaluator.sensitivity, env.tables["size"].values[:, :, 7], {}
+    for actions in itertools.product(range(4), repeat=env.n_decisions):
+        bits = play(env, list(actions))[-1][-1]["bits"][:, 0]  # of channel groups
+        if cost[np.arange(len(bits)), bits - 1].sum() <= env.limits[0]:
+            best[tuple(bits)] = (harm * 4.0 ** (3 - bits)).sum()
+    solver = make_agent("ilp", env, 0)
+    solver.learn(1, lambda metrics: None)
+    bits = play(env, solver.best.actions)[-1][-1]["bits"][:, 0]
+    assert best[tuple(bits)] == pytest.approx(min(best.values()))
+
+
+@pytest.mark.parametrize("agent", ["annealing", "greedy-down", "greedy-up", "ilp-top", "surrogate"])
+def test_agents_on_the_additive_proxy_spread_bits(agent):
+    env = make_env(rows(), decisions="hierarchical", budget=0.5)
+    made = make_agent(agent, env, 0)
+    made.learn(6, lambda metrics: None)
+    assert made.best.feasible
 
 
 @pytest.mark.parametrize(

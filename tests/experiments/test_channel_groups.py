@@ -84,12 +84,13 @@ def test_the_benchmark_compares_every_way_at_equal_evaluations(tmp_path, capsys)
         (1, SORTED, "annealing", "weights", 8),
         (1, SORTED, "reinforce", "weights", 8),
         (2, SORTED, "annealing", "weights", 16),
+        (2, SORTED, "annealing", "hierarchical", 16),
         (2, SORTED, "reinforce", "weights", 16),
         (2, SORTED, "reinforce", "hierarchical", 16),
         (2, RANDOM, "annealing", "weights", 16),
     ]
     assert all(0 < row["test"] <= 1 and row["test_loss"] > 0 for row in content["rows"])
-    assert len(content["findings"]) == 4 + 1
+    assert len(content["findings"]) == 5 + 1
     table = (tmp_path / "bench_channel_groups.md").read_text()
     assert table == capsys.readouterr().out
-    assert table.count("\n| 2 |") == 4
+    assert table.count("\n| 2 |") == 5

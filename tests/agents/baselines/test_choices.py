@@ -104,23 +104,24 @@ def test_swaps_are_feasible_change_two_groups_at_most_and_reach_everything(case)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_harms_of_pairs_add_up_over_decisions(case):
+def test_harms_of_pairs_add_up_over_groups(case):
     _, problem, choices = _problem(case)
     generator = np.random.default_rng(1)
-    harms = generator.random((problem.n_decisions, problem.n_actions))
+    harms = generator.random((len(problem.walk.members), 8, 8))
     of_pairs = choices.harms(harms)
     assert np.isinf(of_pairs).tolist() == (~choices.open).tolist()
     groups, pairs = choices.open.shape
     picks = generator.integers(pairs, size=(200, groups))
     picks = picks[choices.open[np.arange(groups), picks].all(axis=1)]
-    expected = [harms[np.arange(problem.n_decisions), each].sum() for each in choices.actions(picks)]
-    np.testing.assert_allclose(harm_of(of_pairs, picks), expected)
+    bits = problem.bits(choices.actions(picks)) - 1  # (k, G, 2)
+    of_groups = harms[np.arange(bits.shape[1]), bits[..., 0], bits[..., 1]]
+    np.testing.assert_allclose(harm_of(of_pairs, picks), of_groups[:, np.unique(problem.walk.groups)].sum(axis=1))
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_knapsack_has_the_brute_force_solution(case):
     _, problem, choices = _problem(case)
-    harms = choices.harms(np.random.default_rng(2).random((problem.n_decisions, problem.n_actions)))
+    harms = choices.harms(np.random.default_rng(2).random((len(problem.walk.members), 8, 8)))
     groups, pairs = choices.open.shape
     everything = np.array(list(itertools.product(range(pairs), repeat=groups)))
     everything = everything[choices.feasible(everything)]
