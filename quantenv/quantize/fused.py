@@ -8,7 +8,8 @@ also be compiled as a whole, which takes far longer and is faster still.
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -82,10 +83,11 @@ def compiler_obstacle() -> str | None:
     forward, backward = kernels()
     bounds = torch.tensor([-1.0, 1.0])
     try:
-        for rows, columns in ((1, 8192), (8, 64)):  # activations have one step, weights one for each channel
-            x, step = torch.ones(rows, columns), torch.ones(rows, 1)
-            forward(x, step, bounds)
-            backward(x, x, step, bounds)
+        with _one_state(bounds.device):
+            for rows, columns in ((1, 8192), (8, 64)):  # activations have one step, weights one for each channel
+                x, step = torch.ones(rows, columns), torch.ones(rows, 1)
+                forward(x, step, bounds)
+                backward(torch.ones(rows, columns), x, step, bounds)
     except Exception as error:  # whatever a missing or broken compiler makes torch raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         logger.debug("torch.compile failed.", exc_info=True)
@@ -102,32 +104,45 @@ class _Fused(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(x, scale, bounds)
         ctx.gradient_scale = gradient_scale
-        step = _column(scale)
-        # Detached, because whether a tensor needs a gradient is part of what the kernels are compiled for.
-        rows, restore = _rows(x.detach(), len(step))
-        return restore(kernels()[0](rows, step, bounds))
+        with _one_state(x.device):
+            step = scale.detach().abs().reshape(-1)
+            return _restored(kernels()[0](_rows(x, len(step)), _rows(step, len(step)), bounds), x)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, scale, bounds = ctx.saved_tensors
-        step = _column(scale)
-        rows, restore = _rows(x.detach(), len(step))
-        if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
-            gradient = gradient.contiguous(memory_format=torch.channels_last)
-        else:
-            gradient = gradient.contiguous()
-        of_x, of_step = kernels()[1](_rows(gradient.detach(), len(step))[0], rows, step, bounds)
-        of_scale = of_step.view(scale.shape) * ctx.gradient_scale * scale.sign()
-        return restore(of_x), of_scale, None, None
+        channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        gradient = gradient.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        with _one_state(x.device):
+            step = scale.detach().abs().reshape(-1)
+            rows, step = _rows(x, len(step)), _rows(step, len(step))
+            of_x, of_step = kernels()[1](_rows(gradient, len(step)), rows, step, bounds)
+            of_scale = of_step.view(scale.shape) * ctx.gradient_scale * scale.sign()
+            return _restored(of_x, x), of_scale, None, None
 
 
-def _column(scale: torch.Tensor) -> torch.Tensor:
-    return scale.detach().abs().view(-1, 1)
+@contextmanager
+def _one_state(device: torch.device) -> Iterator[None]:
+    """Turns gradients, inference mode and automatic casts off: a kernel is compiled anew for each state of them."""
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+        yield
 
 
-def _rows(x: torch.Tensor, count: int) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
-    """Returns a tensor as (count, n) without copying it, if it is dense, and what gives rows its shape again."""
-    if x.is_contiguous() or x.dim() != 4:
-        return x.reshape(count, -1), lambda rows: rows.view(x.shape)
-    last = x.permute(0, 2, 3, 1)
-    return last.reshape(count, -1), lambda rows: rows.view(last.shape).permute(0, 3, 1, 2)
+def _rows(x: torch.Tensor, count: int) -> torch.Tensor:
+    """Returns a tensor as (count, n), in the order of its memory, without copying it if it is dense.
+
+    It is no view of `x` but a tensor of its own on the same memory: kernels are compiled anew for what a view's base
+    looks like, for tensors of inference mode, and for those that need gradients.
+    """
+    if not (x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))):
+        x = x.contiguous()
+    size = (count, x.numel() // count)
+    rows = torch.empty(0, dtype=x.dtype, device=x.device)
+    return rows.set_(x.untyped_storage(), x.storage_offset(), size, (size[1], 1))
+
+
+def _restored(rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Gives rows the shape of the tensor that they were made of."""
+    if x.is_contiguous() or x.dim() != 4 or not x.is_contiguous(memory_format=torch.channels_last):
+        return rows.view(x.shape)
+    return rows.view(x.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)

@@ -54,6 +54,23 @@ def test_other_bits_and_shapes_compile_nothing_anew():
         network(INPUTS).square().sum().backward()
 
 
+@pytest.mark.parametrize("casts", [False, True], ids=["float32", "bfloat16"])
+def test_the_state_of_torch_compiles_nothing_anew(casts):
+    """An epoch trains, estimates batch norms again without gradients, and evaluates in inference mode."""
+    test_other_bits_and_shapes_compile_nothing_anew()
+    network = trainable_network(CALIBRATION, Allocation.make(CALIBRATION.layers, 3, 3), fused=True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=casts):
+        outputs = [network(INPUTS)]
+        outputs[0].float().square().sum().backward()
+        with torch.compiler.set_stance("fail_on_recompile"):
+            view = torch.cat([INPUTS, INPUTS])[: len(INPUTS)]
+            for state in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+                with state():
+                    outputs += [network(view), network(view.clone())]
+    for output in outputs[1:]:
+        torch.testing.assert_close(output, outputs[0])
+
+
 def test_the_network_has_the_same_state_and_outputs():
     allocation = Allocation.make(CALIBRATION.layers, *BITS)
     ours, theirs = (trainable_network(CALIBRATION, allocation, fused=each) for each in (True, False))
