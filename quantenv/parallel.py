@@ -20,8 +20,8 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +31,7 @@ import torch
 from torch import nn
 
 from quantenv.errors import QuantenvError
+from quantenv.signals import blocked
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -146,7 +147,7 @@ class Processes:
                     "module defines."
                 ) from error
             context = multiprocessing.get_context("spawn")
-            with _signals_blocked():
+            with blocked(signal.SIGINT, signal.SIGTERM):
                 for rank in range(self._count):
                     ours, theirs = context.Pipe()
                     setting = rank, self._count, self._compute, torch.get_num_threads(), str(folder), theirs
@@ -264,22 +265,6 @@ def check_divides(processes: int, batch_size: int) -> None:
             f"batch_size is {batch_size}, which {processes} processes cannot share equally: choose a multiple of "
             f"{processes}."
         )
-
-
-@contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """Lets processes that are started within never receive Ctrl-C or SIGTERM, which may be sent to the whole group.
-
-    What to do about them is for the process that started the others to say.
-    """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 # In one of the processes -----------------------------------------------------------------------------------

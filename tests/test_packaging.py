@@ -39,7 +39,7 @@ STOREYS = (
         "quantenv.attention",
         "quantenv.multiplications",
     ),
-    ("quantenv.errors", "quantenv.files", "quantenv.parallel"),
+    ("quantenv.errors", "quantenv.files", "quantenv.signals", "quantenv.parallel"),
 )
 
 

@@ -6,10 +6,9 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from types import TracebackType
@@ -19,6 +18,7 @@ from quantenv.allocation import Allocation
 from quantenv.errors import QuantenvError
 from quantenv.evaluate.base import Evaluation, Evaluator
 from quantenv.evaluate.workers import Facts, Make, Workers, keep_freed_memory, pin_threads
+from quantenv.signals import blocked
 
 if TYPE_CHECKING:
     from quantenv.evaluate.store import EvaluationStore
@@ -113,7 +113,7 @@ class _ProcessWorker:
         context = get_context("spawn")
         end, self._lifeline = context.Pipe(duplex=False)
         self._executor = ProcessPoolExecutor(1, context, _live, (end,))
-        with _deaf_to_interrupts():
+        with blocked(signal.SIGINT):
             self.facts: Future[Facts] = self._executor.submit(_prepare, payload, threads)
         end.close()
         self._owed: Future[Any] = self.facts
@@ -150,22 +150,6 @@ def without_training(task: "Task") -> "Task":
     splits = {name: Split(split.inputs.clone(), split.labels.clone()) for name, split in kept.items()}
     object.__setattr__(lean, "splits", splits)
     return lean
-
-
-@contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """Lets processes that are started within never receive Ctrl-C, which a terminal sends to them all.
-
-    What to do about it is for the process that started them to say.
-    """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 # In a worker process ---------------------------------------------------------------------------------------
