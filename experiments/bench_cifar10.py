@@ -6,8 +6,8 @@ Weights are compressed 13.1 times and activations have 4 bits, as in HAWQ (Dong 
     quantenv train --task resnet20 --scheme linear+batch-norm --agent surrogate --pinned first_last --activation_bits 4
         --budget 0.3053 --evaluations 150 --qat.epochs 0
 
-Its allocation is what ``--allocation`` names. Then every row is fine-tuned by the same recipe with the same seeds. What
-is stopped goes on where it was.
+Its allocation is what ``--allocation`` names; ours is ``experiments/results/resnet20_13x.json``. Then every row is
+fine-tuned by the same recipe with the same seeds. What is stopped goes on where it was.
 """
 
 import dataclasses
