@@ -14,7 +14,7 @@ import math
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from experiments.provenance import environment
 from experiments.recorder import EpisodeRecorder
 from experiments.search import make_env, search_evaluator
 from experiments.statistics import first_reached, interquartile_mean
+from experiments.task_source import SOURCE, SourceOptions
 from quantenv.env.environment import QuantizationEnv
 from quantenv.errors import QuantenvError
 from quantenv.evaluate.store import OFF, open_store
@@ -40,9 +41,12 @@ from quantenv.files import write_text
 NAME = "bench_transfer"
 
 
-@dataclass(frozen=True)
-class TransferOptions:
-    """Measures evaluations to a target from scratch and from an agent that was trained on another task."""
+@dataclass(frozen=True, kw_only=True)
+class TransferOptions(SourceOptions):
+    """Measures evaluations to a target from scratch and from an agent that was trained on another task.
+
+    Data, network and weights are those of the second task of a pair, where it does not bring its own.
+    """
 
     pairs: list[str] = field(default_factory=lambda: ["digits_table:resnet20_table", "resnet20_table:digits_table"])
     """Tasks to train on and to go on with, as source:target; tables or others."""
@@ -149,15 +153,23 @@ def main(arguments: Sequence[str]) -> int:
 
 def compare(source: str, target: str, agent: str, options: TransferOptions) -> Comparison:
     """Trains on one task, and searches the other one with and without what was learned."""
+    common: dict[str, Any] = {"agent": agent, "metric": options.metric, "budget": options.budget, "bits": options.bits}
+    training = TrainOptions(
+        task=source, decisions=options.source_decisions, evaluations=options.source_evaluations, **common
+    )
+    brought = {name: getattr(options, name) for name in SOURCE}
+    search = TrainOptions(
+        task=target, decisions=options.decisions, evaluations=options.evaluations, **common, **brought
+    )
     scratch, transferred = [], []
     accuracy = -math.inf
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(options.seeds):
             trained = Path(folder) / f"{agent}-{seed}"
-            _run(source, options.source_decisions, options.source_evaluations, agent, seed, options, None, trained)
-            env, curve = _run(target, options.decisions, options.evaluations, agent, seed, options, None, None)
+            _run(replace(training, seed=seed), options.store, save=trained)
+            env, curve = _run(replace(search, seed=seed), options.store)
             scratch.append(curve)
-            _, curve = _run(target, options.decisions, options.evaluations, agent, seed, options, trained, None)
+            _, curve = _run(replace(search, seed=seed), options.store, start=trained)
             transferred.append(curve)
     if env.table is not None:
         best = optimum(env.table, env.budgets, env.tables, allowed=env.allowed).best.evaluation
@@ -166,56 +178,37 @@ def compare(source: str, target: str, agent: str, options: TransferOptions) -> C
         accuracy = min(float(curve[-1]) for curve in scratch)
     times = [first_reached(-np.stack(curves), -accuracy + 1e-12) for curves in (scratch, transferred)]
     ends = [float(interquartile_mean(np.array([curve[-1] for curve in curves]))) for curves in (scratch, transferred)]
+    named = f"{target} ({options.model})" if options.model else target
     return Comparison(
-        source, target, agent, accuracy, tuple(times[0].tolist()), tuple(times[1].tolist()), (ends[0], ends[1])
+        source, named, agent, accuracy, tuple(times[0].tolist()), tuple(times[1].tolist()), (ends[0], ends[1])
     )
 
 
 def _run(
-    task_name: str,
-    decisions: str,
-    evaluations: int,
-    agent_name: str,
-    seed: int,
-    options: TransferOptions,
-    start: Path | None,
-    save: Path | None,
+    run: TrainOptions, store: str | None, start: Path | None = None, save: Path | None = None
 ) -> tuple[QuantizationEnv, np.ndarray]:
     """Searches once.
 
     Args:
-        task_name: The task.
-        decisions: What is decided.
-        evaluations: Evaluations.
-        agent_name: Who searches.
-        seed: Its seed.
-        options: Of the benchmark.
+        run: What is searched, by whom.
+        store: As `TransferOptions.store`.
         start: A saved agent to go on from.
         save: Where to save the agent.
 
     Returns:
         The environment, and the best feasible accuracy so far after each evaluation, -1 before there is one.
     """
-    run = TrainOptions(
-        task=task_name,
-        agent=agent_name,
-        metric=options.metric,
-        budget=options.budget,
-        decisions=decisions,
-        bits=options.bits,
-        seed=seed,
-    )
-    task = resolve_task(task_name)
-    with search_evaluator(run, task, open_store(options.store) or OFF) as evaluator:
+    task = resolve_task(run.task, run.source)
+    with search_evaluator(run, task, open_store(store) or OFF) as evaluator:
         wrapped, env = make_env(run, task, evaluator)
         recorder = EpisodeRecorder(wrapped, evaluator.reference.samples)
         accuracies: list[float] = []
         recorder.listeners = [lambda episode: accuracies.append(episode.accuracy if episode.feasible else -1.0)]
-        given: dict[str, Any] = resolved_options(agent_name, ANY, {})
-        agent = make_agent(agent_name, recorder, seed, given)
+        given: dict[str, Any] = resolved_options(run.agent, ANY, {})
+        agent = make_agent(run.agent, recorder, run.seed, given)
         if start is not None:
             agent.load(start)
-        agent.learn(evaluations, lambda metrics: None)
+        agent.learn(run.evaluations, lambda metrics: None)
         if save is not None:
             agent.save(save)
     return env, np.maximum.accumulate(np.array(accuracies))

@@ -1,4 +1,4 @@
-"""`quantenv pretrain`: trains the float network of a task of torchvision's small images from scratch."""
+"""`quantenv pretrain`: trains a float network from scratch, on torchvision's small images or the user's."""
 
 import copy
 import dataclasses
@@ -24,21 +24,27 @@ from quantenv.errors import QuantenvError, unknown_name
 from quantenv.evaluate.ptq import evaluate_logits
 from quantenv.files import write_atomically, write_text
 from quantenv.tasks import Task, check_source
+from quantenv.tasks.imagefolder import imagefolder_of
 from quantenv.tasks.pretraining import PretrainConfig, Pretraining
 from quantenv.tasks.small_images import DATA_SETS, DEFAULT_NETWORK, pretrained_file, random_network, task_of
+
+#: The task of the user's images.
+IMAGE_FOLDER = "imagefolder"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainOptions(PretrainConfig, SourceOptions):
-    """Trains a float network from scratch, for the task to find: SGD with Nesterov momentum under a cosine.
+    """Trains a float network from scratch, for a task to use: SGD with Nesterov momentum under a cosine.
 
     A checkpoint is kept after every epoch; training goes on from it to the same weights as without interruption.
     """
 
     task: str = "cifar10"
-    """cifar10, cifar100, fashionmnist or mnist; --data and --model say more, --weights has no meaning here."""
+    """cifar10, cifar100, fashionmnist, mnist or imagefolder; --data and --model say more, --weights has no meaning.
+    An imagefolder may have any network; quantenv.tasks.cifar_networks:resnet32, for one, is for small images."""
     output: str | None = None
-    """File of the trained weights, written when training has ended; by default where the task looks for them."""
+    """File of the trained weights, written when training has ended; by default where the task looks for them. Task
+    imagefolder looks nowhere: give it this file as --weights."""
     threads: int = 1
     """Threads of torch. Other counts can sum in another order."""
     runs: str = "runs"
@@ -50,10 +56,12 @@ class PretrainOptions(PretrainConfig, SourceOptions):
         super().__post_init__()
         if self.threads < 1:
             raise QuantenvError(f"--threads is {self.threads}; expected a whole number of at least 1.")
-        if self.task not in DATA_SETS:
-            raise unknown_name("task to pretrain:", self.task, DATA_SETS)
+        if self.task not in (*DATA_SETS, IMAGE_FOLDER):
+            raise unknown_name("task to pretrain:", self.task, (*DATA_SETS, IMAGE_FOLDER))
         if self.weights is not None:
             raise QuantenvError("`quantenv pretrain` trains from scratch: leave --weights out.")
+        if self.task == IMAGE_FOLDER and self.output is None and self.resume is None:
+            raise QuantenvError("--task imagefolder needs --output, the file for the trained weights.")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -135,6 +143,8 @@ def train(training: Pretraining, task: Task, options: PretrainOptions, folder: P
 
 def _task(options: PretrainOptions, model: str) -> Task:
     """Makes the task of a network with random weights; the same seed gives the same."""
+    if options.task == IMAGE_FOLDER:
+        return imagefolder_of(options.source, options.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         network = random_network(options.task, model)
@@ -144,7 +154,7 @@ def _task(options: PretrainOptions, model: str) -> Task:
 def _recipe(options: PretrainOptions) -> PretrainConfig:
     recipe = {field.name: getattr(options, field.name) for field in dataclasses.fields(PretrainConfig)}
     if options.flip is None:
-        recipe["flip"] = DATA_SETS[options.task].flipped
+        recipe["flip"] = options.task == IMAGE_FOLDER or DATA_SETS[options.task].flipped
     return PretrainConfig(**recipe)
 
 
@@ -152,7 +162,7 @@ def _new_folder(options: PretrainOptions, model: str) -> Path:
     parent = Path(options.runs) / options.task / "pretrain"
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        folder = make_new(parent, f"{model}-{options.seed}-{datetime.now():%Y%m%d-%H%M%S}")
+        folder = make_new(parent, f"{model.replace(':', '.')}-{options.seed}-{datetime.now():%Y%m%d-%H%M%S}")
     except OSError as error:
         raise QuantenvError(f"Cannot make a folder in {parent}: {error.strerror}.") from error
     header = "# Resolved options of this training; run it again with `quantenv pretrain --config <this file>`.\n"

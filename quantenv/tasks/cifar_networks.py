@@ -1,17 +1,13 @@
 """Networks for images of about 32 x 32 pixels: the CIFAR ResNets, and MobileNetV2 with fewer strides."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from quantenv.errors import unknown_name
 from quantenv.tasks.resnet20 import BasicBlock
 from quantenv.tasks.vision import torchvision
-
-#: Depth of each ResNet by name.
-RESNETS = {"resnet20": 20, "resnet32": 32, "resnet56": 56}
-MOBILENET = "mobilenet_v2"
-NETWORKS = (*RESNETS, MOBILENET)
 
 #: MobileNetV2's expansion, channels, blocks and stride of each stage (Sandler et al. 2018, table 2), but a stride of 1
 #: in the second one. With that of the stem, 32 x 32 images are halved three times instead of five.
@@ -56,27 +52,38 @@ class CifarResNet(nn.Module):
         return self.linear(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
 
 
-def make_cifar_network(name: str, channels: int, classes: int) -> nn.Module:
-    """Makes a network with random weights, drawn with torch's own generator.
+def resnet20(channels: int = 3, classes: int = 10) -> nn.Module:
+    """Makes a CIFAR ResNet of 20 layers; see `CifarResNet`."""
+    return CifarResNet(20, channels, classes)
 
-    Args:
-        name: A name of `NETWORKS`.
-        channels: Of the images, 1 or 3.
-        classes: Outputs.
 
-    Raises:
-        QuantenvError: If the name is unknown.
-    """
-    if name in RESNETS:
-        return CifarResNet(RESNETS[name], channels, classes)
-    if name != MOBILENET:
-        raise unknown_name("network for small images:", name, NETWORKS)
+def resnet32(channels: int = 3, classes: int = 10) -> nn.Module:
+    """Makes a CIFAR ResNet of 32 layers; see `CifarResNet`."""
+    return CifarResNet(32, channels, classes)
+
+
+def resnet56(channels: int = 3, classes: int = 10) -> nn.Module:
+    """Makes a CIFAR ResNet of 56 layers; see `CifarResNet`."""
+    return CifarResNet(56, channels, classes)
+
+
+def mobilenet_v2(channels: int = 3, classes: int = 10) -> nn.Module:
+    """Makes MobileNetV2 with fewer strides; see `MOBILENET_STAGES`."""
     stages = [list(stage) for stage in MOBILENET_STAGES]
     network: nn.Module = torchvision().models.MobileNetV2(classes, inverted_residual_setting=stages)
     stem = nn.Conv2d(channels, 32, 3, 1, 1, bias=False)
     nn.init.kaiming_normal_(stem.weight, mode="fan_out")
     network.get_submodule("features.0").register_module("0", stem)
     return network
+
+
+#: The networks by name.
+NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
+    "resnet20": resnet20,
+    "resnet32": resnet32,
+    "resnet56": resnet56,
+    "mobilenet_v2": mobilenet_v2,
+}
 
 
 def _stage(in_channels: int, out_channels: int, blocks: int) -> nn.Sequential:

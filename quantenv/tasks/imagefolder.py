@@ -116,22 +116,35 @@ def make_imagefolder(source: TaskSource) -> Task:
     Raises:
         QuantenvError: If data, network or weights are missing, cannot be read or do not fit each other.
     """
+    if source.weights is None and source.model is not None and source.model.startswith(f"{TORCHVISION}:"):
+        raise QuantenvError(
+            f"Model {source.model} has random weights without --weights: give the file of a state dict, DEFAULT for "
+            "those that torchvision publishes, or first run `quantenv pretrain --task imagefolder`."
+        )
+    return imagefolder_of(source, WEIGHT_SEED)
+
+
+def imagefolder_of(source: TaskSource, seed: int) -> Task:
+    """Makes the task, of random weights if none are given: that is what training from scratch begins with.
+
+    Args:
+        source: As for `make_imagefolder`.
+        seed: Of random weights.
+
+    Raises:
+        QuantenvError: As `make_imagefolder`.
+    """
     data, model = source.data, source.model
     if data is None or model is None:
         raise QuantenvError(
             "Task 'imagefolder' needs --data, a folder of images by class, and --model, such as "
             "torchvision:mobilenet_v2; and --weights, a file or DEFAULT."
         )
-    if source.weights is None and model.startswith(f"{TORCHVISION}:"):
-        raise QuantenvError(
-            f"Model {model} has random weights without --weights: give the file of a state dict, or DEFAULT for those "
-            "that torchvision publishes."
-        )
     train, held_out, classes = _parts(Path(data))
     # A function of the user's knows its own number of classes.
     outputs = len(classes) if model.startswith(f"{TORCHVISION}:") else None
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(WEIGHT_SEED)
+        torch.manual_seed(seed)
         network = make_network(model, source.weights, outputs)
     prepare = preprocessing(model, source.image_size)
     _check_outputs(network, prepare.crop, source, classes)

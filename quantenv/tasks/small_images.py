@@ -17,7 +17,7 @@ from torch.utils.data import TensorDataset
 from quantenv.errors import QuantenvError, unknown_name
 from quantenv.files import cache_dir
 from quantenv.tasks.base import Task
-from quantenv.tasks.cifar_networks import NETWORKS, make_cifar_network
+from quantenv.tasks.cifar_networks import NETWORKS
 from quantenv.tasks.datasets import task_from_datasets
 from quantenv.tasks.models import DEFAULT, load_weights
 from quantenv.tasks.resnet20 import DATA_VARIABLE
@@ -97,7 +97,7 @@ def random_network(name: str, model: str) -> nn.Module:
     """
     if model not in NETWORKS:
         raise unknown_name(f"network of task {name!r}:", model, NETWORKS)
-    return make_cifar_network(model, len(DATA_SETS[name].mean), DATA_SETS[name].classes)
+    return NETWORKS[model](len(DATA_SETS[name].mean), DATA_SETS[name].classes)
 
 
 def task_of(name: str, data: str | None, network: nn.Module) -> Task:

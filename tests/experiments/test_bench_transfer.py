@@ -9,6 +9,7 @@ from quantenv.env.environment import QuantizationEnv
 from quantenv.errors import QuantenvError
 from quantenv.evaluate.table_optimum import optimum
 from tests.synthetic_table import synthetic_table
+from tests.tasks.images import write_parts
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +42,16 @@ def test_same_options_same_numbers_and_targets_that_are_easy_are_reached(tables)
     assert first == compare(*names, options)
     assert first.scratch == first.transferred == (1, 1)
     assert first.saved == 0
+
+
+def test_the_target_may_be_a_network_of_the_user_s(tables, tmp_path, monkeypatch):
+    """From a table to a task that is evaluated: what scratch ends with is the target, which all seeds reach."""
+    monkeypatch.setenv("QUANTENV_STORE", "off")
+    brought = {"data": str(write_parts(tmp_path / "images")), "model": "tests.networks:branched", "image_size": 16}
+    options = TransferOptions(seeds=2, source_evaluations=10, evaluations=16, budget=0.6, bits=[2, 4, 8], **brought)
+    comparison = compare(str(tables / "short.npz"), "imagefolder", "reinforce", options)
+    assert comparison.target == "imagefolder (tests.networks:branched)"
+    assert all(1 <= time <= 16 for time in comparison.scratch)
 
 
 def test_medians_and_savings():

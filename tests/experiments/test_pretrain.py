@@ -11,6 +11,7 @@ from experiments.signals import GracefulStop
 from quantenv.evaluate.ptq import evaluate_logits
 from quantenv.tasks import TaskSource, get_task
 from tests.tasks.data_sets import write_mnist
+from tests.tasks.images import write_parts
 
 SHORT = ("--task=mnist", "--epochs=3", "--batch-size=20", "--crop-padding=2")
 
@@ -134,3 +135,23 @@ def test_a_damaged_checkpoint_is_a_clear_error(trained, tmp_path, refused):
 def test_mistakes_are_one_sentence(refused, tmp_path, monkeypatch, arguments, sentence):
     monkeypatch.setenv("QUANTENV_CACHE", str(tmp_path))
     assert sentence in refused("pretrain", *arguments)
+
+
+def test_a_network_of_the_user_s_is_trained_on_a_folder_of_images(tmp_path, capsys):
+    images, weights = write_parts(tmp_path / "images"), tmp_path / "weights.pt"
+    brought = ["--task=imagefolder", f"--data={images}", "--model=tests.networks:branched", "--image-size=16"]
+    short = ["--epochs=2", "--batch-size=4", f"--runs={tmp_path / 'runs'}"]
+    assert main(["pretrain", *brought, *short]) == 2
+    assert "needs --output" in capsys.readouterr().err
+    assert main(["pretrain", *brought, *short, f"--output={weights}", "--seed=1"]) == 0
+    assert "imagefolder, tests.networks:branched: test accuracy" in capsys.readouterr().out
+    task = get_task(
+        "imagefolder",
+        TaskSource(data=str(images), model="tests.networks:branched", weights=str(weights), image_size=16),
+    )
+    assert all(torch.equal(value, state(weights)[key]) for key, value in task.network.state_dict().items())
+    (folder,) = (tmp_path / "runs").glob("imagefolder/pretrain/*")
+    assert folder.name.startswith("tests.networks.branched-1-")
+    weights.unlink()
+    assert main(["pretrain", f"--resume={folder}"]) == 0
+    assert weights.is_file()

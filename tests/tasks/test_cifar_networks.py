@@ -2,10 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from quantenv.errors import QuantenvError
 from quantenv.layers import describe
 from quantenv.quantize.graph import find_sites, trace
-from quantenv.tasks.cifar_networks import NETWORKS, make_cifar_network
+from quantenv.tasks.cifar_networks import NETWORKS
 from quantenv.tasks.resnet20 import ResNet20
 from quantenv.tasks.vision import torchvision
 
@@ -20,7 +19,7 @@ from quantenv.tasks.vision import torchvision
     ],
 )
 def test_sizes_are_the_papers(name, parameters, layers):
-    network = make_cifar_network(name, 3, 10).eval()
+    network = NETWORKS[name](3, 10).eval()
     assert sum(parameter.numel() for parameter in network.parameters()) == parameters
     example = torch.zeros(2, 3, 32, 32)
     assert len(describe(network, example)) == layers
@@ -29,14 +28,14 @@ def test_sizes_are_the_papers(name, parameters, layers):
 
 
 def test_resnet20_takes_the_weights_of_the_older_task():
-    older, newer = ResNet20().eval(), make_cifar_network("resnet20", 3, 10).eval()
+    older, newer = ResNet20().eval(), NETWORKS["resnet20"](3, 10).eval()
     newer.load_state_dict(older.state_dict())
     example = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     assert torch.equal(newer(example), older(example))
 
 
 def test_mobilenet_halves_32_pixels_three_times():
-    network, shapes = make_cifar_network("mobilenet_v2", 3, 10).eval(), []
+    network, shapes = NETWORKS["mobilenet_v2"](3, 10).eval(), []
     network.features.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape)))
     network(torch.zeros(1, 3, 32, 32))
     assert shapes == [(1, 1280, 4, 4)]
@@ -48,9 +47,4 @@ def test_mobilenet_halves_32_pixels_three_times():
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_grey_images_of_28_pixels_and_other_classes(name):
-    assert make_cifar_network(name, 1, 7).eval()(torch.zeros(2, 1, 28, 28)).shape == (2, 7)
-
-
-def test_unknown_networks_are_clear_errors():
-    with pytest.raises(QuantenvError, match="Unknown network for small images: 'resnet21'"):
-        make_cifar_network("resnet21", 3, 10)
+    assert NETWORKS[name](1, 7).eval()(torch.zeros(2, 1, 28, 28)).shape == (2, 7)

@@ -6,7 +6,7 @@ import torch
 
 from quantenv.errors import QuantenvError
 from quantenv.tasks import TaskSource, get_task
-from quantenv.tasks.cifar_networks import make_cifar_network
+from quantenv.tasks.cifar_networks import NETWORKS
 from quantenv.tasks.small_images import DATA_SETS, make_small_images, pretrained_file
 from tests.tasks.data_sets import gzipped, write_cifar, write_mnist
 
@@ -35,7 +35,7 @@ def any_checksum(monkeypatch):
 
 def pretrained(name, model="resnet20"):
     """Puts random weights where those of `quantenv pretrain` are looked for, and returns them."""
-    network = make_cifar_network(model, len(DATA_SETS[name].mean), DATA_SETS[name].classes)
+    network = NETWORKS[model](len(DATA_SETS[name].mean), DATA_SETS[name].classes)
     pretrained_file(name, model).parent.mkdir(parents=True, exist_ok=True)
     torch.save(network.state_dict(), pretrained_file(name, model))
     return network.state_dict()
@@ -72,7 +72,7 @@ def test_cifar(name, train, tmp_path, any_checksum):
 
 
 def test_models_and_weights_can_be_chosen(tmp_path):
-    network = make_cifar_network("resnet32", 1, 10)
+    network = NETWORKS["resnet32"](1, 10)
     torch.save(network.state_dict(), tmp_path / "weights.pt")
     brought = TaskSource(str(write_mnist(tmp_path / "data")), "resnet32", str(tmp_path / "weights.pt"))
     assert len(get_task("mnist", brought).layers) == 32
