@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from quantenv.allocation import Allocation
 from quantenv.errors import QuantenvError
 from quantenv.evaluate.base import Evaluation, Evaluator
-from quantenv.evaluate.workers import Facts, Make, Workers, keep_freed_memory, pin_threads
+from quantenv.evaluate.workers import Facts, Make, Workers, huge_pages, keep_freed_memory, pin_threads
 from quantenv.signals import blocked
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class _ProcessWorker:
         context = get_context("spawn")
         end, self._lifeline = context.Pipe(duplex=False)
         self._executor = ProcessPoolExecutor(1, context, _live, (end,))
-        with blocked(signal.SIGINT):
+        with blocked(signal.SIGINT), huge_pages():
             self.facts: Future[Facts] = self._executor.submit(_prepare, payload, threads)
         end.close()
         self._owed: Future[Any] = self.facts

@@ -1,6 +1,9 @@
+import os
 import platform
 import subprocess
 import sys
+
+import pytest
 
 from quantenv.evaluate import workers
 
@@ -41,3 +44,22 @@ def test_another_c_library_is_left_alone(monkeypatch):
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     monkeypatch.setattr(workers.ctypes, "CDLL", lambda name: 1 / 0)
     workers.keep_freed_memory()
+
+
+@pytest.mark.parametrize(
+    ("before", "within"),
+    [
+        (None, "glibc.malloc.hugetlb=1"),
+        ("glibc.rtld.nns=8", "glibc.rtld.nns=8:glibc.malloc.hugetlb=1"),
+        ("glibc.malloc.hugetlb=0", "glibc.malloc.hugetlb=0"),
+    ],
+)
+def test_processes_started_within_are_asked_to_use_huge_pages(monkeypatch, before, within):
+    if before is None:
+        monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    else:
+        monkeypatch.setenv("GLIBC_TUNABLES", before)
+    with workers.huge_pages():
+        command = [sys.executable, "-c", "import os; print(os.environ['GLIBC_TUNABLES'])"]
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == within
+    assert os.environ.get("GLIBC_TUNABLES") == before
