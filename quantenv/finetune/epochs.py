@@ -1,6 +1,7 @@
 """The epochs of a fine-tuning, trained by this process or by several."""
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from quantenv.finetune.session import Session
 from quantenv.parallel import Processes, ProcessShare, Share, Stopped
 from quantenv.tasks import Split
 from quantenv.tasks.augmentation import augment
+from quantenv.tasks.shared_norm import share_batch_norms
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,10 @@ def training(
 def _train_share(share: ProcessShare, work: Work, progress: dict[str, Any]) -> None:
     """Trains to the last epoch, in one of several processes; reports after each, and when asked to stop."""
     batches = len(work.train) // work.config.batch_size
-    session = Session(work.network.to(share.device), work.config, batches, share)
+    network = share_batch_norms(work.network.to(share.device), share)
+    session = Session(network, work.config, batches, share)
     session.proceed(progress)
-    epoch = _epoch(work, session, share)
+    epoch = _epoch(dataclasses.replace(work, network=network), session, share)
     try:
         while session.epoch <= work.config.epochs:
             epoch(share.check)

@@ -16,13 +16,13 @@ from quantenv.evaluate.base import Evaluation
 from quantenv.evaluate.ptq import evaluate_logits
 from quantenv.finetune.checkpoint import Checkpoint
 from quantenv.finetune.compilation import resolve
-from quantenv.finetune.config import NEVER, FinetuneConfig
+from quantenv.finetune.config import LIVE, NETWORK, NEVER, FinetuneConfig
 from quantenv.finetune.epochs import Work, training
 from quantenv.finetune.session import Session, is_better
 from quantenv.parallel import Share, check_processes
 from quantenv.quantize import Quantizer, calibrate_task, trainable_network
 from quantenv.quantize.calibration import Calibration
-from quantenv.quantize.trainable import reestimate_trained
+from quantenv.quantize.trainable import fold_norms, reestimate_trained
 from quantenv.tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -63,10 +63,10 @@ def finetune(
 ) -> FinetuneResult:
     """Fine-tunes one allocation on the training split.
 
-    Quantizers start from calibration; batch norms stay folded (see `trainable_network`). After every epoch the network
-    is evaluated on the search split and the best checkpoint kept, by accuracy, then loss. The same seed gives
-    the same result to the bit on the same machine, thread count and number of processes; no global random state is
-    touched. With several processes, a script calls it under ``if __name__ == "__main__":`` only.
+    Quantizers start from calibration; batch norms stay folded, or live until the end (see `trainable_network`). After
+    every epoch the network is evaluated on the search split and the best checkpoint kept, by accuracy, then loss. The
+    same seed gives the same result to the bit on the same machine, thread count and number of processes; no global
+    random state is touched. With several processes, a script calls it under ``if __name__ == "__main__":`` only.
 
     Args:
         task: The task.
@@ -100,7 +100,12 @@ def finetune(
     calibration = calibrate_task(task)
     compiled = resolve(config, calibration, config.epochs * batches)
     network = trainable_network(
-        calibration, allocation, config.weight_quantizer, config.activation_quantizer, fused=compiled != NEVER
+        calibration,
+        allocation,
+        config.weight_quantizer,
+        config.activation_quantizer,
+        fused=compiled != NEVER,
+        live_norms=config.norms == LIVE,
     )
     if config.bf16:
         keep_quantizers_in_float32(network)
@@ -117,7 +122,9 @@ def finetune(
     def save() -> None:
         saved.save(session.state())
 
-    work = Work(task.network, train, config, compiled, network)
+    # Compiled with its batch norms folded, the teacher takes two thirds of the time; its outputs differ in last digits.
+    teacher = calibration.graph if compiled == NETWORK else task.network
+    work = Work(teacher, train, config, compiled, network)
     with training(work, session, between_steps, save) as train_epoch:
         while session.epoch <= config.epochs:
             if session.epoch > 0:
@@ -133,6 +140,10 @@ def _result(task: Task, session: Session, calibration: Calibration | None, netwo
     assert session.best is not None
     network.cpu().load_state_dict(session.best_state)
     best = session.best
+    if session.live:
+        fold_norms(network.eval())
+        best = _search_evaluation(network, task)
+        session.best_state = copy.deepcopy(dict(network.state_dict()))
     if calibration is not None:
         reestimate_trained(network.eval(), calibration)
         again = _search_evaluation(network, task)

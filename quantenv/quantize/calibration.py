@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -42,8 +42,14 @@ class Calibration:
     """The calibration inputs."""
     scheme: Scheme = LINEAR
     """How weights are rounded, and which steps follow."""
-    normalised: tuple[str, ...] = ()
-    """Names of the layers that batch norms were folded into."""
+    gains: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """By layer that a batch norm was folded into: what folding multiplied the norm of each channel's weights by, (O,),
+    positive (1 for channels of zeros)."""
+
+    @property
+    def normalised(self) -> tuple[str, ...]:
+        """Names of the layers that batch norms were folded into."""
+        return tuple(self.gains)
 
     @cached_property
     def modules(self) -> tuple[LayerSpec, ...]:
@@ -134,7 +140,11 @@ def calibrate(
     network = with_plain_attention(network)
     layers = describe(network, inputs[:1])
     graph = trace(network)
-    normalised = tuple(layer.name for layer in layers if _folding_changed(network, graph, layer.name))
+    gains = {
+        layer.name: _folded_gain(network, graph, layer.name)
+        for layer in layers
+        if _folding_changed(network, graph, layer.name)
+    }
     if scheme.equalisation:
         equalise(graph)
     if scheme.absorption:
@@ -157,7 +167,7 @@ def calibrate(
         site_grids={node: activation_grids(torch.cat(parts)) for node, parts in recorder.samples.items()},
         inputs=inputs,
         scheme=scheme,
-        normalised=normalised,
+        gains=gains,
     )
 
 
@@ -211,6 +221,15 @@ def _folding_changed(network: nn.Module, graph: fx.GraphModule, name: str) -> bo
     """Whether a layer's parameters are others than in the network: a batch norm was folded into it."""
     before, after = (dict(module.get_submodule(name).named_parameters()) for module in (network, graph))
     return before.keys() != after.keys() or any(not torch.equal(before[key], after[key]) for key in before)
+
+
+def _folded_gain(network: nn.Module, graph: fx.GraphModule, name: str) -> torch.Tensor:
+    """Returns what folding multiplied the norm of each channel's weights by, (O,)."""
+    before, after = (
+        folded_weight(each.get_submodule(name)).detach().flatten(1).norm(dim=1) for each in (network, graph)
+    )
+    ratio = after / before
+    return torch.where((before > 0) & (after > 0), ratio, 1.0)
 
 
 class _SiteRecorder(fx.Interpreter):

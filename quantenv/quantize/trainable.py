@@ -14,6 +14,7 @@ from quantenv.quantize.corrections import reestimate, rescaled
 from quantenv.quantize.fused import FusedLSQQuantizer
 from quantenv.quantize.grouped import GroupedQuantizer, parts_of
 from quantenv.quantize.network import QuantizedNetwork, Site, rewire
+from quantenv.quantize.norms import as_affine, unfolded
 from quantenv.quantize.quantizers import GroupedGrid, LSQQuantizer, Quantizer, Rounding, quantize, scaled
 from quantenv.quantize.trained import TINY
 from quantenv.quantize.trained import activation_quantizer as find_activation_quantizer
@@ -33,6 +34,7 @@ class TrainableLayer(nn.Module):
         bias: torch.Tensor | None,
         quantizer: Quantizer,
         requantizer: Quantizer | None,
+        norm: nn.BatchNorm2d | None = None,
     ) -> None:
         """Makes the layer.
 
@@ -42,6 +44,7 @@ class TrainableLayer(nn.Module):
             bias: What its bias starts from.
             quantizer: Rounds the weights.
             requantizer: Rounds the input, or None.
+            norm: Normalises the output until it is folded, or None.
         """
         super().__init__()
         assert isinstance(layer, nn.Conv2d | nn.Linear)
@@ -52,6 +55,7 @@ class TrainableLayer(nn.Module):
         )
         self.weight_quantizer = quantizer
         self.requantizer = requantizer
+        self.norm = norm
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Runs the layer on (B, C, H, W) or (B, ..., F)."""
@@ -61,18 +65,26 @@ class TrainableLayer(nn.Module):
         if self.convolution is None:
             return F.linear(x, weight, self.bias)
         stride, padding, dilation, groups = self.convolution
-        return F.conv2d(x, weight, self.bias, stride, padding, dilation, groups)
+        output = F.conv2d(x, weight, self.bias, stride, padding, dilation, groups)
+        return output if self.norm is None else self.norm(output)
+
+    def fold(self) -> None:
+        """Puts what its batch norm does into weights and bias, which stay on as many values."""
+        if self.norm is not None:
+            gain, shift = as_affine(self.norm)
+            self.norm = None
+            self.rescale(gain, shift)
 
     @torch.no_grad()
     def rescale(self, gain: torch.Tensor, shift: torch.Tensor) -> None:
-        """Makes its output ``gain * output + shift``, gain >= 0 and shift of shape (O,)."""
+        """Makes its output ``gain * output + shift``, both of shape (O,); gain >= 0 with codebooks."""
         weight, bias = rescaled(self.weight, self.bias, gain, shift)
         self.weight.copy_(weight)
         for quantizer, channels in parts_of(self.weight_quantizer):
             scale = quantizer.scale
             assert isinstance(scale, torch.Tensor)
             # a channel that never varies has gain 0
-            scale.copy_((scale * gain[channels].view(scale.shape)).clamp(min=TINY))
+            scale.copy_((scale * gain[channels].abs().view(scale.shape)).clamp(min=TINY))
         self.bias = nn.Parameter(bias)
 
 
@@ -82,11 +94,13 @@ def trainable_network(
     weight_quantizer: str | None = None,
     activation_quantizer: str = "lsq",
     fused: bool = False,
+    live_norms: bool = False,
 ) -> fx.GraphModule:
     """Builds the trainable network of one allocation, its quantizers initialised from calibration.
 
-    Batch norms are already folded: what they knew of the statistics is in weights and biases, which are trained
-    freely, so the trained network and the deployed one are the same arithmetic.
+    Batch norms are folded: what they knew of the statistics is in weights and biases, which are trained freely, so the
+    trained network and the deployed one are the same arithmetic. With `live_norms` convolutions get theirs back for
+    the time of training, see `quantenv.quantize.norms`, until `fold_norms`.
 
     Args:
         calibration: The calibrated network; not changed. Training starts from what the steps of its scheme made of
@@ -95,13 +109,15 @@ def trainable_network(
         weight_quantizer: A name of `WEIGHT_QUANTIZERS`; by default the scheme's: lsq, or k-means.
         activation_quantizer: A name of `ACTIVATION_QUANTIZERS`.
         fused: Whether LSQ is compiled, see `quantenv.quantize.fused`; convolutions then run channels-last.
+        live_norms: Whether convolutions that batch norms were folded into are normalised while they are trained.
 
     Returns:
         A graph module in training mode.
 
     Raises:
         AllocationError: If the allocation is for other layers.
-        QuantenvError: If a quantizer is unknown, or cannot give channel groups bits of their own and there are any.
+        QuantenvError: If a quantizer is unknown, or cannot give channel groups bits of their own and there are any, or
+            cannot be folded into and norms are live.
     """
     allocation = allocation.check_fits(calibration.layers)
     bits = calibration.bits_of(allocation)
@@ -109,7 +125,12 @@ def trainable_network(
     if kind == "k-means" and any(calibration.channels.values()):
         raise QuantenvError(
             "The quantizer 'k-means' has one codebook for a layer, which its channel groups cannot share at different "
-            "bits: use 'lsq', 'linear' or 'dorefa'."
+            "bits: use 'lsq', 'mid-rise', 'linear' or 'dorefa'."
+        )
+    if kind == "k-means" and live_norms:
+        raise QuantenvError(
+            "The quantizer 'k-means' has one codebook for all channels, which a negative factor of a live batch norm "
+            "cannot be folded into: use 'lsq', 'mid-rise', 'linear' or 'dorefa', or keep batch norms folded."
         )
     of_weights, of_activations = find_weight_quantizer(kind), find_activation_quantizer(activation_quantizer)
     if fused:
@@ -139,16 +160,28 @@ def trainable_network(
             gain, shift = maps[layer.name]
             weight, bias = rescaled(weight, bias, gain, shift)
             grid = scaled(grid, gain)
+        norm = None
+        if live_norms and layer.name in calibration.gains and isinstance(module, nn.Conv2d):
+            gain = calibration.gains[layer.name] * (maps[layer.name][0] if layer.name in maps else 1.0)
+            norm, weight, grid = unfolded(weight, bias, grid, gain, calibration.statistics.moments[layer.name])
+            bias = None
         elements = layer.params // grid.scale.numel()
         quantizer = (
             GroupedQuantizer(grid, elements, of_weights)
             if isinstance(grid, GroupedGrid)
             else of_weights(grid, elements)
         )
-        return TrainableLayer(module, weight, bias, quantizer, requantizer)
+        return TrainableLayer(module, weight, bias, quantizer, requantizer, norm)
 
     network = rewire(calibration, make_site, make_layer).train()
     return network.to(memory_format=torch.channels_last) if fused else network  # type: ignore[call-overload]
+
+
+def fold_norms(network: fx.GraphModule) -> None:
+    """Folds the batch norms of a network with live ones, in place; in eval mode it computes the same then."""
+    for module in network.modules():
+        if isinstance(module, TrainableLayer):
+            module.fold()
 
 
 def reestimate_trained(network: fx.GraphModule, calibration: Calibration) -> None:

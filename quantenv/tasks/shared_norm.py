@@ -40,7 +40,7 @@ class SharedBatchNorm(nn.BatchNorm2d):
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.momentum is not None
-        x = input.float()
+        x = input.to(self.running_mean.dtype)
         processes = torch.distributed.get_world_size()
         mean = _sum(x.mean((0, 2, 3))) / processes  # (C,)
         centred = x - mean.view(-1, 1, 1)

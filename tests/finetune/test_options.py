@@ -40,6 +40,7 @@ def plain(task, allocation):
         {"ema": 0.5},
         {"crop": 1},
         {"batch_norm": True},
+        {"norms": "live"},
     ],
     ids=lambda changes: "-".join(map(str, next(iter(changes.items())))),
 )

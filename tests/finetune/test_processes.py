@@ -35,11 +35,12 @@ def task():
     return dataclasses.replace(task, network=copy.deepcopy(task.network).double(), splits=splits)
 
 
-def test_two_processes_give_what_one_gives(task, tmp_path):
-    allocation = Allocation.make(task.layers, 6)
+@pytest.mark.parametrize("norms", ["folded", "live"])
+def test_two_processes_give_what_one_gives(task, tmp_path, norms):
+    allocation, recipe = Allocation.make(task.layers, 6), {**RECIPE, "norms": norms}
     alone, together = tmp_path / "alone.pt", tmp_path / "together.pt"
     expected, epochs, continued = [], [], []
-    finetune(task, allocation, FinetuneConfig(**RECIPE), lambda _, metrics: expected.append(metrics), alone)
+    finetune(task, allocation, FinetuneConfig(**recipe), lambda _, metrics: expected.append(metrics), alone)
     assert "accelerate" not in sys.modules
 
     def stop_within_the_second_epoch():
@@ -48,7 +49,7 @@ def test_two_processes_give_what_one_gives(task, tmp_path):
 
     with pytest.raises(Stop):
         finetune(
-            *(task, allocation, FinetuneConfig(**RECIPE, processes=2)),
+            *(task, allocation, FinetuneConfig(**recipe, processes=2)),
             lambda _, metrics: epochs.append(metrics),
             together,
             stop_within_the_second_epoch,
@@ -58,14 +59,14 @@ def test_two_processes_give_what_one_gives(task, tmp_path):
     assert 1 <= step <= 5
     assert epochs[1] == pytest.approx(expected[1], abs=1e-4)
     assert "accelerate" not in sys.modules  # what evaluates has no part in it
-    finetune(task, allocation, FinetuneConfig(**RECIPE), lambda _, metrics: continued.append(metrics), together)
+    finetune(task, allocation, FinetuneConfig(**recipe), lambda _, metrics: continued.append(metrics), together)
     assert continued[:2] == epochs
     assert continued[2] == pytest.approx(expected[2], abs=1e-4)
     for part in ("network", "average"):
         ours, theirs = state(together)[part], state(alone)[part]
         assert max(float((ours[key] - theirs[key]).abs().max()) for key in theirs) < 1e-4
     assert torch.equal(state(together)["generator"], state(alone)["generator"])
-    start = dict(finetune(task, allocation, FinetuneConfig(epochs=0)).state)
+    start = trainable_network(calibrate_task(task), allocation, live_norms=norms == "live").state_dict()
     moved = {key: float((value - start[key]).abs().max()) for key, value in state(together)["network"].items()}
     assert min(moved.values()) > 0  # the quantizers' steps, too
     assert max(moved.values()) > 1e-2

@@ -101,7 +101,14 @@ def test_recipes_out_of_range_are_refused(changes, message):
 
 @pytest.mark.parametrize(
     ("weights", "activations"),
-    [("linear", "linear"), ("dorefa", "dorefa"), ("dorefa", "pact"), ("k-means", "lsq"), ("lsq", "lsq+")],
+    [
+        ("linear", "linear"),
+        ("dorefa", "dorefa"),
+        ("dorefa", "pact"),
+        ("k-means", "lsq"),
+        ("lsq", "lsq+"),
+        ("mid-rise", "lsq"),
+    ],
 )
 def test_every_quantizer_trains(task, weights, activations):
     allocation = Allocation.make(task.layers, 3, 4)

@@ -9,6 +9,7 @@ from quantenv.quantize.trained import (
     DoReFaQuantizer,
     KMeansQuantizer,
     LSQPlusQuantizer,
+    MidRiseQuantizer,
     PACTQuantizer,
     activation_quantizer,
     weight_quantizer,
@@ -39,6 +40,30 @@ def test_pact_clips_rounds_and_learns_where_it_clips():
     quantizer(x).sum().backward()
     assert float(quantizer.alpha.grad) == 2
     assert x.grad.tolist() == [0, 1, 1, 1, 0, 0]
+
+
+@pytest.mark.parametrize(("bits", "error"), [(1, 0.3634), (2, 0.1188), (3, 0.03744), (4, 0.01154)])
+def test_mid_rise_steps_are_the_best_even_ones_of_a_normal_distribution(bits, error):
+    # Max 1960, "Quantizing for minimum distortion", table II.
+    weight = torch.special.ndtri((torch.arange(40_000, dtype=torch.float64) + 0.5) / 40_000).expand(2, -1)
+    quantizer = MidRiseQuantizer(Grid(bits, torch.ones(2, 1, dtype=torch.float64), *weight_bounds(bits)), 40_000)
+    adopted = quantizer.adopt(weight)
+    assert torch.equal(adopted, weight)
+    assert float((quantizer(adopted).detach() - weight).square().mean()) == pytest.approx(error, rel=0.02)
+    assert quantizer.levels().shape == (2, 2**bits)
+
+
+def test_mid_rise_gradient_of_the_step_is_lsq_s():
+    start = Grid(2, torch.full((1, 1), 0.5, dtype=torch.float64), *weight_bounds(2))
+    quantizer = MidRiseQuantizer(start, 6)
+    x = torch.tensor([[-2.0, -0.6, -0.1, 0.1, 0.3, 0.9]], dtype=torch.float64, requires_grad=True)
+    expected = torch.tensor([[-0.75, -0.75, -0.25, 0.25, 0.25, 0.75]], dtype=torch.float64)
+    torch.testing.assert_close(quantizer(x), expected)
+    quantizer(x).sum().backward()
+    inside = [-0.6, -0.1, 0.1, 0.3]  # of the outer levels; outside, the gradient is the level
+    wanted = -1.5 + 1.5 + sum(float(y) / 0.5 - v / 0.5 for y, v in zip(expected[0, 1:5], inside, strict=True))
+    assert quantizer.scale.grad.item() == pytest.approx(wanted / 6**0.5)
+    assert x.grad.tolist() == [[0, 1, 1, 1, 1, 0]]
 
 
 def test_dorefa_is_equation_9_of_its_training_weight():
@@ -113,6 +138,8 @@ def test_mistakes_are_explained():
         LSQQuantizer(book, 30)
     with pytest.raises(QuantenvError, match="starts from a codebook"):
         KMeansQuantizer(linear, 30)
+    with pytest.raises(QuantenvError, match=r"starts from a grid.*use 'k-means'"):
+        MidRiseQuantizer(book, 30)
     with pytest.raises(QuantenvError, match="starts from a grid"):
         LSQPlusQuantizer(book, 30)
     with pytest.raises(QuantenvError, match="Did you mean 'k-means'"):
