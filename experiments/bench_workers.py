@@ -1,9 +1,10 @@
 """Benchmark: what worker processes and Ray actors gain over one process, with one thread and with all cores.
 
-Everything is evaluated side by side from one process, interleaved, on the same allocations, so that the machine's
-moods hit all alike; medians of `repeats` rounds, each of which begins with another of them. Before each there is a
-rest: threads of the one before wait for more work, on a core, for a while. The store is off, and every round has
-allocations of its own.
+Everything is evaluated in turn from one process, on the same allocations, so that the machine's moods hit all alike;
+medians of `repeats` rounds, each of which begins with another way. Workers are started anew in every round, because
+some starts are faster than others for as long as they live, and evaluate a batch before the one that is timed. Before
+that one there is a rest: threads of the one before wait for more work, on a core, for a while. The store is off, and
+every round has allocations of its own.
 """
 
 import os
@@ -11,8 +12,9 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,7 @@ from experiments.command_line import parse_options
 from quantenv.allocation import Allocation
 from quantenv.errors import QuantenvError
 from quantenv.evaluate import make_pool
-from quantenv.evaluate.base import Evaluation
+from quantenv.evaluate.base import Evaluator
 from quantenv.evaluate.ptq import PTQEvaluator
 from quantenv.evaluate.store import OFF
 from quantenv.evaluate.workers import POOLS, check_pool
@@ -114,33 +116,32 @@ def _measure_task(task: Task, batch: int, cores: int, options: BenchOptions) -> 
         bits = rng.integers(2, 9, (batch, len(task.layers)))
         return [Allocation.make(task.layers, row.tolist()) for row in bits]
 
-    def alone(threads: int) -> Callable[[list[Allocation]], list[Evaluation]]:
-        def run(allocations: list[Allocation]) -> list[Evaluation]:
-            torch.set_num_threads(threads)
-            return evaluator.evaluate(allocations)
+    def alone(threads: int) -> AbstractContextManager[Evaluator]:
+        torch.set_num_threads(threads)
+        return nullcontext(evaluator)
 
-        return run
-
-    subjects = {ONE_THREAD: alone(1), ALL_CORES: alone(cores)}
+    subjects: dict[str, Callable[[], AbstractContextManager[Evaluator]]] = {
+        ONE_THREAD: partial(alone, 1),
+        ALL_CORES: partial(alone, cores),
+    }
     threads = {ONE_THREAD: 1, ALL_CORES: cores}
-    with ExitStack() as stack:
-        for pool in options.pools:
-            evaluators = make_pool("ptq", task, OFF, options.workers, 1, pool)
-            subjects[_title(pool, options.workers)] = stack.enter_context(evaluators).evaluate
-            threads[_title(pool, options.workers)] = 1
-        seconds: dict[str, list[float]] = {name: [] for name in subjects}
-        for turn in range(options.repeats + 1):
-            allocations = draw()
-            results = []
-            first = turn % len(subjects)
-            for name in [*list(subjects)[first:], *list(subjects)[:first]]:
+    for pool in options.pools:
+        name = _title(pool, options.workers)
+        subjects[name], threads[name] = partial(make_pool, "ptq", task, OFF, options.workers, 1, pool), 1
+    names = list(subjects)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(options.repeats):
+        before, allocations, results = draw(), draw(), []
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            with subjects[name]() as subject:
+                subject.evaluate(before)  # quantizes the weights and warms caches up
                 time.sleep(REST)
                 started = time.perf_counter()
-                results.append(subjects[name](allocations))
-                if turn:  # the first round quantizes the weights and warms caches up
-                    seconds[name].append(time.perf_counter() - started)
-            if any(result != results[0] for result in results):
-                raise QuantenvError(f"Task {task.name!r}: the ways to evaluate differ in a result, to the bit.")
+                results.append(subject.evaluate(allocations))
+                seconds[name].append(time.perf_counter() - started)
+        if any(result != results[0] for result in results):
+            raise QuantenvError(f"Task {task.name!r}: the ways to evaluate differ in a result, to the bit.")
     return {
         "batch": batch,
         "backend": evaluator.backend,
@@ -175,8 +176,9 @@ def to_markdown(measured: Mapping[str, Any]) -> str:
     lines = [
         "# Workers against one process",
         "",
-        f"{measured['cores']} cores, medians of {measured['repeats']} interleaved rounds; a batch of different random "
-        "allocations, the store off. All ways gave the same results, to the bit.",
+        f"{measured['cores']} cores, medians of {measured['repeats']} rounds, in each of which all took turns and "
+        "workers were started anew; a batch of different random allocations, the store off. All ways gave the same "
+        "results, to the bit.",
         "",
         "| task | what | s a batch (least to greatest) | over one thread (quartiles) | over all cores (quartiles) |",
         "|---|---|---|---|---|",
