@@ -39,15 +39,16 @@ COMPRESSION, DROP = 13.1, 0.3
 #: All images that are not in the search split.
 TEST = 8000
 RECIPE = FinetuneConfig(
-    epochs=8,
+    epochs=10,
     batch_size=128,
-    learning_rate=0.02,
-    clip=0.5,
+    learning_rate=0.04,
+    step_learning_rate=1.0,
+    weight_quantizer="mid-rise",
+    norms="live",
     compile="network",
     bf16=True,
     crop=4,
     flip=True,
-    batch_norm=True,
 )
 
 
@@ -62,7 +63,10 @@ class BenchOptions:
     activation_bits: int = 4
     """Activation bits of the uniform allocations."""
     seeds: int = 3
-    """Fine-tunings of each allocation, with seeds from --qat.seed."""
+    """Fine-tunings of the found allocation and of the largest uniform one that is no larger, with seeds from
+    --qat.seed."""
+    other_seeds: int = 1
+    """Fine-tunings of each other uniform allocation."""
     scheme: str = "linear+batch-norm"
     """Quantization scheme that fine-tuning starts from."""
     qat: FinetuneConfig = RECIPE
@@ -75,7 +79,7 @@ class BenchOptions:
     """Folder of the JSON file and the table."""
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "workers", "threads"):
+        for name in ("seeds", "other_seeds", "workers", "threads"):
             if getattr(self, name) < 1:
                 raise QuantenvError(f"--{name} is {getattr(self, name)}; expected a whole number of at least 1.")
 
@@ -136,9 +140,11 @@ def measure(task: Task, found: Allocation, options: BenchOptions) -> dict[str, A
     rivals = [name for name in rows if name != FOUND and size[name] >= size[FOUND]]
     rival = min(rivals, key=size.__getitem__, default="")
     order = sorted(rows, key=lambda name: (name != FOUND, name != rival))
-    configs = [dataclasses.replace(options.qat, seed=options.qat.seed + index) for index in range(options.seeds)]
-    first = [(name, config) for config in configs for name in order[:2]]
-    rest = [(name, config) for config in configs for name in order[2:]]
+    seeds = range(max(options.seeds, options.other_seeds))
+    configs = [dataclasses.replace(options.qat, seed=options.qat.seed + index) for index in seeds]
+    compared = order[: 2 if rival else 1]
+    first = [(name, config) for config in configs[: options.seeds] for name in compared]
+    rest = [(name, config) for config in configs[: options.other_seeds] for name in order[len(compared) :]]
     jobs = [(rows[name], config) for name, config in first + rest]
     journal = Journal(cache_dir() / NAME / f"{task.identity}.json")
     runs: dict[str, list[Trained]] = {name: [] for name in rows}
@@ -185,11 +191,12 @@ def to_markdown(measured: Mapping[str, Any]) -> str:
     for name, row in measured["rows"].items():
         inner = row["weight_bits"][1:-1]
         bits = str(inner[0]) if len(set(inner)) == 1 else f"{min(inner)}-{max(inner)}"
-        mean = statistics.fmean(accuracies[name])
+        mean, seeds = statistics.fmean(accuracies[name]), len(accuracies[name])
+        spread_of = f" ({_deviation(accuracies[name]):.2f})" if seeds > 1 else ""
         post = 100 * Evaluation(**row["post_training"]).accuracy
         lines.append(
-            f"| {name} | {bits} | {row['activation_bits'][1]} | {row['compression']:.1f} | {post:.2f} | {mean:.2f} "
-            f"({_deviation(accuracies[name]):.2f}) | {len(accuracies[name])} | {reference - mean:+.2f} |"
+            f"| {name} | {bits} | {row['activation_bits'][1]} | {row['compression']:.1f} | {post:.2f} | {mean:.2f}"
+            f"{spread_of} | {seeds} | {reference - mean:+.2f} |"
         )
     found = measured["rows"][FOUND]
     drop = reference - statistics.fmean(accuracies[FOUND])

@@ -83,8 +83,8 @@ class TrainableLayer(nn.Module):
         for quantizer, channels in parts_of(self.weight_quantizer):
             scale = quantizer.scale
             assert isinstance(scale, torch.Tensor)
-            # a channel that never varies has gain 0
-            scale.copy_((scale * gain[channels].abs().view(scale.shape)).clamp(min=TINY))
+            # A channel that never varies has gain 0. A learned step may have become negative: its size counts.
+            scale.copy_((scale * gain[channels].view(scale.shape)).abs().clamp(min=TINY))
         self.bias = nn.Parameter(bias)
 
 

@@ -9,10 +9,8 @@ from experiments.bench_cifar10 import BenchOptions, compression, main, to_markdo
 from experiments.fidelity import reduced
 from quantenv.allocation import Allocation
 from quantenv.errors import QuantenvError
-from quantenv.finetune import FinetuneConfig, finetune
+from quantenv.finetune import finetune
 from quantenv.tasks import get_task
-
-RECIPE = FinetuneConfig(epochs=1, batch_size=16)
 
 
 @pytest.fixture(scope="module")
@@ -31,20 +29,27 @@ def test_it_fine_tunes_every_row_with_every_seed(task, found, tmp_path, monkeypa
     monkeypatch.setattr(bench_cifar10, "make_resnet20", lambda test: task)
     found.save(tmp_path / "best.json")
     options = [
-        "--uniform=[8,2]",
+        "--uniform=[8,3,2]",
         "--seeds=2",
         "--workers=1",
         "--scheme=linear",
         "--qat.epochs=1",
         "--qat.batch_size=16",
     ]
-    options += ["--qat.compile=never", "--qat.bf16=false", "--qat.crop=0", "--qat.flip=false", "--qat.batch_norm=false"]
+    options += ["--qat.compile=never", "--qat.bf16=false", "--qat.crop=0", "--qat.flip=false"]
     options += [f"--allocation={tmp_path / 'best.json'}", f"--output={tmp_path}"]
     assert main(options) == 0
     measured = json.loads((tmp_path / "bench_cifar10.json").read_text())
     assert measured["rival"] == "uniform 2"  # 8 bits are larger than what was found
-    assert list(measured["rows"]) == ["uniform 8", "uniform 2", "found"]
-    recipe = dataclasses.replace(RECIPE, learning_rate=0.02, clip=0.5, seed=1)
+    assert list(measured["rows"]) == ["uniform 8", "uniform 3", "uniform 2", "found"]
+    assert {name: len(row["runs"]) for name, row in measured["rows"].items()} == {
+        "uniform 8": 1,
+        "uniform 3": 1,
+        "uniform 2": 2,
+        "found": 2,
+    }
+    small = {"epochs": 1, "batch_size": 16, "compile": "never", "bf16": False, "crop": 0, "flip": False}
+    recipe = dataclasses.replace(bench_cifar10.RECIPE, **small, seed=1)
     result = finetune(task, uniform_allocation(task, 2, 4), recipe)
     assert measured["rows"]["uniform 2"]["runs"][1]["test"]["correct"] == result.test.correct
     table = (tmp_path / "bench_cifar10.md").read_text()
