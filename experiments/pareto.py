@@ -114,6 +114,24 @@ def main(arguments: Sequence[str]) -> int:
     """
     options = parse_options(ParetoOptions, "pareto", arguments)
     torch.set_num_threads(options.threads)
+    options, env = prepare(options)
+    with GracefulStop() as stop:
+        report, code = search(options, env, stop)
+    say = results()
+    if options.json:
+        say.print(report.to_json(), markup=False, highlight=False, soft_wrap=True)
+    else:
+        print_report(report, say)
+    return code
+
+
+def prepare(options: ParetoOptions) -> tuple[ParetoOptions, QuantizationEnv]:
+    """Returns the options with all that they leave open, and the environment: a `BudgetSweepEnv` for a policy.
+
+    Raises:
+        QuantenvError: For a mistake in the options.
+        InfeasibleBudgetError: If no allocation meets the budget.
+    """
     filled = resolved_options(options.agent, options.task, options.agent_options)
     options = replace(with_absolute_paths(options), agent_options=filled)
     task = resolve_task(options.task, options.source)
@@ -127,17 +145,8 @@ def main(arguments: Sequence[str]) -> int:
         "evaluator": evaluator,
     }
     if options.agent == NSGA2:
-        env = QuantizationEnv(task, **common)
-    else:
-        env = BudgetSweepEnv(task, levels=options.levels, **common)
-    with GracefulStop() as stop:
-        report, code = search(options, env, stop)
-    say = results()
-    if options.json:
-        say.print(report.to_json(), markup=False, highlight=False, soft_wrap=True)
-    else:
-        print_report(report, say)
-    return code
+        return options, QuantizationEnv(task, **common)
+    return options, BudgetSweepEnv(task, levels=options.levels, **common)
 
 
 def search(options: ParetoOptions, env: QuantizationEnv, stop: GracefulStop) -> tuple[ParetoReport, int]:

@@ -6,11 +6,16 @@ from experiments import bench_qat
 from quantenv.errors import QuantenvError
 
 
-def test_it_times_the_three_steps_in_turn(tmp_path, capsys):
+def test_it_times_the_steps_in_turn(tmp_path, capsys):
     options = ["--rounds=1", "--batch=4", "--threads=1", "--compiled=[quantizers]"]  # a network takes a minute
     assert bench_qat.main([*options, f"--output={tmp_path}"]) == 0
     content = json.loads((tmp_path / "bench_qat.json").read_text())
-    assert list(content["rows"]) == ["float, eager", "LSQ, eager", "LSQ, quantizers compiled"]
+    assert list(content["rows"]) == [
+        "float, eager",
+        "LSQ, eager",
+        "LSQ, quantizers compiled",
+        "LSQ, quantizers compiled, live norms",
+    ]
     assert content["rows"]["float, eager"]["over_float"]["median"] == 1.0
     table = (tmp_path / "bench_qat.md").read_text()
     assert capsys.readouterr().out == table

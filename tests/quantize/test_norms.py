@@ -9,6 +9,7 @@ from quantenv.allocation import Allocation
 from quantenv.channel_groups import channels_of
 from quantenv.errors import QuantenvError
 from quantenv.quantize import calibrate, trainable_network
+from quantenv.quantize.norms import LiveNorm
 from quantenv.quantize.quantizers import LSQQuantizer
 from quantenv.quantize.schemes import parse_scheme
 from quantenv.quantize.trainable import TrainableLayer, fold_norms
@@ -118,3 +119,25 @@ def test_a_channel_of_zeros_stays_the_constant_that_it_is():
 def test_codebooks_are_refused():
     with pytest.raises(QuantenvError, match="'k-means' has one codebook for all channels"):
         made("k-means", live_norms=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_compiled_it_is_torch_s_own_batch_norm(dtype):
+    ours, theirs = LiveNorm(4, dtype=dtype), torch.nn.BatchNorm2d(4, dtype=dtype)
+    with torch.no_grad():
+        for parameter, values in ((ours.weight, [0.5, -1, 2, 0]), (ours.bias, [1, 0, -1, 2])):
+            parameter.copy_(torch.tensor(values))
+    theirs.load_state_dict(ours.state_dict())
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(8, 4, 5, 5, dtype=dtype, generator=generator).to(memory_format=torch.channels_last)
+    upstream = torch.randn(x.shape, dtype=dtype, generator=generator)
+    results = []
+    for norm in (torch.compile(ours, backend="aot_eager"), theirs):
+        mine = x.clone().requires_grad_()
+        output = norm(mine)
+        (output * upstream).sum().backward()
+        module = getattr(norm, "_orig_mod", norm)
+        results.append([output, mine.grad, *(p.grad for p in module.parameters()), *module.buffers()][:-1])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+    assert torch.equal(torch.compile(ours.eval(), backend="aot_eager")(x), ours(x))
