@@ -10,10 +10,10 @@ TRAIN_OPTIONS := $(if $(TASK),--task '$(TASK)') $(if $(AGENT),--agent '$(AGENT)'
 	$(if $(BUDGET),--budget '$(BUDGET)') $(if $(EVALUATIONS),--evaluations '$(EVALUATIONS)') $(if $(SEED),--seed '$(SEED)')
 
 .DEFAULT_GOAL := help
-.PHONY: help install train-agent finetune validate tensorboard bench bench-agents benchmark bench-regret report bench-sensitivity bench-channel-groups bench-fidelity bench-transfer bench-pareto test lint check clean
+.PHONY: help install train-agent finetune validate tensorboard bench bench-agents benchmark bench-regret report bench-sensitivity bench-channel-groups bench-fidelity bench-transfer bench-pareto bench-cifar10 test lint check clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo "  Variables: AGENT TASK METRIC BUDGET EVALUATIONS SEED (train-agent), RUN=<folder>, ARGS=\"--option value\""
 
 $(BIN)/python:
@@ -66,6 +66,9 @@ bench-transfer: $(VENV)/.installed ## evaluations to a target, from scratch and 
 
 bench-pareto: $(VENV)/.installed-benchmark ## how much of the true front one run of `quantenv pareto` finds (minutes)
 	$(BIN)/python -m experiments.bench_pareto $(ARGS)
+
+bench-cifar10: $(VENV)/.installed ## ResNet-20 on CIFAR-10 after fine-tuning (80 minutes; needs QUANTENV_DATA)
+	$(BIN)/python -m experiments.bench_cifar10 --allocation experiments/results/resnet20_13x.json $(ARGS)
 
 report: $(VENV)/.installed-benchmark ## draw runs and benchmarks as one HTML page: RUN=<folder>
 	$(BIN)/quantenv report $(or $(RUN),runs/benchmark/default) $(ARGS)
