@@ -9,8 +9,9 @@ exact minimum of HAWQ-V2's criterion (traces of the Hessian):
 
 Its allocation is what ``--allocation`` names; ours is ``experiments/results/resnet20_13x.json``. An accuracy after
 post-training rounding is a poor judge here: an allocation that a surrogate had found by it in 150 evaluations was no
-better after this fine-tuning than uniform 2 bits. Then every row is fine-tuned by the same recipe with the same seeds.
-What is stopped goes on where it was.
+better after this fine-tuning than uniform 2 bits (88.05% and 88.20%, one seed).
+
+Every row is fine-tuned by the same recipe with the same seeds. What is stopped goes on where it was.
 """
 
 import dataclasses
