@@ -42,9 +42,9 @@ def test_random_rows_equal_live_evaluations(table, task):
         counts = np.array([evaluation.correct for evaluation in live])
         if exact:
             assert (counts == table.correct[split][rows]).all()
-            assert (
-                np.array([evaluation.loss for evaluation in live], dtype=np.float32) == table.loss[split][rows]
-            ).all()
+            # Losses are sums of floats, whose last digits differ from one make of CPU to another.
+            losses = np.array([evaluation.loss for evaluation in live])
+            np.testing.assert_allclose(losses, table.loss[split][rows], rtol=1e-4, atol=1e-5)
         else:  # a CPU without int8 kernels: rounding ties may fall differently
             difference = np.abs(counts.astype(int) - table.correct[split][rows])
             assert difference.mean() < 0.01 * table.reference[split].samples
