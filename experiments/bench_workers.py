@@ -34,7 +34,7 @@ from quantenv.tasks.resnet20 import DATA_VARIABLE
 
 NAME = "bench_workers"
 #: Allocations in a batch by task: some seconds of one thread's time.
-BATCHES = {"digits": 2048, "resnet20": 16}
+BATCHES = {"digits": 8192, "resnet20": 16}
 #: Seconds before each measurement: more than OpenMP's threads spin.
 REST = 0.5
 ONE_THREAD, ALL_CORES = "one process, one thread", "one process, all cores"
