@@ -120,6 +120,7 @@ def measure(options: BenchOptions) -> dict[str, Any]:
     subjects = {FLOAT: step_of(network, network), EAGER: quantized(options.bits, NEVER)}
     first, other = {}, {}
     with torch._inductor.utils.fresh_cache():  # what an earlier run compiled would be found again
+        torch._dynamo.reset()  # as would the kernels that were compiled to see whether it works here
         for name in options.compiled:
             title = COMPILED[name]
             subjects[title] = quantized(options.bits, name)

@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from quantenv.errors import QuantenvError
 from quantenv.evaluate.base import Evaluation
-from quantenv.finetune.config import LIVE, FinetuneConfig
+from quantenv.finetune.config import FinetuneConfig
 from quantenv.parallel import Share
 from quantenv.quantize import Quantizer
 
@@ -31,7 +31,7 @@ class Session:
         """
         self.network, self.share = network, share
         self.batch_size, self.batches, self.rate = config.batch_size, batches, config.learning_rate
-        self.clip, self.live = config.clip, config.norms == LIVE
+        self.clip = config.clip
         self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
         self.optimizer = torch.optim.SGD(
             parameter_groups(network, config), config.learning_rate, config.momentum, nesterov=config.momentum > 0

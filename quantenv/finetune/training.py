@@ -140,8 +140,7 @@ def _result(task: Task, session: Session, calibration: Calibration | None, netwo
     assert session.best is not None
     network.cpu().load_state_dict(session.best_state)
     best = session.best
-    if session.live:
-        fold_norms(network.eval())
+    if fold_norms(network.eval()):
         best = _search_evaluation(network, task)
         session.best_state = copy.deepcopy(dict(network.state_dict()))
     if calibration is not None:

@@ -21,8 +21,8 @@ EPSILON = 1e-5
 class LiveNorm(nn.BatchNorm2d):
     """`nn.BatchNorm2d`, left to torch's own kernels where a network is compiled as a whole.
 
-    What torch.compile makes of a batch norm in training takes twice the time of a whole step without one on a CPU; to
-    the compiler it is therefore one opaque operation.
+    What torch.compile makes of batch norms in training takes about as long as the rest of a ResNet-20's step on a CPU,
+    torch's kernels a fifth of that; to the compiler each is therefore one opaque operation.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:

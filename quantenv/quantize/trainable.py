@@ -70,10 +70,10 @@ class TrainableLayer(nn.Module):
 
     def fold(self) -> None:
         """Puts what its batch norm does into weights and bias, which stay on as many values."""
-        if self.norm is not None:
-            gain, shift = as_affine(self.norm)
-            self.norm = None
-            self.rescale(gain, shift)
+        assert self.norm is not None
+        gain, shift = as_affine(self.norm)
+        self.norm = None
+        self.rescale(gain, shift)
 
     @torch.no_grad()
     def rescale(self, gain: torch.Tensor, shift: torch.Tensor) -> None:
@@ -177,11 +177,12 @@ def trainable_network(
     return network.to(memory_format=torch.channels_last) if fused else network  # type: ignore[call-overload]
 
 
-def fold_norms(network: fx.GraphModule) -> None:
-    """Folds the batch norms of a network with live ones, in place; in eval mode it computes the same then."""
-    for module in network.modules():
-        if isinstance(module, TrainableLayer):
-            module.fold()
+def fold_norms(network: fx.GraphModule) -> bool:
+    """Folds a network's live batch norms in place: it computes what it did in eval mode. Says whether it had any."""
+    live = [each for each in network.modules() if isinstance(each, TrainableLayer) and each.norm is not None]
+    for layer in live:
+        layer.fold()
+    return bool(live)
 
 
 def reestimate_trained(network: fx.GraphModule, calibration: Calibration) -> None:

@@ -98,7 +98,7 @@ class LSQPlusQuantizer(Quantizer):
         return (self.scale.detach().abs() * codes + self.offset.detach()).reshape(1, -1)
 
 
-class MidRiseQuantizer(Quantizer):
+class MidRiseQuantizer(GridQuantizer):
     """LSQ on levels between the whole numbers: ``scale * (clamp(round(x / scale - 1/2)) + 1/2)``, for weights.
 
     Symmetric grids for integer kernels leave one code out, which of 2 bits leaves three levels. These have all
@@ -109,14 +109,8 @@ class MidRiseQuantizer(Quantizer):
     """
 
     def __init__(self, grid: Rounding, elements: int) -> None:
-        """Makes the quantizer; see `Quantizer`. The step is that of `adopt`, and the grid's before.
-
-        Raises:
-            QuantenvError: If it is to start from a codebook.
-        """
+        """Makes the quantizer; see `Quantizer`. The step is that of `adopt`, and the grid's before."""
         super().__init__(grid, elements)
-        if not isinstance(grid, Grid):
-            raise QuantenvError("MidRiseQuantizer starts from a grid, not from a codebook; use 'k-means'.")
         self.low, self.high = -(2 ** (grid.bits - 1)), 2 ** (grid.bits - 1) - 1
         self.scale = nn.Parameter(grid.scale.clone())
         self.gradient_scale = 1.0 / math.sqrt(elements * max(1, self.high))
