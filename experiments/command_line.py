@@ -104,7 +104,11 @@ def _with_values(arguments: Sequence[str], kind: Any) -> list[str]:
     """Lets a bare ``--all`` mean ``--all=true``, and hyphens in an option's name mean underscores."""
     arguments = [re.sub(r"^--[^=.]+", lambda name: "--" + name[0][2:].replace("-", "_"), each) for each in arguments]
     switches = {f"--{field.name}" for field in dataclasses.fields(kind) if field.type is bool}
-    return [f"{argument}=true" if argument in switches else argument for argument in arguments]
+    following = [*arguments, ""][1:]
+    return [
+        f"{argument}=true" if argument in switches and after not in ("true", "false") else argument
+        for argument, after in zip(arguments, following, strict=True)
+    ]
 
 
 def _option_names(kind: Any, prefix: str = "--") -> Iterator[str]:

@@ -102,3 +102,26 @@ def test_bad_configuration_files_are_refused_in_one_line(tmp_path, content, expe
     with pytest.raises(QuantenvError, match=expected) as error:
         parse_options(Outer, "none", ["--config", str(file)])
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        ([], False),
+        (["--fast"], True),
+        (["--fast=true"], True),
+        (["--fast", "true"], True),
+        (["--fast", "false"], False),
+    ],
+)
+def test_a_switch_takes_a_value_or_none(line, value):
+    @dataclass(frozen=True)
+    class Switch:
+        """A switch."""
+
+        fast: bool = False
+        """Whether it is fast."""
+        count: int = 0
+        """Another option."""
+
+    assert parse_options(Switch, "none", [*line, "--count", "3"]) == Switch(value, 3)
