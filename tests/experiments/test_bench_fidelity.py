@@ -58,6 +58,21 @@ def numbers(case):
     ]
 
 
+def test_rewards_can_be_chosen(tmp_path):
+    cases = run(tmp_path, '--rewards=["ptq", "ptq, batch-norm"]')
+    assert [row["reward"] for row in cases["digits, size 0.3"]["rows"]] == [
+        *("ptq: accuracy", "ptq: loss", "ptq, batch-norm: accuracy", "ptq, batch-norm: loss", "mean bits"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rewards", "message"), [(["ptq", "luck"], "luck"), (["ptq, batch-norm"], "lacks ptq, which the others")]
+)
+def test_rewards_are_checked(rewards, message):
+    with pytest.raises(QuantenvError, match=message):
+        FidelityOptions(rewards=rewards)
+
+
 def test_a_tiny_benchmark(tmp_path, capsys, cache):
     cases = run(tmp_path)
     (case,) = cases.values()
