@@ -12,15 +12,15 @@ from dataclasses import asdict, dataclass, field
 
 import torch
 
+from experiments.bench_tasks import tasks_at_hand
 from experiments.benchmark import write_results
 from experiments.command_line import parse_options
 from experiments.console import announcements
 from experiments.progress import ProgressView
 from quantenv.allocation import Allocation
-from quantenv.errors import QuantenvError
 from quantenv.evaluate.ptq import PTQEvaluator
 from quantenv.quantize import SCHEMES, STEPS
-from quantenv.tasks import Split, Task, get_task
+from quantenv.tasks import Split, Task
 
 NAME = "bench_correction"
 BITS = (4, 3, 2)
@@ -87,14 +87,9 @@ def main(arguments: Sequence[str]) -> int:
     torch.set_num_threads(options.threads)
     rows: list[Result] = []
     floats: dict[str, float] = {}
-    notes: list[str] = []
-    for name in options.tasks:
-        try:
-            task = get_task(name)
-        except QuantenvError as error:
-            announcements().print(f"{name} is left out: {error}", markup=False)
-            notes.append(f"{name} was left out: its data were not at hand.")
-            continue
+    tasks, notes = tasks_at_hand(options.tasks)
+    for task in tasks:
+        name = task.name
         search = task.splits["search"]
         part = Split(search.inputs[: options.images], search.labels[: options.images])
         train = task.splits["calibration"]  # nothing is trained

@@ -16,17 +16,17 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
+from experiments.bench_tasks import tasks_at_hand
 from experiments.benchmark import write_results
 from experiments.command_line import parse_options
 from experiments.console import announcements
 from experiments.progress import ProgressView
 from experiments.sensitivity import measure_shown
 from quantenv.allocation import Allocation
-from quantenv.errors import QuantenvError
 from quantenv.evaluate import make_evaluator
 from quantenv.files import write_atomically
 from quantenv.sensitivity import Settings, kinds
-from quantenv.tasks import Split, Task, get_task
+from quantenv.tasks import Split, Task
 
 NAME = "bench_sensitivity"
 #: Bits that random allocations draw from, evenly and independently, by what is drawn.
@@ -101,17 +101,11 @@ def main(arguments: Sequence[str]) -> int:
     """
     options = parse_options(BenchOptions, NAME, arguments)
     torch.set_num_threads(options.threads)
-    say = announcements()
     rows: list[Correlation] = []
-    notes: list[str] = []
     truth: dict[str, list[float]] = {}
-    for name in options.tasks:
-        try:
-            task = get_task(name)
-        except QuantenvError as error:
-            say.print(f"{name} is left out: {error}", markup=False)
-            notes.append(f"{name} was left out: its data were not at hand.")
-            continue
+    tasks, notes = tasks_at_hand(options.tasks)
+    for task in tasks:
+        name = task.name
         proxies, remarks = measured_proxies(task, options)
         notes += [f"{name}: {remark}" for remark in remarks]
         for draw in DRAWS:

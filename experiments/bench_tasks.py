@@ -1,11 +1,14 @@
-"""The ResNet-20 tasks that the benchmarks run on: the real one where its data are, stand-ins elsewhere."""
+"""The tasks that the benchmarks run on: those whose data are at hand; of ResNet-20 stand-ins elsewhere."""
 
 import dataclasses
 import functools
 import os
+from collections.abc import Sequence
 
 import torch
 
+from experiments.console import announcements
+from quantenv.errors import QuantenvError
 from quantenv.tasks import Split, Task, get_task
 from quantenv.tasks.digits import digits_splits
 from quantenv.tasks.resnet20 import DATA_VARIABLE, GROUPS, ResNet20
@@ -13,6 +16,18 @@ from quantenv.tasks.training import TrainingRecipe, train_float
 
 #: What takes the stand-in to 90-95% accuracy, in seconds.
 RECIPE = TrainingRecipe(epochs=4, batch_size=32, learning_rate=0.01, seed=0)
+
+
+def tasks_at_hand(names: Sequence[str]) -> tuple[list[Task], list[str]]:
+    """Returns the tasks that can be made here, and for each other one a note for the results; it is announced, too."""
+    tasks, notes = [], []
+    for name in names:
+        try:
+            tasks.append(get_task(name))
+        except QuantenvError as error:
+            announcements().print(f"{name} is left out: {error}", markup=False)
+            notes.append(f"{name} was left out: its data were not at hand.")
+    return tasks, notes
 
 
 def has_data() -> bool:
