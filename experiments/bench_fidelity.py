@@ -13,21 +13,18 @@ ResNet-20 fine-tuning takes two hours of a core even if it is short:
 A benchmark that was stopped goes on where it was. Results of other tasks and budgets in the JSON file are kept.
 """
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.stats import rankdata
 
-from experiments.benchmark import circumstances
+from experiments.benchmark import circumstances, read_cases, write_cases
 from experiments.command_line import parse_options
-from experiments.console import announcements
 from experiments.fidelity import (
     REWARDS,
     Measured,
@@ -41,7 +38,6 @@ from experiments.fidelity import (
 from experiments.statistics import bootstrap
 from quantenv.allocation import Allocation
 from quantenv.errors import QuantenvError, unknown_name
-from quantenv.files import write_text
 from quantenv.finetune import FinetuneConfig
 from quantenv.hardware import compile_costs, load_device, parse_budgets
 from quantenv.tasks import get_task
@@ -153,8 +149,7 @@ def main(arguments: Sequence[str]) -> int:
         QuantenvError: For a mistake in the options, missing data of the task, or damaged results of an earlier run.
     """
     options = parse_options(FidelityOptions, NAME, arguments)
-    folder = Path(options.output)
-    _load(folder)  # a damaged file is better known now than in the end
+    read_cases(NAME, options.output)  # a damaged file is better known now than in the end
     torch.set_num_threads(options.threads)
     task = reduced(get_task(options.task), train=options.train_images, search=options.images, test=options.test_images)
     tables = compile_costs(task.layers, load_device("generic"), codebooks=task.scheme.startswith("k-means"))
@@ -189,13 +184,9 @@ def main(arguments: Sequence[str]) -> int:
             for index, (allocation, cost) in enumerate(zip(allocations, costs, strict=True))
         ],
     }
-    cases = {**_load(folder), f"{options.task}, size {options.budget}": case}
-    text = to_markdown(cases)
-    write_text(folder / f"{NAME}.json", json.dumps({"cases": cases}, indent=1) + "\n")
-    write_text(folder / f"{NAME}.md", text)
+    cases = {**read_cases(NAME, options.output), f"{options.task}, size {options.budget}": case}
+    write_cases(NAME, options.output, cases, to_markdown(cases))
     journal.remove()
-    announcements().print(f"Written to {options.output}/{NAME}.json and .md.", markup=False)
-    sys.stdout.write(text)
     return 0
 
 
@@ -368,17 +359,6 @@ def _verdict(rows: Sequence[Mapping[str, Any]]) -> str:
         f"Highest correlation: {best['reward']} ({best['spearman'][0]:.2f}). Cheapest that ranks better than {DEFAULT} "
         f"beyond the interval of the difference: {cheapest['reward']} ({cheapest['spearman'][0]:.2f})."
     )
-
-
-def _load(folder: Path) -> dict[str, Any]:
-    """Reads the cases that were measured before."""
-    path = folder / f"{NAME}.json"
-    if not path.is_file():
-        return {}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["cases"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise QuantenvError(f"{path} does not hold the results of a benchmark ({error!r}): move it away.") from error
 
 
 if __name__ == "__main__":

@@ -5,15 +5,19 @@ and one from scratch search under the same budget, and it is counted after how m
 allocation whose accuracy is the target. On a table task the target is the optimum less --regret. Elsewhere it is the
 least accurate of what the runs from scratch end with, so that all of them reach it.
 
-Prints a table for every pair and agent, and writes JSON and Markdown. Agents have their options for any task
-(`experiments/configs/agents`): those for one task could make networks of other shapes.
+Prints a table for every pair and agent, and writes JSON and Markdown, where results of other pairs are kept. Agents
+have their options for any task (`experiments/configs/agents`): those for one task could make networks of other shapes.
+A network of the user's as the target, here one that `quantenv pretrain --task imagefolder` trained:
+
+    python -m experiments.bench_transfer --pairs '[resnet20_table:imagefolder]' --data cifar --image_size 32
+        --max_images 500 --model quantenv.tasks.cifar_networks:resnet32 --weights resnet32.pt --bits '[2,4,6,8]'
+        --evaluations 300
 """
 
-import json
 import math
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,10 +27,10 @@ import torch
 
 from agents import make_agent
 from experiments.agent_options import ANY, resolved_options
+from experiments.benchmark import circumstances, read_cases, write_cases
 from experiments.command_line import parse_options
 from experiments.console import announcements
 from experiments.options import TrainOptions
-from experiments.provenance import environment
 from experiments.recorder import EpisodeRecorder
 from experiments.search import make_env, search_evaluator
 from experiments.statistics import first_reached, interquartile_mean
@@ -36,7 +40,6 @@ from quantenv.errors import QuantenvError
 from quantenv.evaluate.store import OFF, open_store
 from quantenv.evaluate.table_optimum import optimum
 from quantenv.evaluate.tables import resolve_task
-from quantenv.files import write_text
 
 NAME = "bench_transfer"
 
@@ -102,8 +105,7 @@ class Comparison:
     @property
     def medians(self) -> tuple[float, float]:
         """Medians of the evaluations to the target, one of the values each, from scratch and transferred."""
-        scratch, transferred = (sorted(times)[(len(times) - 1) // 2] for times in (self.scratch, self.transferred))
-        return scratch, transferred
+        return median(self.scratch), median(self.transferred)
 
     @property
     def saved(self) -> float | None:
@@ -120,8 +122,12 @@ def main(arguments: Sequence[str]) -> int:
 
     Returns:
         Exit code 0.
+
+    Raises:
+        QuantenvError: For a mistake in the options, or damaged results of an earlier run.
     """
     options = parse_options(TransferOptions, NAME, arguments)
+    read_cases(NAME, options.output)  # a damaged file is better known now than in the end
     torch.set_num_threads(1)
     found = []
     for pair in options.pairs:
@@ -129,25 +135,22 @@ def main(arguments: Sequence[str]) -> int:
         for agent in options.agents:
             found.append(compare(source, target, agent, options))
             announcements().print(sentence(found[-1]))
-    text = to_markdown(found, options)
-    content = {
-        "options": asdict(options),
-        "environment": environment(NAME, 1),
+    case = {
+        **circumstances(NAME, arguments, options),
         "comparisons": [
             {
                 **asdict(each),
                 "scratch": _finite(each.scratch),
                 "transferred": _finite(each.transferred),
                 "saved": each.saved,
+                "sentence": sentence(each),
             }
             for each in found
         ],
     }
-    folder = Path(options.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / f"{NAME}.json", json.dumps(content, indent=1) + "\n")
-    write_text(folder / f"{NAME}.md", text)
-    sys.stdout.write(text)
+    title = ", ".join(dict.fromkeys(f"{each.source} to {each.target}" for each in found))
+    cases = {**read_cases(NAME, options.output), title: case}
+    write_cases(NAME, options.output, cases, to_markdown(cases))
     return 0
 
 
@@ -231,28 +234,40 @@ def sentence(comparison: Comparison) -> str:
     )
 
 
-def to_markdown(comparisons: Sequence[Comparison], options: TransferOptions) -> str:
-    """Returns the table."""
-    lines = [
-        "# Transfer: evaluations to a target, from scratch and from an agent of another task",
-        "",
-        f"{options.seeds} seeds; {options.source_evaluations:,} evaluations on the source task; at most "
-        f"{options.evaluations:,} on the target task; {options.metric} budget {options.budget:g}. On tables the target "
-        f"is the optimum less {options.regret:g} points; medians count runs that do not reach it as longest.",
-        "",
-        "| source | target | agent | target accuracy | scratch: each seed | transferred: each seed | medians | saved | "
-        "final accuracy |",
-        "|---|---|---|---:|---|---|---:|---:|---:|",
-    ]
-    for each in comparisons:
-        medians = " / ".join(_times([time]) for time in each.medians)
-        saved = "-" if each.saved is None else f"{each.saved:.0%}"
-        final = " / ".join(f"{accuracy:.2%}" for accuracy in each.final)
-        lines.append(
-            f"| {each.source} | {each.target} | {each.agent} | {each.accuracy:.2%} | {_times(each.scratch)} | "
-            f"{_times(each.transferred)} | {medians} | {saved} | {final} |"
-        )
-    return "\n".join([*lines, "", *(sentence(each) for each in comparisons)]) + "\n"
+def to_markdown(cases: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns a table for each case of the JSON file."""
+    lines = ["# Transfer: evaluations to a target, from scratch and from an agent of another task"]
+    for title, case in cases.items():
+        options = case["options"]
+        lines += [
+            "",
+            f"## {title}",
+            "",
+            f"{options['seeds']} seeds; {options['source_evaluations']:,} evaluations on the source task; at most "
+            f"{options['evaluations']:,} on the target task; {options['metric']} budget {options['budget']:g}. On "
+            f"tables the target is the optimum less {options['regret']:g} points, elsewhere the least accurate of "
+            "what the runs from scratch end with. Medians count runs that do not reach it as longest.",
+            "",
+            "| source | target | agent | target accuracy | scratch: each seed | transferred: each seed | medians "
+            "| saved | final accuracy |",
+            "|---|---|---|---:|---|---|---:|---:|---:|",
+        ]
+        for each in case["comparisons"]:
+            times = [[math.inf if time is None else time for time in each[name]] for name in ("scratch", "transferred")]
+            medians = " / ".join(_times([median(seeds)]) for seeds in times)
+            saved = "-" if each["saved"] is None else f"{each['saved']:.0%}"
+            final = " / ".join(f"{accuracy:.2%}" for accuracy in each["final"])
+            lines.append(
+                f"| {each['source']} | {each['target']} | {each['agent']} | {each['accuracy']:.2%} | "
+                f"{' | '.join(_times(seeds) for seeds in times)} | {medians} | {saved} | {final} |"
+            )
+        lines += ["", *(each["sentence"] for each in case["comparisons"])]
+    return "\n".join(lines) + "\n"
+
+
+def median(times: Sequence[float]) -> float:
+    """Returns the (lower) median, which is one of the values, so that some may be infinite."""
+    return sorted(times)[(len(times) - 1) // 2]
 
 
 def _times(times: Sequence[float]) -> str:

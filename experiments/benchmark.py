@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from experiments.provenance import environment
+from quantenv.errors import QuantenvError
 from quantenv.files import write_text
 
 
@@ -106,4 +107,33 @@ def write_results(
     content = {**circumstances(name, arguments, options, identity), **measured}
     write_text(Path(options.output) / f"{name}.json", json.dumps(content, indent=1) + "\n")
     write_text(Path(options.output) / f"{name}.md", table)
+    sys.stdout.write(table)
+
+
+def read_cases(name: str, output: str) -> dict[str, Any]:
+    """Reads what a benchmark measured of other cases, which its next run keeps.
+
+    Args:
+        name: Name of the benchmark's module.
+        output: Folder of ``<name>.json``.
+
+    Returns:
+        The cases by title; none if there is no file.
+
+    Raises:
+        QuantenvError: If the file is damaged.
+    """
+    path = Path(output) / f"{name}.json"
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))["cases"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise QuantenvError(f"{path} does not hold the results of a benchmark ({error!r}): move it away.") from error
+
+
+def write_cases(name: str, output: str, cases: Mapping[str, Any], table: str) -> None:
+    """Writes ``<output>/<name>.json``, which `read_cases` reads, and ``.md``, and prints the table."""
+    write_text(Path(output) / f"{name}.json", json.dumps({"cases": cases}, indent=1) + "\n")
+    write_text(Path(output) / f"{name}.md", table)
     sys.stdout.write(table)

@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from experiments.bench_transfer import Comparison, TransferOptions, compare, main, sentence
+from experiments.bench_transfer import Comparison, TransferOptions, compare, main, sentence, to_markdown
 from quantenv.env.environment import QuantizationEnv
 from quantenv.errors import QuantenvError
 from quantenv.evaluate.table_optimum import optimum
@@ -26,13 +26,23 @@ def test_a_tiny_benchmark(tables, tmp_path, capsys):
     assert main([*arguments, "--source_evaluations=20", "--evaluations=30"]) == 0
     text = capsys.readouterr().out
     assert text == (tmp_path / "bench_transfer.md").read_text()
-    (comparison,) = json.loads((tmp_path / "bench_transfer.json").read_text())["comparisons"]
+    cases = json.loads((tmp_path / "bench_transfer.json").read_text())["cases"]
+    ((title, case),) = cases.items()
+    (comparison,) = case["comparisons"]
     assert len(comparison["scratch"]) == len(comparison["transferred"]) == 2
     assert all(time is None or 1 <= time <= 30 for time in comparison["scratch"])
     table = synthetic_table(4, bits=(2, 4, 8), seed=4)
     env = QuantizationEnv(table, budget=0.6)
     best = optimum(table, env.budgets, env.tables).best.evaluation.accuracy
     assert comparison["accuracy"] == pytest.approx(best - 0.0025)
+    # Again, beside another pair: that is kept, and the numbers are the same.
+    kept = {"another pair": case, title: {**case, "comparisons": []}}
+    (tmp_path / "bench_transfer.json").write_text(json.dumps({"cases": kept}))
+    assert main([*arguments, "--source_evaluations=20", "--evaluations=30"]) == 0
+    cases = json.loads((tmp_path / "bench_transfer.json").read_text())["cases"]
+    assert cases["another pair"] == case
+    assert cases[title]["comparisons"] == case["comparisons"]
+    assert (tmp_path / "bench_transfer.md").read_text() == to_markdown(cases)
 
 
 def test_same_options_same_numbers_and_targets_that_are_easy_are_reached(tables):
@@ -72,3 +82,9 @@ def test_medians_and_savings():
 def test_mistakes_are_one_sentence(options):
     with pytest.raises(QuantenvError, match="--"):
         TransferOptions(**options)
+
+
+def test_damaged_results_are_known_before_anything_is_measured(tmp_path):
+    (tmp_path / "bench_transfer.json").write_text('{"comparisons": []}')
+    with pytest.raises(QuantenvError, match="does not hold the results"):
+        main([f"--output={tmp_path}"])
