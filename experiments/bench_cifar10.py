@@ -65,8 +65,9 @@ class BenchOptions:
     """The found allocation: a run's best.json."""
     uniform: list[int] = field(default_factory=lambda: [8, 4, 3, 2])
     """Weight bits of the uniform allocations whose first and last layer have 8."""
-    ends_too: list[int] = field(default_factory=lambda: [2])
-    """Weight bits of those in which these two have no more; activations are the same."""
+    ends_too: list[int] = field(default_factory=list)
+    """Weight bits of those in which these two have no more; activations are the same. None by default: no published
+    comparison has such."""
     activation_bits: int = 4
     """Activation bits of the uniform allocations."""
     seeds: int = 3

@@ -30,6 +30,7 @@ def test_it_fine_tunes_every_row_with_every_seed(task, found, tmp_path, monkeypa
     found.save(tmp_path / "best.json")
     options = [
         "--uniform=[8,3,2]",
+        "--ends_too=[2]",
         "--seeds=2",
         "--workers=1",
         "--scheme=linear",
