@@ -42,8 +42,8 @@ _CODE_MOVE_METHODS = {"flatten", "view", "reshape", "permute", "transpose", "squ
 _CODE_MOVE_MODULES = (nn.Flatten, nn.Identity, nn.Dropout)
 #: Targets of nodes that add two tensors, by kind of node.
 _SUMS = {"call_function": (operator.add, operator.iadd, torch.add), "call_method": ("add", "add_")}
-#: Values of a sum that are computed at a time: 512 KiB of floats. Those of a batch of 64 images of ResNet-20's first
-#: stage, all at once, took twice as long on one core and slowed the other one down.
+#: Values of a sum that each thread computes at a time: 512 KiB of floats. Those of a batch of 64 images of ResNet-20's
+#: first stage, all at once, took twice as long on one core and slowed the other one down.
 BLOCK = 1 << 17
 
 
@@ -203,7 +203,7 @@ class IntegerSum(Switched):
         """Adds codes or float values (B, ...) to codes."""
         terms = torch.broadcast_tensors(*map(torch.as_tensor, terms))
         codes = torch.empty_like(terms[0], dtype=torch.uint8)
-        rows = max(1, BLOCK * len(codes) // max(1, codes.numel()))
+        rows = max(1, torch.get_num_threads() * BLOCK * len(codes) // max(1, codes.numel()))
         for block, *parts in zip(*(each.split(rows) for each in (codes, *terms)), strict=True):
             first, second = (
                 part if grid is None else decode(part, grid) for part, grid in zip(parts, self._grids, strict=True)

@@ -31,7 +31,8 @@ def test_codes_carry_exactly_the_quantized_values(bits, zero_point):
 @pytest.mark.parametrize("coded", [(True, True), (True, False), (False, True)])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_a_sum_in_blocks_is_the_sum_all_at_once(monkeypatch, shape, coded, layout):
-    monkeypatch.setattr("quantenv.quantize.integer.BLOCK", 2 * 120)  # two or more samples of the first shape
+    monkeypatch.setattr("quantenv.quantize.integer.BLOCK", 2 * 120)  # two or more samples of the first shape...
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)  # ... and not all seven
     rng = torch.Generator().manual_seed(0)
     grids = [Grid(bits, torch.tensor(scale), low, low + 255) for bits, scale, low in [(8, 0.1, 0), (8, 0.03, -99)]]
     terms = [torch.randint(0, 256, size, generator=rng, dtype=torch.uint8) for size in [(7, *shape[1:]), shape]]
