@@ -228,13 +228,15 @@ def to_markdown(measured: Mapping[str, Any]) -> str:
         f"- Weights compressed {found['compression']:.2f} times, {COMPRESSION} wanted: {_verdict(small)}.",
         f"- {drop:.2f} points below float, {DROP} allowed: {_verdict(close)}.",
     ]
+    best = max(statistics.fmean(each) for each in accuracies.values())
     for name in measured["rivals"]:
         rival = accuracies[name]
         gain = statistics.fmean(accuracies[FOUND]) - statistics.fmean(rival)
         spread = max(_deviation(accuracies[FOUND]), _deviation(rival))
         lines.append(
             f"- {gain:+.2f} points against {name}, which is no larger; the standard deviation between seeds is "
-            f"{spread:.2f}: {_verdict(gain > spread)}."
+            f"{spread:.2f}: {_verdict(gain > spread)}. The best row of all is {best - statistics.fmean(rival):.2f} points "
+            "above it: that is all that more bits bring by this recipe."
         )
     lines += ["", f"Found: weight bits {found['weight_bits']}."]
     return "\n".join(lines) + "\n"

@@ -102,6 +102,7 @@ def test_the_table_says_which_goals_are_reached():
     assert "0.20 points below float, 0.3 allowed: reached" in table
     assert "+1.60 points against uniform 2" in table
     assert "is 0.28: reached" in table
+    assert "The best row of all is 1.70 points above it" in table
     assert "-0.10 points against uniform 2, ends too" in table
     assert "is 0.28: **not reached**" in table
     measured["rows"]["found"] = row(880, 885, size=13.0)
