@@ -235,8 +235,8 @@ def to_markdown(measured: Mapping[str, Any]) -> str:
         spread = max(_deviation(accuracies[FOUND]), _deviation(rival))
         lines.append(
             f"- {gain:+.2f} points against {name}, which is no larger; the standard deviation between seeds is "
-            f"{spread:.2f}: {_verdict(gain > spread)}. The best row of all is {best - statistics.fmean(rival):.2f} points "
-            "above it: that is all that more bits bring by this recipe."
+            f"{spread:.2f}: {_verdict(gain > spread)}. The best row of all is {best - statistics.fmean(rival):.2f} "
+            "points above it: that is all that more bits bring by this recipe."
         )
     lines += ["", f"Found: weight bits {found['weight_bits']}."]
     return "\n".join(lines) + "\n"
