@@ -201,7 +201,7 @@ class IntegerSum(Switched):
 
     def forward(self, *terms: torch.Tensor) -> torch.Tensor:
         """Adds codes or float values (B, ...) to codes."""
-        terms = torch.broadcast_tensors(*terms)  # type: ignore[no-untyped-call]
+        terms = torch.broadcast_tensors(*terms)
         codes = torch.empty_like(terms[0], dtype=torch.uint8)
         rows = max(1, torch.get_num_threads() * BLOCK * len(codes) // max(1, codes.numel()))
         for block, *parts in zip(*(each.split(rows) for each in (codes, *terms)), strict=True):
