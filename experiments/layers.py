@@ -14,7 +14,8 @@ from experiments.command_line import parse_options
 from experiments.console import results
 from quantenv.errors import QuantenvError
 from quantenv.layers import LayerSpec, describe
-from quantenv.quantize.graph import find_sites, trace
+from quantenv.quantize.graph import find_sites
+from quantenv.quantize.tracing import trace
 from quantenv.tasks.models import make_network
 
 
@@ -81,13 +82,6 @@ def network_layers(options: LayersOptions) -> tuple[LayerSpec, ...]:
     shape = _shape(options.input)
     network = make_network(options.model, arguments=options.model_arguments)
     example = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
-    try:
-        with torch.no_grad():
-            network(example)
-    except (RuntimeError, AssertionError, ValueError, IndexError, TypeError) as error:
-        raise QuantenvError(
-            f"{options.model} does not run on an input of shape {options.input}: {(str(error).splitlines() or [''])[0]}"
-        ) from error
     layers = describe(network, example)
     find_sites(trace(network), example)
     return layers

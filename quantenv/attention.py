@@ -83,8 +83,12 @@ class ProjectedAttention(nn.Module):
 class WindowAttention(nn.Module):
     """torchvision's `ShiftedWindowAttention` (Liu et al. 2021, "Swin Transformer") with its layers called as layers.
 
+    Of its second version (Liu et al. 2022, "Swin Transformer V2", section 3.2), which compares queries and keys by
+    their cosine, the small network that makes the table of biases is replaced by that table, and a scale by its
+    value: neither depends on an input.
+
     Args:
-        attention: The attention to express; its layers and its table are shared.
+        attention: The attention to express; its layers are shared, and its table where it has one.
     """
 
     def __init__(self, attention: Any) -> None:
@@ -95,8 +99,18 @@ class WindowAttention(nn.Module):
         self.qkv: nn.Linear = attention.qkv
         self.proj: nn.Linear = attention.proj
         self.partition = WindowPartition(window, shift)
-        self.bias = WindowBias(attention, window, shift)
         self.reverse = WindowReverse(window, shift)
+        self.scale: nn.Parameter | None = None
+        if _is_cosine(attention):
+            with torch.no_grad():
+                self.scale = nn.Parameter(attention.logit_scale.clamp(max=math.log(100.0)).exp())  # (heads, 1, 1)
+                logits = attention.cpb_mlp(attention.relative_coords_table).flatten(0, -2)
+                table = nn.Parameter(16 * torch.sigmoid(logits))
+                if self.qkv.bias is not None:
+                    self.qkv.bias[self.proj.in_features : 2 * self.proj.in_features] = 0  # keys have none
+        else:
+            table = attention.relative_position_bias_table
+        self.bias = WindowBias(table, attention.relative_position_index, window, shift)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps (B, H, W, C) to the same shape."""
@@ -104,7 +118,10 @@ class WindowAttention(nn.Module):
         windows = self.partition(x)  # (B * windows, tokens, C)
         qkv = self.qkv(windows).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q, k, v = qkv[0], qkv[1], qkv[2]  # each (B * windows, heads, tokens, C / heads)
-        scores = torch.matmul(q, k.transpose(-2, -1)) * (self.proj.in_features // self.heads) ** -0.5
+        if self.scale is None:
+            scores = torch.matmul(q, k.transpose(-2, -1)) * (self.proj.in_features // self.heads) ** -0.5
+        else:
+            scores = torch.matmul(F.normalize(q, dim=-1), F.normalize(k, dim=-1).transpose(-2, -1)) * self.scale
         shares = torch.softmax(self.bias(scores, height, width), -1)
         shares = F.dropout(shares, self.dropouts[0], self.training)
         mixed = self.proj(torch.matmul(shares, v).transpose(1, 2).flatten(2))
@@ -161,10 +178,10 @@ class WindowBias(_Windows):
 
     index: torch.Tensor
 
-    def __init__(self, attention: Any, window: list[int], shift: list[int]) -> None:
+    def __init__(self, table: nn.Parameter, index: torch.Tensor, window: list[int], shift: list[int]) -> None:
         super().__init__(window, shift)
-        self.table: nn.Parameter = attention.relative_position_bias_table
-        self.register_buffer("index", attention.relative_position_index)
+        self.table = table  # (relative positions, heads)
+        self.register_buffer("index", index)
 
     def forward(self, scores: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """Maps scores (B * windows, heads, tokens, tokens) to the same shape."""
@@ -217,12 +234,15 @@ def with_plain_attention(network: nn.Module) -> nn.Module:
 
 
 def _known_attention(module: nn.Module) -> bool:
-    # By name: torchvision takes a second to import, and whoever has such a module has imported it. Its second version
-    # computes cosine attention and is not known.
+    # By name: torchvision takes a second to import, and whoever has such a module has imported it.
     kind = type(module)
-    return kind is nn.MultiheadAttention or (
-        kind.__module__ == "torchvision.models.swin_transformer" and kind.__name__ == "ShiftedWindowAttention"
-    )
+    windows = kind.__module__ == "torchvision.models.swin_transformer" and kind.__name__ == "ShiftedWindowAttention"
+    return kind is nn.MultiheadAttention or windows or _is_cosine(module)
+
+
+def _is_cosine(module: nn.Module) -> bool:
+    kind = type(module)
+    return kind.__module__ == "torchvision.models.swin_transformer" and kind.__name__ == "ShiftedWindowAttentionV2"
 
 
 def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:

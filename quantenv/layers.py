@@ -68,17 +68,18 @@ def describe(network: "nn.Module", example: "torch.Tensor") -> tuple[LayerSpec, 
     """Runs a network once and describes its quantizable layers in execution order.
 
     Args:
-        network: Any module that multiplies by weights in Conv2d, Linear and attention layers only; batch, layer and
-            group norms may lie between them, and parameters of modules of your own that are added or scale. Attention
-            is described by its projections (see `quantenv.attention`). Its mode is restored.
+        network: Any module that multiplies by weights in Conv2d, Linear and attention layers only; norms and PReLU may
+            lie between them, and parameters of modules of your own that are added or scale. Attention is described by
+            its projections (see `quantenv.attention`). Its mode is restored.
         example: One batch of inputs, shape (B, ...), on the network's device.
 
     Returns:
         One LayerSpec for each Conv2d and Linear that ran, in the order of first use.
 
     Raises:
-        UnsupportedLayerError: If weights are multiplied by where quantenv cannot see them (the module is named), if no
-            quantizable layer ran, if the network's output is no tensor, or if a parameter holds NaN or infinity.
+        UnsupportedLayerError: If weights are multiplied by where quantenv cannot see them (the module is named), if the
+            network does not run on the example, if no quantizable layer ran, if the output is no tensor, or if a
+            parameter holds NaN or infinity.
     """
     import torch
     from torch import nn
@@ -95,18 +96,23 @@ def describe(network: "nn.Module", example: "torch.Tensor") -> tuple[LayerSpec, 
         if isinstance(module, nn.Conv2d | nn.Linear):
 
             def record(
-                _module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor, name: str = name
+                _module: nn.Module,
+                args: tuple[torch.Tensor, ...],
+                keywords: dict[str, torch.Tensor],
+                output: torch.Tensor,
+                name: str = name,
             ) -> None:
+                (read,) = (*args, *keywords.values())
                 calls.setdefault(name, []).append(
-                    (_per_sample(args[0].shape, len(example)), _per_sample(output.shape, len(example)))
+                    (_per_sample(read.shape, len(example)), _per_sample(output.shape, len(example)))
                 )
 
-            hooks += [module.register_forward_hook(record), *watch.hooks(module)]
+            hooks += [module.register_forward_hook(record, with_kwargs=True), *watch.hooks(module)]
     training = network.training
     try:
         network.eval()
         with torch.no_grad(), watch:
-            output = network(example)
+            output = _run(network, example)
     finally:
         network.train(training)
         for hook in hooks:
@@ -124,6 +130,18 @@ def describe(network: "nn.Module", example: "torch.Tensor") -> tuple[LayerSpec, 
     return tuple(_spec(name, modules[name], shapes) for name, shapes in calls.items())
 
 
+def _run(network: "nn.Module", example: "torch.Tensor") -> object:
+    try:
+        return network(example)
+    except UnsupportedLayerError:
+        raise
+    except (RuntimeError, AssertionError, ValueError, IndexError, TypeError) as error:
+        raise UnsupportedLayerError(
+            f"{type(network).__name__} does not run on an input of shape {','.join(map(str, example.shape[1:]))}: "
+            f"{(str(error).splitlines() or [''])[0]}. It is called with a batch of inputs and nothing else."
+        ) from error
+
+
 def _per_sample(shape: "torch.Size", batch: int) -> tuple[int, ...]:
     """Takes the batch out of a shape. Windows of an image, say, lie beside each other in the first dimension."""
     if shape[0] == batch:
@@ -135,8 +153,9 @@ def _check_modules(network: "nn.Module") -> None:
     import torch
     from torch import nn
 
-    # Norms stay in float and are not quantizable layers themselves.
-    known = nn.Conv2d | nn.Linear | nn.BatchNorm1d | nn.BatchNorm2d | nn.LayerNorm | nn.GroupNorm
+    # Norms and PReLU stay in float and are not quantizable layers themselves.
+    norms = nn.BatchNorm1d | nn.BatchNorm2d | nn.LayerNorm | nn.GroupNorm | nn.InstanceNorm2d | nn.RMSNorm
+    known = nn.Conv2d | nn.Linear | norms | nn.PReLU
     containers = nn.Sequential | nn.ModuleList | nn.ModuleDict
     for name, module in network.named_modules():
         parameters = dict(module.named_parameters(recurse=False))

@@ -38,6 +38,20 @@ def test_window_attention_is_torchvisions(size, shift):
     torch.testing.assert_close(with_plain_attention(attention)(x), attention(x))
 
 
+@pytest.mark.parametrize("size", [(4, 4), (8, 5), (15, 7)])
+@pytest.mark.parametrize("settings", [{"shift_size": [0, 0]}, {"shift_size": [3, 3]}, {"qkv_bias": False}])
+def test_cosine_window_attention_is_torchvisions(size, settings):
+    kind = torchvision().models.swin_transformer.ShiftedWindowAttentionV2
+    attention = kind(**{"dim": 12, "window_size": [7, 7], "shift_size": [3, 3], "num_heads": 3, **settings}).eval()
+    for parameter in attention.parameters():
+        nn.init.normal_(parameter)
+    attention.logit_scale.data[0] = 9.0  # beyond what is clipped
+    x = sequences(2, *size, 12)
+    expected = attention(x)
+    torch.testing.assert_close(with_plain_attention(attention)(x), expected)
+    torch.testing.assert_close(attention(x), expected)
+
+
 def test_a_network_without_attention_is_left_as_it_is():
     network = branched()
     assert with_plain_attention(network) is network

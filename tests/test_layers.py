@@ -158,3 +158,27 @@ def test_networks_that_put_out_more_than_logits_are_refused():
 
     with pytest.raises(UnsupportedLayerError, match="puts out a tuple; expected one tensor of logits"):
         describe(nn.Sequential(nn.Linear(2, 2), Two()), torch.randn(1, 2))
+
+
+def test_a_layer_may_get_its_input_by_name():
+    class ByName(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return self.conv(input=x).mean((2, 3))
+
+    (layer,) = describe(ByName(), torch.randn(2, 3, 8, 8))
+    assert (layer.input_shape, layer.output_shape) == ((3, 8, 8), (4, 6, 6))
+
+
+def test_a_network_that_does_not_run_says_on_what():
+    class Two(nn.Sequential):
+        def forward(self, x, mask):
+            return super().forward(x) * mask
+
+    with pytest.raises(UnsupportedLayerError, match=r"Two does not run .* 3,8,8: .*'mask'.* and nothing else"):
+        describe(Two(nn.Conv2d(3, 4, 3)), torch.randn(1, 3, 8, 8))
+    with pytest.raises(UnsupportedLayerError, match=r"input of shape 3,8,8: .*expected input.* to have 5 channels"):
+        describe(nn.Sequential(nn.Conv2d(5, 4, 3)), torch.randn(1, 3, 8, 8))

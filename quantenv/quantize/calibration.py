@@ -11,18 +11,22 @@ from torch import fx, nn
 from quantenv.allocation import Allocation
 from quantenv.attention import with_plain_attention
 from quantenv.channel_groups import Channels, channels_of, parts_of, split_layers, whole
-from quantenv.errors import QuantenvError
+from quantenv.errors import QuantenvError, UnsupportedLayerError
 from quantenv.layers import LayerSpec, describe
 from quantenv.quantize.calibrate import MAX_SAMPLES, activation_grids, weight_grids
 from quantenv.quantize.corrections import Statistics, bias_correction, measure
 from quantenv.quantize.equalisation import absorb, equalise
-from quantenv.quantize.graph import Site, find_sites, trace
+from quantenv.quantize.graph import Site, find_sites
 from quantenv.quantize.kmeans import codebooks
 from quantenv.quantize.quantizers import Codebook, Grid, GroupedGrid, Rounding, WeightRounding
 from quantenv.quantize.schemes import Scheme, parse_scheme
+from quantenv.quantize.tracing import trace
 from quantenv.tasks import Task
 
 CALIBRATION_BATCH = 64
+#: Samples that a network and its trace are compared on, and the difference that rounding may make, as a fraction of
+#: the outputs' norm.
+CHECKED, TOLERANCE = 4, 0.01
 LINEAR = Scheme()
 
 
@@ -132,7 +136,8 @@ def calibrate(
         The calibration.
 
     Raises:
-        UnsupportedLayerError: If a layer cannot be quantized or the network cannot be traced.
+        UnsupportedLayerError: If a layer cannot be quantized, the network cannot be traced, or its trace computes
+            something else.
         QuantenvError: If the network puts out NaN or infinity on the calibration inputs, or a layer has channel groups
             that are no partition, or that the scheme cannot have.
     """
@@ -140,6 +145,7 @@ def calibrate(
     network = with_plain_attention(network)
     layers = describe(network, inputs[:1])
     graph = trace(network)
+    _check_same(network, graph, inputs[:CHECKED])
     gains = {
         layer.name: _folded_gain(network, graph, layer.name)
         for layer in layers
@@ -169,6 +175,21 @@ def calibrate(
         scheme=scheme,
         gains=gains,
     )
+
+
+def _check_same(network: nn.Module, graph: nn.Module, inputs: torch.Tensor) -> None:
+    """Compares a network with its trace: what forward() does beside computing on tensors, a trace does not show."""
+    training = network.training
+    with torch.no_grad():
+        expected = network.eval()(inputs)
+        found = graph(inputs)
+    network.train(training)
+    if torch.isfinite(expected).all() and (found - expected).norm() > TOLERANCE * expected.norm():
+        raise UnsupportedLayerError(
+            f"Traced with torch.fx, {type(network).__name__} puts out something else: at most {TOLERANCE:.0%} was "
+            f"expected, {float((found - expected).norm() / expected.norm()):.0%} found. Its forward() must be a "
+            "function of its input alone, the same for every batch, and change no view of a tensor in place."
+        )
 
 
 @functools.lru_cache(maxsize=4)

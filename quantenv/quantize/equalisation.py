@@ -35,7 +35,7 @@ def equalise(graph: fx.GraphModule) -> list[tuple[str, str]]:
     factors are those of eq. 11, and pairs are swept until they no longer move (section 4.1.2).
 
     Args:
-        graph: A folded network from `quantenv.quantize.graph.trace`, changed in place; its outputs stay the same up
+        graph: A folded network from `quantenv.quantize.tracing.trace`, changed in place; its outputs stay the same up
             to float rounding.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The network as a graph: batch norms folded, and the places found where integer hardware quantizes.
+"""The places of a network's graph where integer hardware quantizes.
 
 A *site* is a tensor that integer hardware stores: the network's input, every convolution and linear output (after the
 ReLU that follows it), every residual add, every average pool and every float operation's output. Max pools, reshapes,
@@ -7,19 +7,15 @@ no sites. Neither is what lies between a product and the softmax that reads it, 
 computed in float from the accumulators. Other floats, normalisations among them, read stored values and store theirs.
 """
 
-import copy
 import operator
-from collections import Counter
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
-from torch.nn.utils import fusion
 
-from quantenv.attention import WindowBias, WindowPartition, WindowReverse, with_plain_attention
+from quantenv.attention import WindowPartition, WindowReverse
 from quantenv.errors import UnsupportedLayerError
 from quantenv.multiplications import MULTIPLICATIONS
 
@@ -82,59 +78,11 @@ class Site:
     """Elements for one sample."""
 
 
-def trace(network: nn.Module) -> fx.GraphModule:
-    """Traces a network and folds its batch norms.
-
-    Args:
-        network: A network in eval mode; it is not changed.
-
-    Returns:
-        A graph module over copies of its modules, in eval mode, with every batch norm that directly follows a
-        convolution or linear layer folded into it. Module names are kept; attention is expressed by its projections.
-
-    Raises:
-        UnsupportedLayerError: If torch.fx cannot trace the network, or a layer runs more than once.
-    """
-    plain = with_plain_attention(network)
-    tracer = _Tracer()
-    plain = (copy.deepcopy(network) if plain is network else plain).eval()
-    try:
-        graph_module = fx.GraphModule(plain, tracer.trace(plain), type(network).__name__)
-    except Exception as error:  # torch.fx raises whatever the network's Python raises on a proxy
-        raise UnsupportedLayerError(
-            f"Cannot trace {type(network).__name__} with torch.fx{tracer.where}: {str(error).rstrip('.')}. "
-            "Control flow on tensor values must move out of forward(), or into a function that torch.fx.wrap marks, "
-            "if it multiplies by no weights."
-        ) from error
-    modules = dict(graph_module.named_modules())
-    _check_used_once(graph_module, modules)
-    for node in list(graph_module.graph.nodes):
-        norm = modules.get(node.target) if node.op == "call_module" else None
-        if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
-            continue
-        source = node.args[0]
-        layer = modules.get(source.target) if source.op == "call_module" else None
-        if len(source.users) != 1 or not isinstance(layer, nn.Conv2d | nn.Linear):
-            continue
-        folded: nn.Module = (
-            fusion.fuse_conv_bn_eval(layer, norm)
-            if isinstance(layer, nn.Conv2d)
-            else fusion.fuse_linear_bn_eval(layer, norm)
-        )
-        graph_module.set_submodule(source.target, folded)
-        modules[source.target] = folded
-        node.replace_all_uses_with(source)
-        graph_module.graph.erase_node(node)
-    graph_module.delete_all_unused_submodules()
-    graph_module.recompile()
-    return graph_module
-
-
 def find_sites(graph_module: fx.GraphModule, example: torch.Tensor) -> tuple[Site, ...]:
     """Finds the tensors that are quantized.
 
     Args:
-        graph_module: A network from `trace`.
+        graph_module: A network from `quantenv.quantize.tracing.trace`.
         example: A batch of inputs, to learn which nodes are float tensors and how large they are.
 
     Returns:
@@ -218,16 +166,6 @@ def fused_relu(node: fx.Node, modules: Mapping[str, nn.Module]) -> fx.Node | Non
     return users[0] if fusable and len(users) == 1 and is_relu(users[0], modules) else None
 
 
-def _check_used_once(graph_module: fx.GraphModule, modules: Mapping[str, nn.Module]) -> None:
-    calls = Counter(str(node.target) for node in graph_module.graph.nodes if node.op == "call_module")
-    for name, count in calls.items():
-        if count > 1 and isinstance(modules[name], nn.Conv2d | nn.Linear):
-            raise UnsupportedLayerError(
-                f"Layer {name!r} runs {count} times in one forward pass, but has one range for its input. "
-                "Give each use a layer of its own."
-            )
-
-
 def _in_float(graph_module: fx.GraphModule, modules: Mapping[str, nn.Module], carriers: Set[fx.Node]) -> set[fx.Node]:
     """Nodes that nothing but a softmax reads, directly or through others such, back to the product they start at."""
     found: set[fx.Node] = set()
@@ -283,24 +221,3 @@ class _FloatShapes(fx.Interpreter):
 
 def _is_float(value: object) -> bool:
     return isinstance(value, torch.Tensor) and value.is_floating_point()
-
-
-class _Tracer(fx.Tracer):
-    """Traces into everything but torch's own layers and the windows of attention; knows where it stopped."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.where = ""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, WindowBias | WindowPartition | WindowReverse) or super().is_leaf_module(
-            m, module_qualified_name
-        )
-
-    def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        try:
-            return super().call_module(m, forward, args, kwargs)
-        except Exception:
-            if not self.where:  # the innermost module is left first
-                self.where = f", in module {self.path_of_module(m)!r} ({type(m).__name__})"
-            raise

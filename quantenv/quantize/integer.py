@@ -265,7 +265,7 @@ def _to_integers(source: fx.GraphModule) -> fx.GraphModule:
         if isinstance(module, SwitchedSite):
             argument = values[node.args[0]]
             if coded.get(argument) is not module:  # otherwise the layer in front has encoded it already
-                argument = insert(Encode(module), f"encode_{len(graph.nodes)}", argument)
+                argument = insert(Encode(module), f"encode_{len(graph.nodes)}", decoded(argument))
                 coded[argument] = module
             values[node] = argument
         elif isinstance(module, SwitchedLayer):
@@ -282,7 +282,7 @@ def _to_integers(source: fx.GraphModule) -> fx.GraphModule:
             summed = IntegerSum([coded.get(term) for term in terms], target)
             values[node] = insert(summed, f"sum_{len(graph.nodes)}", *terms)
             coded[values[node]] = target
-        elif _moves_codes(node, module) and values[node.args[0]] in coded:
+        elif _moves_codes(node, module) and node.args and values[node.args[0]] in coded:
             values[node] = graph.node_copy(node, lambda n: values[n])
             coded[values[node]] = coded[values[node.args[0]]]
         else:

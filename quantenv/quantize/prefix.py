@@ -112,6 +112,8 @@ def _load(registers: list[Any], argument: Any) -> Any:
         return registers[argument.index]
     if isinstance(argument, tuple | list):
         return type(argument)([_load(registers, item) for item in argument])
+    if isinstance(argument, slice):
+        return slice(*(_load(registers, item) for item in (argument.start, argument.stop, argument.step)))
     return argument
 
 

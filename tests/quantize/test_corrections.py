@@ -10,7 +10,7 @@ from quantenv.allocation import Allocation
 from quantenv.evaluate.ptq import PTQEvaluator
 from quantenv.quantize import QuantizedNetwork, calibrate, calibrate_task, parse_scheme, trainable_network
 from quantenv.quantize.corrections import bias_correction, measure, reestimate, reestimated
-from quantenv.quantize.graph import trace
+from quantenv.quantize.tracing import trace
 from quantenv.tasks import get_task
 from tests.networks import branched
 

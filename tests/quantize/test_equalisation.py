@@ -5,7 +5,7 @@ from torch import nn
 from quantenv.quantize import calibrate, parse_scheme
 from quantenv.quantize.corrections import measure
 from quantenv.quantize.equalisation import absorb, equalise
-from quantenv.quantize.graph import trace
+from quantenv.quantize.tracing import trace
 from quantenv.tasks import get_task
 from quantenv.tasks.vision import torchvision
 from tests.networks import branched

@@ -3,29 +3,12 @@ import torch
 from torch import nn
 
 from quantenv.errors import UnsupportedLayerError
-from quantenv.quantize.graph import find_sites, trace
+from quantenv.quantize.graph import find_sites
+from quantenv.quantize.tracing import trace
 from quantenv.tasks.vision import torchvision
 from tests.networks import branched
 
 EXAMPLE = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-
-
-def test_folding_batch_norms_changes_nothing():
-    network = branched()
-    folded = trace(network)
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
-    with torch.no_grad():
-        torch.testing.assert_close(folded(EXAMPLE), network(EXAMPLE), rtol=1e-4, atol=1e-5)
-    assert any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
-
-
-def test_linear_batch_norms_are_folded_too():
-    network = nn.Sequential(nn.Linear(4, 6, bias=False), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2)).eval()
-    network[1].running_mean.normal_()
-    folded = trace(network)
-    assert not any(isinstance(module, nn.BatchNorm1d) for module in folded.modules())
-    x = torch.randn(3, 4)
-    torch.testing.assert_close(folded(x), network(x))
 
 
 def test_sites_are_where_integer_hardware_stores_tensors():
@@ -56,32 +39,6 @@ def test_every_convolution_of_resnet18_reads_and_writes_a_site():
     assert len(sites) == 1 + 1 + 8 * 3 + 3 + 1
 
 
-def test_untraceable_networks_are_named():
-    class Branching(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = nn.Linear(2, 2)
-
-        def forward(self, x):
-            return self.layer(x) if x.sum() > 0 else x
-
-    with pytest.raises(UnsupportedLayerError, match=r"Cannot trace Branching.*Control flow"):
-        trace(Branching())
-
-
-def test_a_layer_used_twice_is_named():
-    class Twice(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = nn.Linear(2, 2)
-
-        def forward(self, x):
-            return self.layer(self.layer(x))
-
-    with pytest.raises(UnsupportedLayerError, match="'layer' runs 2 times"):
-        trace(Twice())
-
-
 def test_zero_padding_moves_values_and_other_padding_makes_them():
     class Padded(nn.Module):
         def __init__(self, value):
@@ -94,16 +51,6 @@ def test_zero_padding_moves_values_and_other_padding_makes_them():
 
     for value, sites in ((None, 2), (0.0, 2), (1.0, 3)):
         assert len(find_sites(trace(Padded(value)), torch.randn(1, 2, 4, 4))) == sites
-
-
-def test_it_says_in_which_module_the_trace_stopped():
-    class Branching(nn.Module):
-        def forward(self, x):
-            return x if x.sum() > 0 else -x
-
-    network = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.ReLU(), Branching()))
-    with pytest.raises(UnsupportedLayerError, match=r"in module '1\.1' \(Branching\)"):
-        trace(network)
 
 
 class Attending(nn.Module):

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 
 from experiments.bench_agreement import agreement
 from experiments.bench_tasks import trained_resnet20
@@ -52,6 +53,18 @@ def test_a_sum_in_blocks_is_the_sum_all_at_once(monkeypatch, shape, coded, layou
 def test_sums_that_are_stored_are_computed_on_codes():
     modules = IntegerNetwork(calibrate(branched(), INPUTS)).module.modules()
     assert any(isinstance(module, IntegerSum) for module in modules)
+
+
+def test_a_site_right_behind_another_gets_values_not_codes():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    calibration = calibrate(network, INPUTS)  # the ReLU is its site's lower end, and nothing else
+    outputs = []
+    for backend in (QuantizedNetwork, IntegerNetwork):
+        quantized = backend(calibration)
+        quantized.select(Allocation.make(calibration.layers, 8, 8))
+        outputs.append(quantized(INPUTS))
+    torch.testing.assert_close(*outputs, rtol=0, atol=0.05 * float(outputs[0].abs().max()))
 
 
 @pytest.mark.parametrize("activations", ["8", "same"])

@@ -8,7 +8,7 @@ from torch import fx, nn
 from quantenv.allocation import Allocation
 from quantenv.errors import AllocationError, QuantenvError
 from quantenv.quantize import QuantizedNetwork, calibrate, quantize
-from quantenv.quantize.graph import trace
+from quantenv.quantize.tracing import trace
 from quantenv.tasks.vision import torchvision
 from tests.networks import branched
 from tests.synthetic import synthetic_layers

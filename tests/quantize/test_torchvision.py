@@ -40,6 +40,7 @@ SMALL = {
     "mobilenet_v3_small": lambda: random_network("mobilenet_v3_small"),
     "a small vit": lambda: small("VisionTransformer", 32, 8, 1, 2, 16, 32),
     "a small swin": lambda: small("SwinTransformer", [2, 2], 16, [2, 1], [2, 4], [7, 7]),
+    "a small swin v2": lambda: small_swin_v2(),
     "a small convnext": lambda: small("ConvNeXt", None, num_classes=5),
 }
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -90,6 +91,12 @@ def small(kind: str, *arguments, **options) -> nn.Module:
             if not parameter.any() or parameter.max() < 1e-3:
                 nn.init.normal_(parameter, 0.5, 0.1)
     return network
+
+
+def small_swin_v2() -> nn.Module:
+    swin = torchvision().models.swin_transformer
+    parts = {"block": swin.SwinTransformerBlockV2, "downsample_layer": swin.PatchMergingV2}
+    return small("SwinTransformer", [2, 2], 16, [2, 1], [2, 4], [7, 7], **parts)
 
 
 def counted_macs(network: nn.Module) -> int:

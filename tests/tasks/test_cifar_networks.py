@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from quantenv.layers import describe
-from quantenv.quantize.graph import find_sites, trace
+from quantenv.quantize.graph import find_sites
+from quantenv.quantize.tracing import trace
 from quantenv.tasks.cifar_networks import NETWORKS
 from quantenv.tasks.resnet20 import ResNet20
 from quantenv.tasks.vision import torchvision
