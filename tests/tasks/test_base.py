@@ -46,6 +46,6 @@ def test_identity_depends_on_weights_and_splits():
 
 
 def test_unsupported_networks_are_refused_on_first_use():
-    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.PReLU(4))
-    with pytest.raises(UnsupportedLayerError, match="'1' is a PReLU"):
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ConvTranspose2d(4, 4, 3))
+    with pytest.raises(UnsupportedLayerError, match="'1' is a ConvTranspose2d"):
         _ = Task("t", network, splits()).layers
