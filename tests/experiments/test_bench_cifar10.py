@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from experiments import bench_cifar10
-from experiments.bench_cifar10 import BenchOptions, compression, main, to_markdown, uniform_allocation
+from experiments.bench_cifar10 import BenchOptions, compression, main, to_markdown, uniform_allocation, with_whole_test
 from experiments.fidelity import reduced
 from quantenv.allocation import Allocation
 from quantenv.errors import QuantenvError
@@ -16,7 +16,7 @@ from quantenv.tasks import get_task
 @pytest.fixture(scope="module")
 def task():
     """Stands in for ResNet-20, whose data do not ship."""
-    return reduced(get_task("digits"), train=64, search=100, test=90)
+    return reduced(get_task("digits"), train=96, search=30, test=90)
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_it_fine_tunes_every_row_with_every_seed(task, found, tmp_path, monkeypa
     }
     small = {"epochs": 1, "batch_size": 16, "compile": "never", "bf16": False, "crop": 0, "flip": False}
     recipe = dataclasses.replace(bench_cifar10.RECIPE, **small, seed=1)
-    result = finetune(task, uniform_allocation(task, 2, 4), recipe)
+    result = finetune(with_whole_test(task), uniform_allocation(task, 2, 4), recipe)
     assert measured["rows"]["uniform 2"]["runs"][1]["test"]["correct"] == result.test.correct
     table = (tmp_path / "bench_cifar10.md").read_text()
     assert table == to_markdown(measured)
@@ -65,6 +65,25 @@ def test_compression_counts_the_bits_of_all_weights(task, found):
     assert compression(task, Allocation.make(task.layers, 8)) == 4
     uniform = uniform_allocation(task, 3, 4)
     assert uniform.bits == ((8, 8), *[(3, 4)] * 6, (8, 8))
+
+
+def test_the_best_epoch_is_chosen_on_training_samples_and_all_others_are_tested_on(task):
+    whole = with_whole_test(task)
+    assert {name: len(split) for name, split in whole.splits.items()} == {
+        "train": 66,
+        "calibration": len(task.splits["calibration"]),
+        "search": 30,
+        "test": 120,
+    }
+
+    def samples(*splits):
+        return {
+            (row.numpy().tobytes(), int(label)) for x in splits for row, label in zip(x.inputs, x.labels, strict=True)
+        }
+
+    before, after = task.splits, whole.splits
+    assert samples(after["train"], after["search"]) == samples(before["train"])
+    assert samples(after["test"]) == samples(before["search"], before["test"])
 
 
 def row(*accuracies, size=14.0):
