@@ -12,7 +12,7 @@ COMPILE = (NEVER, AUTO, QUANTIZERS, NETWORK) = ("never", "auto", "quantizers", "
 #: Where batch norms are while training.
 NORMS = (FOLDED, LIVE) = ("folded", "live")
 #: Fields of a recipe that were there when evaluations were first stored: part of every identity. Those that came
-#: later are left out at their defaults.
+#: later are left out at the values that they came with.
 _FIRST = (
     "epochs",
     "batch_size",
@@ -43,8 +43,8 @@ class FinetuneConfig:
     weight_decay: float = 1e-4
     """Decay of the weights; biases and steps have none."""
     clip: float = 0.0
-    """Norm that the gradient of a step is scaled down to if it is larger (Pascanu et al. 2013); 0 for none. As batch
-    norms are folded, deep networks at 2 to 4 bits diverge at useful learning rates without it: try 0.5."""
+    """Norm that the gradient of a step is scaled down to if it is larger (Pascanu et al. 2013); 0 for none. With folded
+    batch norms, deep networks diverge at useful learning rates without it: try 0.5."""
     distillation: float = 0.5
     """Share of the loss that is the divergence from the float network's outputs (Hinton et al. 2015); 0 to 1."""
     seed: int = 0
@@ -70,10 +70,11 @@ class FinetuneConfig:
     """Zero pixels around images of which a random window is trained on, such as 4 for 32x32 images; 0 for none."""
     flip: bool = False
     """Mirrors half of the images, at random."""
-    norms: str = FOLDED
-    """Where the batch norms of convolutions are while training: folded into the weights, or live behind them, with the
-    statistics of every batch, and folded in the end: what is deployed is the same arithmetic. With live ones deep
-    networks at 2 to 4 bits learn at float training's rates, such as 0.04, and without `clip`."""
+    norms: str | None = None
+    """Where the batch norms of convolutions are while training: live behind the weights, with the statistics of every
+    batch, and folded in the end: what is deployed is the same arithmetic; or folded from the start, with which deep
+    networks diverge without `clip`, and others end lower. By default live, but folded for k-means, whose codebook a
+    norm cannot be folded into. With live ones deep networks learn at float training's rates, such as 0.04."""
     batch_norm: bool = False
     """Estimates the statistics of the folded batch norms again at the end, on the calibration split, and keeps them if
     the search split agrees."""
@@ -104,7 +105,7 @@ class FinetuneConfig:
             raise QuantenvError("Fine-tuning's ema is 1, which would never move; expected less, such as 0.999.")
         if self.compile not in COMPILE:
             raise unknown_name("choice of what to compile", self.compile, COMPILE)
-        if self.norms not in NORMS:
+        if self.norms is not None and self.norms not in NORMS:
             raise unknown_name("place of batch norms", self.norms, NORMS)
         if self.compute not in DEVICES:
             raise unknown_name("device to train on", self.compute, DEVICES)
@@ -121,5 +122,5 @@ class FinetuneConfig:
     @property
     def identity(self) -> str:
         """What of an evaluation's numbers the recipe fixes."""
-        default = {field.name: field.default for field in fields(self)}
+        default = {field.name: field.default for field in fields(self)} | {"norms": FOLDED}
         return str({k: v for k, v in asdict(self).items() if k in _FIRST or v != default[k]})

@@ -22,7 +22,7 @@ from quantenv.finetune.session import Session, is_better
 from quantenv.parallel import Share, check_processes
 from quantenv.quantize import Quantizer, calibrate_task, trainable_network
 from quantenv.quantize.calibration import Calibration
-from quantenv.quantize.trainable import fold_norms, reestimate_trained
+from quantenv.quantize.trainable import OF_SCHEME, fold_norms, reestimate_trained
 from quantenv.tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def finetune(
 ) -> FinetuneResult:
     """Fine-tunes one allocation on the training split.
 
-    Quantizers start from calibration; batch norms stay folded, or live until the end (see `trainable_network`). After
+    Quantizers start from calibration; batch norms are live until the end, or folded (see `trainable_network`). After
     every epoch the network is evaluated on the search split and the best checkpoint kept, by accuracy, then loss. The
     same seed gives the same result to the bit on the same machine, thread count and number of processes; no global
     random state is touched. With several processes, a script calls it under ``if __name__ == "__main__":`` only.
@@ -99,13 +99,14 @@ def finetune(
     batches = len(train) // config.batch_size
     calibration = calibrate_task(task)
     compiled = resolve(config, calibration, config.epochs * batches)
+    quantizer = config.weight_quantizer or OF_SCHEME[calibration.scheme.weights]
     network = trainable_network(
         calibration,
         allocation,
-        config.weight_quantizer,
+        quantizer,
         config.activation_quantizer,
         fused=compiled != NEVER,
-        live_norms=config.norms == LIVE,
+        live_norms=config.norms == LIVE or (config.norms is None and quantizer != "k-means"),
     )
     if config.bf16:
         keep_quantizers_in_float32(network)

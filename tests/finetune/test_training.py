@@ -132,16 +132,29 @@ def test_fine_tuning_moves_centroids_and_by_default_follows_the_scheme(task, coa
     assert finetune(task, coarse, explicit).search == after.search  # the ranges of activations are the same
 
 
-def test_the_default_recipe_keeps_the_identity_that_stores_know():
-    assert FinetuneConfig(epochs=1).identity == (
+def test_recipes_keep_the_identities_that_stores_know():
+    assert FinetuneConfig(epochs=1, norms="folded").identity == (  # what the default once was
         "{'epochs': 1, 'batch_size': 32, 'learning_rate': 0.005, 'step_learning_rate': 0.1, 'momentum': 0.9, "
         "'weight_decay': 0.0001, 'distillation': 0.5, 'seed': 0}"
     )
+    assert "'norms': None" in FinetuneConfig(epochs=1).identity
     identities = {
         FinetuneConfig(**changes).identity
         for changes in ({}, {"weight_quantizer": "linear"}, {"activation_quantizer": "pact"}, {"seed": 1})
     }
     assert len(identities) == 4
+
+
+def test_batch_norms_are_live_unless_a_codebook_forbids_it(task, coarse):
+    def trained(scheme="linear", **changes):
+        found = finetune(dataclasses.replace(task, scheme=scheme), coarse, FinetuneConfig(epochs=1, **changes))
+        return found.state["block1.pointwise.weight"]
+
+    assert torch.equal(trained(), trained(norms="live"))
+    assert not torch.equal(trained(), trained(norms="folded"))
+    codebooks = {"weight_quantizer": "k-means"}
+    assert torch.equal(trained(**codebooks), trained(**codebooks, norms="folded"))
+    assert torch.equal(trained("k-means"), trained("k-means", norms="folded"))
 
 
 def test_bad_input_is_refused(task, coarse):
