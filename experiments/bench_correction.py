@@ -2,6 +2,9 @@
 
 `python -m experiments.bench_correction` runs it with its defaults: equalisation, bias absorption, bias correction and
 batch-norm re-estimation, alone and together, on uniform allocations.
+
+Absorption changes neither network: no channel of digits' four pairs of layers has a mean of 3 deviations, and all of
+ResNet-20's are padded in between.
 """
 
 import dataclasses
