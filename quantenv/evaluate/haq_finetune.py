@@ -27,7 +27,7 @@ TRAIN_SIZE, DATA_BSIZE, FINETUNE_LR, MOMENTUM, WEIGHT_DECAY = 20_000, 128, 0.001
 class HAQFinetuneEvaluator:
     """Fine-tunes each allocation from the float network for one epoch, then evaluates it.
 
-    Batch norms are folded, as everywhere here; HAQ's are trained along. K-means codebooks are fine-tuned where the
+    Batch norms are folded; HAQ's are trained along. K-means codebooks are fine-tuned where the
     task's scheme has them; else steps stay as calibrated.
     """
 
