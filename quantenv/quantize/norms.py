@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from quantenv.errors import QuantenvError
 from quantenv.quantize.quantizers import WeightRounding, scaled
 
 EPSILON = 1e-5
@@ -26,7 +27,16 @@ class LiveNorm(nn.BatchNorm2d):
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Normalises (B, C, H, W)."""
+        """Normalises (B, C, H, W).
+
+        Raises:
+            QuantenvError: If it is to train on one value of each channel.
+        """
+        if self.training and input.numel() == input.shape[1]:
+            raise QuantenvError(
+                "A batch norm of 1x1 maps cannot train on a batch of one sample: its statistics are of one value. Use "
+                "a larger batch_size, or folded norms."
+            )
         if not (self.training and torch.compiler.is_compiling()):
             return super().forward(input)
         assert self.running_mean is not None

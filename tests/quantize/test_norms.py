@@ -141,3 +141,11 @@ def test_compiled_it_is_torch_s_own_batch_norm(dtype):
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other)
     assert torch.equal(torch.compile(ours.eval(), backend="aot_eager")(x), ours(x))
+
+
+def test_statistics_of_one_value_are_refused():
+    norm = LiveNorm(3)
+    with pytest.raises(QuantenvError, match="batch of one sample"):
+        norm(torch.randn(1, 3, 1, 1))
+    assert norm(torch.randn(2, 3, 1, 1)).shape == (2, 3, 1, 1)
+    assert norm.eval()(torch.randn(1, 3, 1, 1)).shape == (1, 3, 1, 1)
