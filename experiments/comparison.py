@@ -1,6 +1,7 @@
 """The comparison that every run ends with: what was found against the best uniform allocation under the same budget."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -84,6 +85,27 @@ def post_training(task: Task | EvaluationTable, evaluator: str) -> PTQEvaluator 
     if isinstance(task, EvaluationTable):
         return TableEvaluator(task)
     return PTQEvaluator(task, {"ptq-float": "float", "ptq-integer": "integer"}.get(evaluator, "auto"))
+
+
+def chance_note(labels: Sequence[int], reference: Evaluation) -> str | None:
+    """Says if the float network is no better than always naming one class: a search would be about noise.
+
+    Args:
+        labels: Labels of the search split.
+        reference: The float network's evaluation on it.
+
+    Returns:
+        A sentence, or None if it is better by more than two standard errors.
+    """
+    (most,) = Counter(labels).most_common(1)
+    share = most[1] / len(labels)
+    if reference.accuracy > share + 2 * math.sqrt(share * (1 - share) / len(labels)):
+        return None
+    return (
+        f"The float network is right on {reference.accuracy:.1%} of the search split, which is not beyond doubt better "
+        f"than to name the same class always ({share:.1%}): check that its weights, the order of the classes and the "
+        "normalisation of the inputs belong together."
+    )
 
 
 def regret_note(env: QuantizationEnv, found: float | None) -> str | None:

@@ -13,7 +13,7 @@ import torch
 from agents import Agent, make_agent
 from experiments.agent_options import resolved_options
 from experiments.command_line import flatten, parse_options
-from experiments.comparison import FineTune, best_uniform, compare, post_training, regret_note, verdicts
+from experiments.comparison import FineTune, best_uniform, chance_note, compare, post_training, regret_note, verdicts
 from experiments.console import announcements, results
 from experiments.episodes import Episode, EpisodeLog, read_episodes
 from experiments.finetune import run_finetune, save_weights
@@ -100,6 +100,8 @@ def train(options: TrainOptions, earlier: RunFolder | None, stop: GracefulStop) 
     task = find_task(options.task, options.scheme, options.source)
     check_fine_tuning(options, task)
     with search_evaluator(options, task, store) as evaluator:
+        if isinstance(task, Task) and (note := chance_note(task.splits["search"].labels.tolist(), evaluator.reference)):
+            say.print(note)
         return _train(options, task, evaluator, store, earlier, stop)
 
 

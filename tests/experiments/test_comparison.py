@@ -7,6 +7,7 @@ from experiments.comparison import (
     POST_TRAINING,
     QAT,
     best_uniform,
+    chance_note,
     compare,
     costs_of,
     float_costs,
@@ -139,3 +140,12 @@ def test_verdict_without_a_side():
     allocation = Allocation.make(AdditiveEvaluator().layers, 4)
     assert verdicts(rows_for(None, allocation)) == ("The search found no feasible allocation.",)
     assert verdicts(rows_for(allocation, None))[0].startswith("No uniform allocation meets the budget")
+
+
+def test_a_network_at_chance_is_told_from_one_that_knows_something():
+    labels = [0] * 50 + [1] * 30 + [2] * 20  # always naming class 0 is right half of the time, give or take 5%
+    note = chance_note(labels, Evaluation(60, 100, 1.0))
+    assert "right on 60.0% of the search split" in note
+    assert "the same class always (50.0%)" in note
+    assert chance_note(labels, Evaluation(61, 100, 1.0)) is None
+    assert chance_note([0, 0], Evaluation(2, 2, 0.0)) is not None  # of one class nothing can be learned

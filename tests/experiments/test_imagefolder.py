@@ -53,9 +53,10 @@ def test_it_resumes(run, tmp_path):
     assert results(resumed) == results(run)
 
 
-def test_workers_compute_the_same(run, folder, tmp_path):
+def test_workers_compute_the_same(run, folder, tmp_path, capsys):
     brought = (*BROUGHT, f"--data={folder}", f"--weights={folder.parent / 'weights.pt'}")
     assert results(run_train(tmp_path, *brought, *SHORT, "--workers=2")) == results(run)
+    assert "to name the same class always" in " ".join(capsys.readouterr().err.split())  # its weights are random
 
 
 def test_finetune_takes_it_from_the_run_or_the_command_line(run, folder, tmp_path, capsys, refused):
