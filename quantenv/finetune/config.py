@@ -75,6 +75,9 @@ class FinetuneConfig:
     batch, and folded in the end: what is deployed is the same arithmetic; or folded from the start, with which deep
     networks diverge without `clip`, and others end lower. By default live, but folded for k-means, whose codebook a
     norm cannot be folded into. With live ones deep networks learn at float training's rates, such as 0.04."""
+    choose_from: int = 0
+    """First epoch that the best one on the search split is chosen from; 0 is the network before training. More than 0
+    where the float network has seen the search split: before training it would seem better than it is."""
     batch_norm: bool = False
     """Estimates the statistics of the folded batch norms again at the end, on the calibration split, and keeps them if
     the search split agrees."""
@@ -96,6 +99,7 @@ class FinetuneConfig:
             ("distillation", 0.0, 1.0),
             ("ema", 0.0, 1.0),
             ("crop", 0, math.inf),
+            ("choose_from", 0, self.epochs),
             ("processes", 1, math.inf),
         ):
             value = getattr(self, name)

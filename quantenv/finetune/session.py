@@ -31,7 +31,7 @@ class Session:
         """
         self.network, self.share = network, share
         self.batch_size, self.batches, self.rate = config.batch_size, batches, config.learning_rate
-        self.clip = config.clip
+        self.clip, self.choose_from = config.clip, config.choose_from
         self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
         self.optimizer = torch.optim.SGD(
             parameter_groups(network, config), config.learning_rate, config.momentum, nesterov=config.momentum > 0
@@ -71,7 +71,7 @@ class Session:
         self.step += 1
 
     def end_epoch(self, evaluation: Evaluation) -> dict[str, float]:
-        """Keeps what is evaluated if it is the best so far; returns what is reported of the epoch.
+        """Keeps what is evaluated if it is the best so far to choose from; returns what is reported of the epoch.
 
         Raises:
             QuantenvError: If the loss is not finite.
@@ -81,7 +81,7 @@ class Session:
                 f"Fine-tuning diverged in epoch {self.epoch}: the loss is not finite. Lower the learning rate "
                 f"({self.rate})."
             )
-        if self.best is None or is_better(evaluation, self.best):
+        if self.best is None or self.best_epoch < self.choose_from or is_better(evaluation, self.best):
             self.best, self.best_epoch = evaluation, self.epoch
             self.best_state = copy.deepcopy(dict(self.evaluated.state_dict()))
         metrics = {

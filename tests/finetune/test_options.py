@@ -54,6 +54,25 @@ def test_each_option_trains_about_as_well_reproducibly(task, allocation, plain, 
     assert config.identity != ONE_EPOCH.identity
 
 
+def test_the_best_epoch_is_chosen_from_those_that_count(task):
+    allocation = Allocation.make(task.layers, 8, 8)  # nothing to be won: training at this rate only harms
+    recipe = FinetuneConfig(epochs=2, learning_rate=0.5, distillation=0.0, norms="folded")
+    epochs = []
+
+    def on_epoch(_epoch, metrics):
+        epochs.append((-metrics["qat/search_accuracy"], metrics["qat/search_loss"]))
+
+    best = []
+    for choose_from in (0, 1, 2):
+        epochs.clear()
+        result = finetune(task, allocation, dataclasses.replace(recipe, choose_from=choose_from), on_epoch)
+        assert (-result.search.accuracy, result.search.loss) == min(epochs[choose_from:])
+        best.append(result.best_epoch)
+    assert (best[0], best[2]) == (0, 2)
+    with pytest.raises(QuantenvError, match="choose_from is 3"):
+        dataclasses.replace(recipe, choose_from=3)
+
+
 def test_a_moving_average_lags_behind(task, allocation):
     recipes = (FinetuneConfig(epochs=0), FinetuneConfig(epochs=1), FinetuneConfig(epochs=1, ema=0.99))
     start, trained, averaged = (
