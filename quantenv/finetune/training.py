@@ -22,7 +22,7 @@ from quantenv.finetune.session import Session, is_better
 from quantenv.parallel import Share, check_processes
 from quantenv.quantize import Quantizer, calibrate_task, trainable_network
 from quantenv.quantize.calibration import Calibration
-from quantenv.quantize.trainable import OF_SCHEME, fold_norms, reestimate_trained
+from quantenv.quantize.trainable import fold_norms, reestimate_trained
 from quantenv.tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -99,14 +99,13 @@ def finetune(
     batches = len(train) // config.batch_size
     calibration = calibrate_task(task)
     compiled = resolve(config, calibration, config.epochs * batches)
-    quantizer = config.weight_quantizer or OF_SCHEME[calibration.scheme.weights]
     network = trainable_network(
         calibration,
         allocation,
-        quantizer,
+        config.weight_quantizer,
         config.activation_quantizer,
         fused=compiled != NEVER,
-        live_norms=config.norms == LIVE or (config.norms is None and quantizer != "k-means"),
+        live_norms=None if config.norms is None else config.norms == LIVE,
     )
     if config.bf16:
         keep_quantizers_in_float32(network)

@@ -16,9 +16,9 @@ SWEEPS = 50
 TOLERANCE = 1e-4
 _HOMOGENEOUS_MODULES = (nn.ReLU, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 _MOVING_MODULES = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten)
-_FUNCTIONS = {torch.relu, torch.relu_, F.relu, torch.flatten, F.max_pool2d, torch.max_pool2d, F.avg_pool2d}
+_FUNCTIONS = {torch.relu, F.relu, torch.flatten, F.max_pool2d, torch.max_pool2d, F.avg_pool2d}
 _FUNCTIONS |= {F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.dropout, F.dropout2d}
-_METHODS = {"relu", "relu_", "flatten"}
+_METHODS = {"relu", "flatten"}
 #: Functions whose arguments may be a padding with zeros that count in the mean.
 _PADDING_FUNCTIONS = {F.avg_pool2d}
 #: Standard deviations below its mean at which a channel's values are taken to begin: 0.135% of a normal distribution

@@ -55,13 +55,13 @@ _MOVING_NAMES = {
     "torchvision.models.swin_transformer._patch_merging_pad",
     "torchvision.ops.stochastic_depth.stochastic_depth",
 }
-_MOVING_METHODS = {"flatten", "unflatten", "view", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "expand"}
+_MOVING_METHODS = {"flatten", "unflatten", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "expand"}
 _MOVING_METHODS |= {"contiguous", "chunk", "split", "unbind", "size"}
 _SOFTMAX_FUNCTIONS = {torch.softmax, F.softmax, torch.log_softmax, F.log_softmax}
 _SOFTMAX_METHODS = {"softmax", "log_softmax"}
 _MULTIPLICATION_METHODS = {"matmul", "mm", "bmm", "addmm", "baddbmm"}
-_RELU_FUNCTIONS = {torch.relu, F.relu, torch.relu_}
-_ADDS = {operator.add, operator.iadd, torch.add}
+_RELU_FUNCTIONS = {torch.relu, F.relu}
+_ADDS = {operator.add, torch.add}
 
 
 @dataclass(frozen=True)
@@ -149,17 +149,17 @@ def _multiplies(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
 
 
 def is_relu(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether a node is a ReLU, in any of its spellings."""
+    """Whether a node is a ReLU, in any of the spellings that `quantenv.quantize.tracing.trace` leaves."""
     if node.op == "call_module":
         return isinstance(modules[str(node.target)], nn.ReLU | nn.ReLU6)
     if node.op == "call_function":
         return node.target in _RELU_FUNCTIONS or node.target is F.relu6
-    return node.op == "call_method" and node.target in ("relu", "relu_")
+    return node.op == "call_method" and node.target == "relu"
 
 
 def fused_relu(node: fx.Node, modules: Mapping[str, nn.Module]) -> fx.Node | None:
     """Returns the ReLU that integer hardware fuses into a layer, batch norm or add, or None."""
-    fusable = node.target in _ADDS or (node.op == "call_method" and node.target in ("add", "add_"))
+    fusable = node.target in _ADDS or (node.op == "call_method" and node.target == "add")
     if node.op == "call_module":
         fusable = isinstance(modules[str(node.target)], nn.Conv2d | nn.Linear | nn.BatchNorm1d | nn.BatchNorm2d)
     users = list(node.users)

@@ -38,10 +38,10 @@ _CODE_MOVES = {
     torch.squeeze,
     torch.unsqueeze,
 }
-_CODE_MOVE_METHODS = {"flatten", "view", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "contiguous"}
+_CODE_MOVE_METHODS = {"flatten", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "contiguous"}
 _CODE_MOVE_MODULES = (nn.Flatten, nn.Identity, nn.Dropout)
 #: Targets of nodes that add two tensors, by kind of node.
-_SUMS = {"call_function": (operator.add, operator.iadd, torch.add), "call_method": ("add", "add_")}
+_SUMS = {"call_function": (operator.add, torch.add), "call_method": ("add",)}
 #: Values of a sum that each thread computes at a time: 512 KiB of floats. Those of a batch of 64 images of ResNet-20's
 #: first stage, all at once, took twice as long on one core and slowed the other one down.
 BLOCK = 1 << 17
@@ -282,7 +282,7 @@ def _to_integers(source: fx.GraphModule) -> fx.GraphModule:
             summed = IntegerSum([coded.get(term) for term in terms], target)
             values[node] = insert(summed, f"sum_{len(graph.nodes)}", *terms)
             coded[values[node]] = target
-        elif _moves_codes(node, module) and node.args and values[node.args[0]] in coded:
+        elif _moves_codes(node, module) and values[node.args[0]] in coded:
             values[node] = graph.node_copy(node, lambda n: values[n])
             coded[values[node]] = coded[values[node.args[0]]]
         else:

@@ -86,13 +86,16 @@ def _with_one_input(network: nn.Module) -> nn.Module:
 
 
 def _respell(node: fx.Node, modules: Mapping[str, nn.Module]) -> None:
-    """Gives modules their arguments by position, and lets a view copy where it must.
+    """Gives modules their arguments and functions their input by position, and lets a view copy where it must.
 
     Convolutions put out channels-last tensors here, of which ``x.view(len(x), -1)`` is none.
     """
     if node.op == "call_module" and node.kwargs:
         bound = inspect.signature(modules[str(node.target)].forward).bind(*node.args, **node.kwargs)
         node.args, node.kwargs = bound.args, bound.kwargs
+    if node.op == "call_function" and not node.args and "input" in node.kwargs:
+        others = dict(node.kwargs)
+        node.args, node.kwargs = (others.pop("input"),), others
     sizes = (*node.args[1:], *node.kwargs.values())
     if node.op == "call_method" and node.target in _COPYING and not any(isinstance(x, torch.dtype) for x in sizes):
         node.target = _COPYING[node.target]

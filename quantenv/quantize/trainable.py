@@ -94,7 +94,7 @@ def trainable_network(
     weight_quantizer: str | None = None,
     activation_quantizer: str = "lsq",
     fused: bool = False,
-    live_norms: bool = False,
+    live_norms: bool | None = False,
 ) -> fx.GraphModule:
     """Builds the trainable network of one allocation, its quantizers initialised from calibration.
 
@@ -109,7 +109,8 @@ def trainable_network(
         weight_quantizer: A name of `WEIGHT_QUANTIZERS`; by default the scheme's: lsq, or k-means.
         activation_quantizer: A name of `ACTIVATION_QUANTIZERS`.
         fused: Whether LSQ is compiled, see `quantenv.quantize.fused`; convolutions then run channels-last.
-        live_norms: Whether convolutions that batch norms were folded into are normalised while they are trained.
+        live_norms: Whether convolutions that batch norms were folded into are normalised while they are trained; None
+            for wherever the weight quantizer can be folded into.
 
     Returns:
         A graph module in training mode.
@@ -127,6 +128,8 @@ def trainable_network(
             "The quantizer 'k-means' has one codebook for a layer, which its channel groups cannot share at different "
             "bits: use 'lsq', 'mid-rise', 'linear' or 'dorefa'."
         )
+    if live_norms is None:
+        live_norms = kind != "k-means"
     if kind == "k-means" and live_norms:
         raise QuantenvError(
             "The quantizer 'k-means' has one codebook for all channels, which a negative factor of a live batch norm "

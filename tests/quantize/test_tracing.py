@@ -88,7 +88,7 @@ class _Spelled(nn.Module):
             x = x * mask
         if pooled:
             x = F.max_pool2d(input=F.relu(input=x), kernel_size=2)
-        x = x.view_as(x).view(x.shape[0], -1).view(size=(-1, 8 * 49))
+        x = torch.flatten(input=x.view_as(x).view(x.shape[0], -1), start_dim=1).view(size=(-1, 8 * 49))
         return self.head(self.rms(self.linear(x)))
 
 
