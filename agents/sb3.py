@@ -62,11 +62,10 @@ class OnPolicyAgent(ABC):
                 self.model.learn(
                     steps, callback=_Executed(self), log_interval=1, reset_num_timesteps=not self._episodes
                 )
+            self.model.logger.dump()  # of the last update, which no further rollout follows
             self._episodes += evaluations - rest
             if rest:
                 self._play(rest)
-        # SB3 writes an update's metrics at the next rollout, and none followed the last update.
-        self.model.logger.dump()
 
     def _play(self, count: int) -> None:
         """Samples episodes from the policy."""
@@ -191,8 +190,23 @@ class LockstepVecEnv(VecEnv):
         """Nothing is open."""
 
 
-class _Executed(BaseCallback):
-    """Checks rewards, and puts the executed actions into each rollout."""
+class UpdateCallback(BaseCallback):
+    """Checks rewards, and writes an update's metrics where it was made.
+
+    SB3 writes them when the next rollout has ended, an update too late, and the last one's never.
+    """
+
+    def _on_rollout_start(self) -> None:
+        self.logger.dump()
+
+    def _on_step(self) -> bool:
+        for reward in self.locals["rewards"]:
+            finite_reward(reward)
+        return True
+
+
+class _Executed(UpdateCallback):
+    """Puts the executed actions into each rollout."""
 
     def __init__(self, agent: OnPolicyAgent) -> None:
         super().__init__()
@@ -200,8 +214,7 @@ class _Executed(BaseCallback):
         self.executed = np.zeros((0, 0), dtype=np.int64)
 
     def _on_step(self) -> bool:
-        for reward in self.locals["rewards"]:
-            finite_reward(reward)
+        super()._on_step()
         if self.locals["dones"].all():
             self.executed = np.stack([info["executed_actions"] for info in self.locals["infos"]], axis=1)  # (T, B)
         return True

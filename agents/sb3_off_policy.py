@@ -12,13 +12,12 @@ from typing import Any, ClassVar
 import gymnasium
 import numpy as np
 from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 from agents.base import Log, finite_reward, problem_size, vectorize
 from agents.checkpoint import load_modules, save_modules
-from agents.sb3 import Forward, LockstepVecEnv, PrivateRandomness
+from agents.sb3 import Forward, LockstepVecEnv, PrivateRandomness, UpdateCallback
 from quantenv.env.wrappers import ContinuousBits
 
 
@@ -69,15 +68,14 @@ class OffPolicyAgent(ABC):
             if evaluations > rest:
                 self.model.learn(
                     (evaluations - rest) * self._length,
-                    callback=_FiniteRewards(),
+                    callback=UpdateCallback(),
                     log_interval=1,
                     reset_num_timesteps=not self._episodes,
                 )
+            self.model.logger.dump()  # of the last update, which no further batch follows
             self._episodes += evaluations - rest
             if rest:
                 self._play(rest)
-        # SB3 writes an update's metrics after the next batch, and none followed the last update.
-        self.model.logger.dump()
 
     def _play(self, count: int) -> None:
         """Explores for a few episodes as in a batch."""
@@ -179,12 +177,3 @@ class WholeEpisodes(ReplayBuffer):
 
     def _normalize_reward(self, reward: np.ndarray, env: Any = None) -> np.ndarray:  # type: ignore[override]
         return (reward - self._mean) / self._spread
-
-
-class _FiniteRewards(BaseCallback):
-    """Checks rewards."""
-
-    def _on_step(self) -> bool:
-        for reward in self.locals["rewards"]:
-            finite_reward(reward)
-        return True

@@ -49,9 +49,11 @@ class TensorBoard:
         self._best: Episode | None = None
         self._rate = Rate()
         self._step = 0
+        self._numbers: dict[str, float] = {}  # of this step, not yet written
 
     def __call__(self, episode: Episode) -> None:
         """Writes an episode's curves, and now and then the heat map."""
+        self._write_numbers()
         self._step = episode.evaluation
         scalars = {
             "rollout/reward": episode.reward,
@@ -73,9 +75,16 @@ class TensorBoard:
             self._draw()
 
     def log(self, metrics: Mapping[str, float]) -> None:
-        """Writes numbers at the present evaluation; agents log their own through this."""
-        for name, value in metrics.items():
+        """Writes numbers at the present evaluation; agents log their own through this.
+
+        A curve has one value at a step: of those that an agent logs between two evaluations, the last.
+        """
+        self._numbers |= metrics
+
+    def _write_numbers(self) -> None:
+        for name, value in self._numbers.items():
             self._writer.add_scalar(name, value, self._step)
+        self._numbers = {}
 
     def fine_tuning(self, name: str) -> Callable[[int, Mapping[str, float]], None]:
         """Returns the callback that writes the curves of one allocation's fine-tuning, as ``qat/<name>_...``."""
@@ -97,6 +106,7 @@ class TensorBoard:
             self._draw()
         results = {f"test/{row.name} {row.stage}".strip().replace(" ", "_"): row.accuracy for row in report.rows}
         self.log(results)
+        self._write_numbers()
         values = {
             name: value if isinstance(value, bool | int | float | str) else json.dumps(value)
             for name, value in options.items()

@@ -10,13 +10,19 @@ import torch
 
 from agents.base import BUILT_IN
 from quantenv.errors import QuantenvError
-from tests.agents.searches import LEARNERS, agent, make_env, play_greedily, search
+from tests.agents.searches import LEARNERS, SMALL, agent, make_env, play_greedily, search
 
 #: All but those that search no synthetic task: they need a network.
 AGENTS = tuple(name for name in BUILT_IN if name != "differentiable")
 
 #: Agents that draw nothing: every seed gives the same search.
 SEEDLESS = ("greedy-down", "greedy-up", "ilp", "ilp-top", "uniform")
+
+#: Episodes between updates, of agents that log where they update.
+UPDATED = {
+    name: SMALL[name].get("episodes_per_update", 4)
+    for name in ("a2c", "ppo", "ppo-warm", "recurrent-ppo", "reinforce", "reinforce-warm", "trpo")
+}
 
 #: Agents that know no masks, and propose what the environment then corrects.
 UNMASKED = ("a2c", "ddpg", "recurrent-ppo", "sac", "td3", "trpo")
@@ -29,6 +35,18 @@ def test_same_seed_same_search_and_other_seed_another(name):
     assert first.rewards == again.rewards
     assert first.taken == again.taken
     assert (first.bits == other.bits) == (name in SEEDLESS)
+
+
+@pytest.mark.parametrize("name", AGENTS)
+@pytest.mark.parametrize("evaluations", [16, 19])
+def test_no_metric_has_two_values_at_one_evaluation(name, evaluations):
+    env = make_env()
+    logged = []
+    agent(name, env).learn(evaluations, lambda metrics: logged.extend((key, len(env.rewards)) for key in metrics))
+    assert len(logged) == len(set(logged))
+    if name in UPDATED:
+        size = UPDATED[name]
+        assert sorted({at for _, at in logged} - {0}) == list(range(size, evaluations + 1, size))
 
 
 @pytest.mark.parametrize("name", AGENTS)

@@ -53,6 +53,21 @@ def test_every_episode_is_a_point_at_its_evaluation(tmp_path):
     assert "test/found_post-training" in events.Tags()["scalars"]
 
 
+def test_no_curve_has_two_values_at_one_step(tmp_path):
+    top = TopK(2, BUDGETS)
+    board = TensorBoard(tmp_path, LAYERS, BUDGETS, 3, top)
+    board.log({"train/loss": 9.0})
+    for episode in episodes(3):
+        top(episode)
+        board(episode)
+        for value in (1.0, 2.0):
+            board.log({"train/loss": value + episode.evaluation})
+    board.finish({"seed": 0}, make_report())
+    assert [(event.step, event.value) for event in load(tmp_path).Scalars("train/loss")] == [
+        *((0, 9.0), (1, 3.0), (2, 4.0), (3, 5.0))
+    ]
+
+
 def test_heat_maps_best_allocation_and_hyper_parameters(tmp_path):
     write(tmp_path, 20)
     events = load(tmp_path)
