@@ -16,6 +16,8 @@ import numpy as np
 Statistic = Callable[[np.ndarray], np.ndarray]
 
 RESAMPLES = 2000
+#: Runs of each stratum that an interval needs: fewer say nothing of how runs differ.
+LEAST_RUNS = 3
 CONFIDENCE = 0.95
 #: Share of the runs that an interquartile mean leaves out on each side.
 TRIMMED = 0.25
@@ -28,9 +30,9 @@ class Estimate:
     value: np.ndarray
     """The statistic of the runs."""
     low: np.ndarray
-    """Lower end of the interval."""
+    """Lower end of the interval; NaN if a stratum has fewer than `LEAST_RUNS` runs."""
     high: np.ndarray
-    """Upper end of the interval."""
+    """Upper end of the interval; NaN likewise."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,9 @@ class TimeToTarget:
     median: float
     """Least number of evaluations by which at least half of the runs had reached it; inf if less than half did."""
     low: float
-    """Lower end of the median's interval."""
+    """Lower end of the median's interval; NaN if there are fewer than `LEAST_RUNS` runs."""
     high: float
-    """Upper end of the median's interval; inf means: beyond the end of the runs."""
+    """Upper end of the median's interval, NaN likewise; inf means: beyond the end of the runs."""
     expected: float
     """Expected running time of COCO (Hansen et al. 2021, section 3): all evaluations spent until the target or the end,
     by all runs, over the number of runs that reached it; inf if none did."""
@@ -84,7 +86,7 @@ def bootstrap(
     """
     measure = statistic or (lambda values: interquartile_mean(values, axis=1))
     drawn = np.concatenate(_resampled(strata, resamples, np.random.default_rng(seed)), axis=1)
-    return _estimate(measure(np.concatenate(strata)[None])[0], measure(drawn))
+    return _estimate(measure(np.concatenate(strata)[None])[0], measure(drawn), strata)
 
 
 def difference(
@@ -110,7 +112,7 @@ def difference(
         for side in (ours, theirs)
     ]
     with np.errstate(invalid="ignore"):  # inf - inf: neither side has a result
-        return _estimate(means[0][0] - means[1][0], means[0][1] - means[1][1])
+        return _estimate(means[0][0] - means[1][0], means[0][1] - means[1][1], [*ours, *theirs])
 
 
 def probability_of_improvement(
@@ -133,7 +135,7 @@ def probability_of_improvement(
     rng = np.random.default_rng(seed)
     value = np.mean([_larger(x[None], y[None])[0] for x, y in zip(ours, theirs, strict=True)])
     drawn = zip(_resampled(ours, resamples, rng), _resampled(theirs, resamples, rng), strict=True)
-    return _estimate(value, np.mean([_larger(x, y) for x, y in drawn], axis=0))
+    return _estimate(value, np.mean([_larger(x, y) for x, y in drawn], axis=0), [*ours, *theirs])
 
 
 def performance_profile(
@@ -207,8 +209,11 @@ def _larger(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     return ((ours > theirs) + 0.5 * (ours == theirs)).mean(axis=(1, 2))
 
 
-def _estimate(value: np.ndarray, resampled: np.ndarray) -> Estimate:
+def _estimate(value: np.ndarray, resampled: np.ndarray, strata: Sequence[np.ndarray]) -> Estimate:
     tail = (1 - CONFIDENCE) / 2
+    if min(map(len, strata)) < LEAST_RUNS:
+        nowhere = np.full_like(np.asarray(value, dtype=np.float64), np.nan)
+        return Estimate(value, nowhere, nowhere)
     return Estimate(value, _quantile(resampled, tail, axis=0), _quantile(resampled, 1 - tail, axis=0))
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from experiments.statistics import LEAST_RUNS
+
 #: Behind what does not differ from the best by more than the interval of the difference.
 TIED = "≈"
 
@@ -16,7 +18,8 @@ def to_markdown(content: Mapping[str, Any]) -> str:
         "",
         f"{suite['evaluations']:,} counted evaluations a search, {suite['seeds']} seeds, {suite['metric']} budgets as "
         "ratios of the 8-bit cost, search split. Regret: percentage points of accuracy below the best feasible "
-        "allocation; interquartile mean of the seeds with its 95% stratified bootstrap interval. "
+        "allocation; interquartile mean of the seeds with its 95% stratified bootstrap interval, which needs three "
+        "seeds. "
         f"{TIED}: not told apart from the best of the table, since the interval of the difference holds 0. "
         "Score: (found - best uniform) / (best - best uniform) in accuracy, after the last checkpoint: 1 at the "
         "optimum, 0 where a search gains nothing over uniform bits.",
@@ -51,7 +54,7 @@ def to_markdown(content: Mapping[str, Any]) -> str:
                 row["task"],
                 f"{row['budget']:g}",
                 row["agent"],
-                *(_quartiles(row["quartiles"][str(c)]) for c in checkpoints),
+                *(_quartiles(row["quartiles"][str(c)], row["runs"]) for c in checkpoints),
             ]
             for row in content["rows"]
         ],
@@ -125,12 +128,12 @@ def _improvements(row: Mapping[str, Any], checkpoints: Sequence[int], content: M
 
 def _interval(estimate: Mapping[str, Any], digits: int = 2) -> str:
     value, low, high = (_number(estimate[key], digits) for key in ("value", "low", "high"))
-    return f"{value} ({low} to {high})"
+    return value if estimate["low"] is estimate["high"] is None else f"{value} ({low} to {high})"
 
 
-def _quartiles(quartiles: Mapping[str, Any]) -> str:
+def _quartiles(quartiles: Mapping[str, Any], runs: int) -> str:
     median, low, high = (_number(quartiles[key], 2) for key in ("median", "low", "high"))
-    return f"{median} ({low} to {high})"
+    return median if runs < LEAST_RUNS else f"{median} ({low} to {high})"
 
 
 def _number(value: float | None, digits: int) -> str:
@@ -139,7 +142,8 @@ def _number(value: float | None, digits: int) -> str:
 
 def _time(time: Mapping[str, Any], end: int) -> str:
     median, low, high = (f">{end:,}" if time[key] is None else f"{time[key]:,.0f}" for key in ("median", "low", "high"))
-    return f"{median} ({low} to {high}), {time['reached']}/{time['runs']} runs"
+    interval = "" if time["runs"] < LEAST_RUNS else f" ({low} to {high})"
+    return f"{median}{interval}, {time['reached']}/{time['runs']} runs"
 
 
 def _notes(content: Mapping[str, Any]) -> Iterator[str]:

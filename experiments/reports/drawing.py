@@ -1,7 +1,8 @@
 """Figures as data: what plotly and matplotlib both draw, so that the page and the pictures show the same numbers."""
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 #: Colours of series, told apart under colour blindness as far as many can be: Okabe and Ito's, then darker and lighter.
@@ -14,6 +15,10 @@ SYMBOLS = {"circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "x"
 #: Strokes by plotly's names; matplotlib's beside them.
 DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 DARK, GREY = "#222222", "#777777"
+#: Width and height of a marker as shares of the axes; of a figure of common size, a little more than it takes.
+MARKER = (0.012, 0.025)
+#: Share of the horizontal axis over which markers at one place are spread at most.
+SPREAD = 0.06
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,8 @@ class Series:
     """What to say of each point where the figure is interactive."""
     shown: bool = True
     """Whether it is shown at first; pictures leave out what is not."""
+    drawn_x: list[float] | None = None
+    """Where the points are drawn if not at `x`; see `beside_each_other`."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,41 @@ def look_of(number: int) -> Look:
     turn = number // len(COLOURS)
     symbols, dashes = list(SYMBOLS), list(DASHES)
     return Look(COLOURS[number % len(COLOURS)], symbols[turn % len(symbols)], dashes[turn % len(dashes)])
+
+
+def beside_each_other(series: Sequence[Series], x_log: bool, y_range: tuple[float, float]) -> list[Series]:
+    """Moves markers of different series that would hide one another a little aside, in the order of the series.
+
+    Args:
+        series: Points with numbers on both axes.
+        x_log: Whether the horizontal axis is logarithmic.
+        y_range: Ends of the vertical axis.
+
+    Returns:
+        The series; those with moved points have `drawn_x`.
+    """
+    place = math.log10 if x_log else float
+    places = [[place(x) for x in each.x] for each in series]
+    everywhere = [x for each in places for x in each]
+    width = max(everywhere) - min(everywhere) or 1.0
+    cells: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for number, each in enumerate(series):
+        for index, (x, y) in enumerate(zip(places[number], each.y, strict=True)):
+            if y is not None:
+                cell = (round(x / width / MARKER[0]), round(y / (y_range[1] - y_range[0]) / MARKER[1]))
+                cells.setdefault(cell, []).append((number, index))
+    moved = set()
+    for members in cells.values():
+        if len({number for number, _ in members}) < 2:
+            continue
+        step = width * min(MARKER[0], SPREAD / (len(members) - 1))
+        for order, (number, index) in enumerate(members):
+            places[number][index] += (order - (len(members) - 1) / 2) * step
+            moved.add(number)
+    return [
+        replace(each, drawn_x=[10**x if x_log else x for x in places[number]]) if number in moved else each
+        for number, each in enumerate(series)
+    ]
 
 
 def log_ticks(chart: Chart) -> list[float]:

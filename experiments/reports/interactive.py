@@ -86,7 +86,8 @@ def _chart(graph: Any, chart: Chart) -> Any:
 def _traces(graph: Any, series: Series, entry: str) -> list[Any]:
     """Returns a series' traces; its legend entry switches them together."""
     visible = True if series.shown else "legendonly"
-    common = {"name": text(series.name), "legendgroup": entry, "visible": visible, "x": series.x}
+    drawn = series.x if series.drawn_x is None else series.drawn_x
+    common = {"name": text(series.name), "legendgroup": entry, "visible": visible, "x": drawn}
     traces = []
     line = {"color": series.look.colour, "dash": series.look.dash, "width": 2}
     if series.shape != "points":
@@ -114,7 +115,8 @@ def _traces(graph: Any, series: Series, entry: str) -> list[Any]:
         line=line,
         marker={"color": series.look.colour, "symbol": series.look.symbol, "size": 8, "opacity": 0.85},
         text=None if series.notes is None else [text(note) for note in series.notes],
-        hovertemplate=f"%{{x:.4~g}}, %{{y:.2f}}{'<br>%{text}' if series.notes else ''}" + named,
+        customdata=series.x,  # where a point is, wherever it is drawn
+        hovertemplate=f"%{{customdata:.4~g}}, %{{y:.2f}}{'<br>%{text}' if series.notes else ''}" + named,
     )
     if any(isinstance(value, str) for value in series.x):
         trace.hovertemplate = "%{x}: %{y:.2f}" + named

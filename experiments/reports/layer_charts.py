@@ -7,7 +7,7 @@ from scipy.stats import spearmanr
 
 from experiments.report import HEADINGS
 from experiments.reports.charts import key_of
-from experiments.reports.drawing import Chart, HeatMap, Look, Series
+from experiments.reports.drawing import Chart, HeatMap, Look, Series, beside_each_other
 from experiments.reports.groups import UNIFORM, Group, shown_at_first
 from experiments.reports.known import CaseKnown, Known, probe_bits, sensitivity_text
 from experiments.reports.patterns import KINDS, Pattern, mean_bits
@@ -100,18 +100,19 @@ def bits_against(
         series.append(Series(name, x.tolist(), y.tolist(), look=look, notes=names, shown=each.label in shown))
     if not series:
         return None
-    x_log = bool((x > 0).all())
+    x_log, y_range = bool((x > 0).all()), (0.5, 8.5)
     expected = "; an additive proxy expects it above 0" if cause == "sensitivity" else ""
     return Chart(
         key=key_of(f"{what}-against-{cause}", case.title, case.setting),
         title=f"Bits against {against}, {what}: {case.title}",
         caption="One point for each layer: mean bits in the best feasible allocation of each search. "
-        f"{RHO} is Spearman's rank correlation over the layers{expected}.",
+        f"{RHO} is Spearman's rank correlation over the layers{expected}. Markers at one place are drawn beside each "
+        "other.",
         x_title=x_title + (", logarithmic" if x_log else ""),
         y_title=f"mean bits of {what}",
-        series=series,
+        series=beside_each_other(series, x_log, y_range),
         x_log=x_log,
-        y_range=(0.5, 8.5),
+        y_range=y_range,
     )
 
 

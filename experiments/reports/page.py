@@ -37,6 +37,7 @@ td.text, th.text { text-align: left; }
 tbody tr:hover { background: #f6f8fa; }
 .figure { width: 100%; min-height: 200px; }
 #errors { color: #a00; white-space: pre-wrap; }
+@media (max-width: 700px) { body { padding: 0 10px 40px; } }
 @media print { nav { display: none; } }
 """
 
@@ -45,11 +46,40 @@ SCRIPT = """
 window.addEventListener('error', function (event) {
   document.getElementById('errors').textContent += 'A figure could not be drawn: ' + event.message + '\\n';
 });
+// On narrow screens a legend beside the plot would leave no room for it: it goes below, a line for each entry.
+function fitted(layout, entries, place) {
+  if (!layout.legend || place.clientWidth >= 700) { return layout; }
+  var title = broken(layout.xaxis.title.text, place.clientWidth / 8), lines = title.split('<br>').length;
+  var below = 30 * entries + 16 * lines, narrow = Object.assign({}, layout);
+  narrow.legend = Object.assign({}, layout.legend,
+    {orientation: 'v', x: 0, xanchor: 'left', y: 0, yanchor: 'bottom', yref: 'container'});
+  narrow.height = layout.height + below;
+  narrow.margin = Object.assign({}, layout.margin, {l: 64, r: 8, b: 30 + below});
+  narrow.xaxis = Object.assign({}, layout.xaxis, {title: {text: title, standoff: 6, font: {size: 12}}});
+  return narrow;
+}
+// A line that is too long is broken between words.
+function broken(text, longest) {
+  return text.split(' ').reduce(function (lines, word) {
+    var last = lines[lines.length - 1];
+    return last && (last + ' ' + word).length <= longest
+      ? lines.slice(0, -1).concat(last + ' ' + word) : lines.concat(word);
+  }, []).join('<br>');
+}
 document.querySelectorAll('.figure').forEach(function (place) {
   var figure = JSON.parse(document.getElementById('data-' + place.id).textContent);
-  Plotly.newPlot(place, figure.data, figure.layout, {responsive: true, displaylogo: false,
-    modeBarButtonsToRemove: ['select2d', 'lasso2d', 'autoScale2d']});
+  var entries = figure.data.filter(function (trace) { return trace.showlegend !== false; }).length;
+  var options = {responsive: true, displaylogo: false,
+    modeBarButtonsToRemove: ['select2d', 'lasso2d', 'autoScale2d']};
+  Plotly.newPlot(place, figure.data, fitted(figure.layout, entries, place), options);
   place.setAttribute('data-drawn', 'yes');
+  var wide = place.clientWidth >= 700;
+  window.addEventListener('resize', function () {
+    if (wide !== place.clientWidth >= 700) {
+      wide = !wide;
+      Plotly.react(place, figure.data, fitted(figure.layout, entries, place), options);
+    }
+  });
 });
 document.body.setAttribute('data-finished', 'yes');
 """

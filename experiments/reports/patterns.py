@@ -13,8 +13,6 @@ from quantenv.layers import LayerSpec
 
 #: Kinds in the order of the report. Every layer is of one kind.
 KINDS = ("first", "depthwise", "pointwise", "middle", "last")
-#: Searches that an interval over them needs.
-LEAST = 3
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class Pattern:
     what: str
     """``weights`` or ``activations``."""
     means: dict[str, Estimate]
-    """By kind and for ``all`` layers; the interval is NaN if there are fewer than `LEAST` searches."""
+    """By kind and for ``all`` layers; the interval is NaN if there are too few searches."""
 
 
 def layer_kinds(layers: Sequence[LayerSpec]) -> list[str]:
@@ -78,12 +76,5 @@ def _pattern(
     for kind in (*KINDS, "all"):
         members = np.array([kind in (each, "all") for each in kinds])
         if members.any():
-            means[kind] = _mean(bits[:, members].mean(axis=1))
+            means[kind] = bootstrap([bits[:, members].mean(axis=1)], lambda drawn: drawn.mean(axis=1))
     return Pattern(label, searches, what, means)
-
-
-def _mean(values: np.ndarray) -> Estimate:
-    if len(values) < LEAST:
-        nowhere = np.array(np.nan)
-        return Estimate(values.mean(), nowhere, nowhere)
-    return bootstrap([values], lambda drawn: drawn.mean(axis=1))

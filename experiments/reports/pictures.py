@@ -75,7 +75,8 @@ def _chart(chart: Chart) -> Canvas:
 
 def _draw(axes: Axes, series: Series, places: dict[str, float]) -> Any:
     """Draws a series; returns what stands for it in the legend."""
-    x = np.array([places[value] if isinstance(value, str) else value for value in series.x], dtype=float)
+    drawn = series.x if series.drawn_x is None else series.drawn_x
+    x = np.array([places[value] if isinstance(value, str) else value for value in drawn], dtype=float)
     y = _numbers(series.y)
     ends = None if series.low is None or series.high is None else (_numbers(series.low), _numbers(series.high))
     if series.shape == "points":

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from experiments.benchmarks.markdown import to_markdown
+from experiments.report import HEADINGS
 from experiments.reports.charts import anytime, pareto
 from experiments.reports.drawing import Look
 from experiments.reports.groups import LEARNER, WARM, Group, looks_of
@@ -12,7 +13,7 @@ from experiments.reports.known import CaseKnown, Known
 from experiments.reports.layer_charts import bits_against, bits_by_layer, pattern_chart
 from experiments.reports.page import Section, bullets, escape, from_markdown, paragraph, table
 from experiments.reports.patterns import KINDS, Pattern, patterns
-from experiments.reports.searches import Benchmark, Case, Search, Setting, Sources
+from experiments.reports.searches import Benchmark, Case, Point, Search, Setting, Sources, merge_fronts
 from experiments.reports.verdicts import (
     Verdict,
     in_short,
@@ -23,6 +24,9 @@ from experiments.reports.verdicts import (
 from experiments.statistics import Estimate
 from quantenv.errors import QuantenvError
 from quantenv.hardware import format_quantity
+
+#: Points of the agents' common front that are listed.
+FRONT_ROWS = 12
 
 HOW_TO_READ = (
     "Search accuracy is what agents maximise; the best of many evaluations on one split looks better there than it is. "
@@ -152,6 +156,7 @@ def _setting_section(
     section.parts.append(paragraph(f"{about}.", "quiet"))
     for metric in setting.metrics:
         section.add(pareto(setting, metric, cases, known, looks))
+        section.parts.append(_front_table(metric, cases))
     columns = (0,) if setting.decisions == "weights" else (0, 1)
     for case, groups in cases.items():
         case_known = known.cases.get(case)
@@ -168,6 +173,26 @@ def _setting_section(
         if found:
             section.parts.append(_pattern_table(found, even))
     return section
+
+
+def _front_table(metric: str, cases: Mapping[Case, Sequence[Group]]) -> str:
+    """Lists the front of all agents together and who found each point, since markers there hide one another."""
+    found: dict[tuple[float, int], dict[str, Point]] = {}
+    searches = [(each.label, search) for groups in cases.values() for each in groups for search in each.searches]
+    for label, search in searches:
+        for point in search.fronts[metric]:
+            found.setdefault((point.costs[metric], point.correct), {}).setdefault(label, point)
+    front = merge_fronts([search.fronts[metric] for _, search in searches], metric)[-FRONT_ROWS:]
+    samples = searches[0][1].samples
+    rows = []
+    for point in front:
+        finders = found[point.costs[metric], point.correct]
+        weights = " ".join(str(weight) for weight, _ in point.bits)
+        accuracy, cost = f"{point.correct / samples:.2%}", format_quantity(metric, point.costs[metric])
+        rows.append([", ".join(sorted(finders)), weights, cost, accuracy])
+    caption = f"The front of all agents together, at most its {FRONT_ROWS} most accurate points, and who found them."
+    heads = ["found by", "weight bits of one of them", HEADINGS[metric], "search accuracy"]
+    return paragraph(caption, "caption") + table(heads, rows, texts=2)
 
 
 def _pattern_table(found: Sequence[Pattern], even_bits: float | None) -> str:

@@ -1,8 +1,8 @@
 """Plain sentences: does mixed precision beat uniform, does RL beat the baselines, and can the numbers tell?
 
 Two sources of chance are kept apart. Other seeds: 95% bootstrap intervals over searches, which need at least
-`LEAST` of them. Other images: the binomial standard error of a difference of accuracies, taken as if the images were
-different ones, which makes it too large, if anything.
+`LEAST_RUNS` of them. Other images: the binomial standard error of a difference of accuracies, taken as if the images
+were different ones, which makes it too large, if anything.
 """
 
 import math
@@ -13,11 +13,9 @@ import numpy as np
 
 from experiments.reports.groups import BASELINE, LEARNER, UNIFORM, WARM, Group
 from experiments.reports.known import CaseKnown, Known
-from experiments.statistics import Estimate, bootstrap, difference, interquartile_mean
+from experiments.statistics import LEAST_RUNS, Estimate, bootstrap, difference, interquartile_mean
 from quantenv.hardware.budget import TOLERANCE
 
-#: Searches that an interval over them needs.
-LEAST = 3
 #: Half-width of a 95% interval in standard errors.
 NORMAL = 1.96
 
@@ -143,20 +141,20 @@ def _compare(ours: Sequence[Group], theirs: Sequence[Group], evaluations: int, f
     if not all(map(math.isfinite, means)):
         return UNKNOWN, f"after {evaluations:,} evaluations not all of {' and '.join(names)} had something feasible."
     estimate = difference([values[0]], [values[1]])
-    outcome = _outcome(estimate) if fewest >= LEAST else UNDECIDED
+    outcome = _outcome(estimate)
     after = f"after {evaluations:,} evaluations {family} {outcome} the baselines on the search split"
     return outcome, f"{after}: {names[0]} against {names[1]}, {_points(estimate, fewest)}{remark}."
 
 
 def _repeated(groups: Sequence[Group]) -> Sequence[Group]:
     """Returns the groups with enough searches for an interval, or all if there are none."""
-    return [group for group in groups if len(group.searches) >= LEAST] or groups
+    return [group for group in groups if len(group.searches) >= LEAST_RUNS] or groups
 
 
 def _judge(estimate: Estimate, error: float, searches: int) -> tuple[str, str]:
     """Returns the outcome and what has to be said of it; both kinds of chance have to be ruled out."""
     size = abs(float(estimate.value))
-    outcome = _outcome(estimate) if searches >= LEAST else BEATS if estimate.value > 0 else LOSES
+    outcome = _outcome(estimate) if searches >= LEAST_RUNS else BEATS if estimate.value > 0 else LOSES
     if outcome == UNDECIDED or estimate.value == 0:
         return UNDECIDED, ""
     if size <= error:
@@ -171,7 +169,7 @@ def _outcome(estimate: Estimate) -> str:
 def _points(estimate: Estimate, searches: int) -> str:
     """Writes a difference of accuracies in percentage points, with its interval if there is one."""
     value = f"{100 * float(estimate.value):+.2f} points"
-    if searches < LEAST:
+    if searches < LEAST_RUNS:
         count = "one search" if searches == 1 else f"{searches} searches"
         return f"{value} ({count}: too few for an interval)"
     return f"{value} (95% interval over searches {100 * float(estimate.low):+.2f} to {100 * float(estimate.high):+.2f})"

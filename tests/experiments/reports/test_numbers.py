@@ -202,7 +202,7 @@ def test_bits_stand_against_the_share_of_the_cost_and_the_sensitivity(report, ev
     params = np.array([layer.params for layer in TABLE.layers])
     trace = named(size, "random · default")
     y = best_bits(evaluations, "random", budget).mean(axis=0)
-    np.testing.assert_allclose(trace["x"], 100 * params / params.sum())
+    np.testing.assert_allclose(trace["customdata"], 100 * params / params.sum())
     np.testing.assert_allclose(trace["y"], y)
     correlation = "undefined" if len(set(y)) == 1 else f"{spearmanr(trace['x'], y).statistic:+.2f}"
     assert trace["name"].endswith(correlation)
@@ -219,7 +219,7 @@ def test_patterns_are_means_by_kind_beside_the_even_bits(report, evaluations):
     figure = find(report, "pattern", 0.5)
     bits = best_bits(evaluations, "random", 0.5)
     trace = named(figure, "random · default")
-    means = dict(zip(trace["x"], trace["y"], strict=True))
+    means = dict(zip(trace["customdata"], trace["y"], strict=True))
     assert means["first"] == pytest.approx(bits[:, 0].mean())
     assert means["last"] == pytest.approx(bits[:, -1].mean())
     between = [layer.kernel_size == (1, 1) for layer in TABLE.layers[1:-1]]
