@@ -211,7 +211,7 @@ def test_bits_stand_against_the_share_of_the_cost_and_the_sensitivity(report, ev
     for members, stride in zip(TABLE.members, TABLE.strides, strict=True):
         alone = TABLE.rows - 1 - (len(TABLE.bits) - 1) * stride  # this group at 2 bits, the others at 8
         expected[list(members)] = (ROWS[alone][2] - ROWS[-1][2]) / len(members)
-    np.testing.assert_allclose(named(harm, "random · default")["x"], expected)
+    np.testing.assert_allclose(named(harm, "random · default")["customdata"], expected)
     assert "2 bits" in harm["layout"]["xaxis"]["title"]["text"]
 
 
@@ -219,7 +219,7 @@ def test_patterns_are_means_by_kind_beside_the_even_bits(report, evaluations):
     figure = find(report, "pattern", 0.5)
     bits = best_bits(evaluations, "random", 0.5)
     trace = named(figure, "random · default")
-    means = dict(zip(trace["customdata"], trace["y"], strict=True))
+    means = dict(zip(trace["x"], trace["y"], strict=True))
     assert means["first"] == pytest.approx(bits[:, 0].mean())
     assert means["last"] == pytest.approx(bits[:, -1].mean())
     between = [layer.kernel_size == (1, 1) for layer in TABLE.layers[1:-1]]
