@@ -4,6 +4,7 @@ torch is imported by the functions that need it: environments over tables know t
 """
 
 import math
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -90,6 +91,7 @@ def describe(network: "nn.Module", example: "torch.Tensor") -> tuple[LayerSpec, 
     network = with_plain_attention(network)
     _check_modules(network)
     calls: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = {}
+    thread = threading.get_ident()
     watch = Multiplications(network)
     hooks = []
     for name, module in network.named_modules():
@@ -102,6 +104,8 @@ def describe(network: "nn.Module", example: "torch.Tensor") -> tuple[LayerSpec, 
                 output: torch.Tensor,
                 name: str = name,
             ) -> None:
+                if threading.get_ident() != thread:
+                    return  # another one runs the network meanwhile
                 (read,) = (*args, *keywords.values())
                 calls.setdefault(name, []).append(
                     (_per_sample(read.shape, len(example)), _per_sample(output.shape, len(example)))

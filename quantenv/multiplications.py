@@ -1,5 +1,6 @@
 """Weights that a network multiplies by outside of its layers, where no quantizer could reach them."""
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -52,15 +53,18 @@ class Multiplications(TorchFunctionMode):
             for parameter in module.parameters(recurse=False)
         }
         self._running: list[nn.Module] = []
+        self._thread = threading.get_ident()
 
     def hooks(self, layer: nn.Module) -> Iterator[Any]:
         """Tells of a layer that its own multiplication is seen; returns handles that take this back."""
 
         def before(module: nn.Module, _arguments: Any) -> None:
-            self._running.append(module)
+            if threading.get_ident() == self._thread:
+                self._running.append(module)
 
         def after(module: nn.Module, _arguments: Any, _output: Any) -> None:
-            self._running.remove(module)
+            if threading.get_ident() == self._thread:
+                self._running.remove(module)
 
         yield layer.register_forward_pre_hook(before)
         yield layer.register_forward_hook(after)

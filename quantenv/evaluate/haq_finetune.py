@@ -16,6 +16,7 @@ from quantenv.errors import QuantenvError
 from quantenv.evaluate.base import Evaluation
 from quantenv.evaluate.ptq import evaluate_logits, numerics
 from quantenv.files import content_hash
+from quantenv.locks import Lock
 from quantenv.quantize import calibrate_task, parse_scheme, trainable_network
 from quantenv.tasks import Task
 from quantenv.tasks.base import Split
@@ -49,6 +50,7 @@ class HAQFinetuneEvaluator:
         self.identity = content_hash(
             ["haq-finetune-1", parse_scheme(task.scheme).version, task.identity, str(recipe), *numerics()]
         )
+        self._lock = Lock()
         self.reference = evaluate_logits(task.network, self._train if training_accuracy else task.splits["search"])
 
     def evaluate(self, allocations: Sequence[Allocation], split: str = "search") -> list[Evaluation]:
@@ -60,7 +62,8 @@ class HAQFinetuneEvaluator:
         """
         results = []
         for allocation in allocations:
-            network, training = self._finetune(allocation)
+            with self._lock:
+                network, training = self._finetune(allocation)
             if self.training_accuracy and split == "search":
                 results.append(training)
             else:

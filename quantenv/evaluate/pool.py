@@ -18,6 +18,7 @@ from quantenv.allocation import Allocation
 from quantenv.errors import QuantenvError
 from quantenv.evaluate.base import Evaluation, Evaluator
 from quantenv.evaluate.workers import Facts, Make, Workers, huge_pages, keep_freed_memory, pin_threads
+from quantenv.locks import Lock
 from quantenv.signals import blocked
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class PoolEvaluator:
     what it holds is not sent to the workers, and they store each evaluation themselves as soon as it is computed:
     a kill at any moment loses at most the one that each worker has in flight.
 
-    Close it, or use it as a context manager. It is used by one thread at a time.
+    Close it, or use it as a context manager. Threads may share it; they wait for each other.
 
     Args:
         workers: The workers. Where there is a store, their evaluators use it.
@@ -49,6 +50,7 @@ class PoolEvaluator:
         self.layers = workers.facts.layers
         self.reference = workers.facts.reference
         self.identity = workers.facts.identity
+        self._lock = Lock()
 
     def evaluate(self, allocations: Sequence[Allocation], split: str = "search") -> list[Evaluation]:
         """Evaluates allocations on a split, one evaluation for each, in order.
@@ -64,8 +66,9 @@ class PoolEvaluator:
         # Large pieces first: one that comes last would be waited for by all but one worker.
         pieces = sorted(cut(missing, PIECES * self.workers.count), key=len, reverse=True)
         jobs = [([distinct[bits] for bits in piece], split) for piece in pieces]
-        for piece, evaluations in zip(pieces, self.workers.map(_evaluate, jobs), strict=True):
-            known |= zip(piece, evaluations, strict=True)
+        with self._lock:
+            for piece, evaluations in zip(pieces, self.workers.map(_evaluate, jobs), strict=True):
+                known |= zip(piece, evaluations, strict=True)
         return [known[allocation.bits] for allocation in fitting]
 
     def close(self) -> None:

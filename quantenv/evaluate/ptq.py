@@ -34,6 +34,7 @@ class PTQEvaluator:
     Batch norms are folded, inputs and weights are channels-last, and the quantized weights of every bit-width are
     kept, so that changing the allocation copies nothing. A scheme that estimates batch-norm statistics again does so
     for every allocation, at the cost of a pass over the calibration split, and shares nothing between allocations.
+    Threads may share an evaluator.
 
     Args:
         task: The task.
@@ -85,10 +86,11 @@ class PTQEvaluator:
     def _reestimated(self, allocation: Allocation, split: Split) -> Evaluation:
         """Evaluates one allocation with its own batch-norm statistics."""
         network, calibration = self.network, self.network.calibration
-        network.select(allocation)
         measured = calibration.normalised, calibration.statistics.moments, calibration.inputs
-        with reestimated(network.module, *measured):
-            return evaluate_logits(network, split, self.batch)
+        with network.lock:
+            network.select(allocation)
+            with reestimated(network.module, *measured):
+                return evaluate_logits(network, split, self.batch)
 
     def _summation(self) -> list[str]:
         """Returns what batches add to the identity: they fix the last digit of a mean loss over several of them.

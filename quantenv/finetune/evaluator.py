@@ -10,6 +10,7 @@ from quantenv.files import content_hash
 from quantenv.finetune.compilation import resolve
 from quantenv.finetune.config import FinetuneConfig
 from quantenv.finetune.training import finetune
+from quantenv.locks import Lock
 from quantenv.quantize import calibrate_task, parse_scheme
 from quantenv.tasks import Task
 
@@ -36,11 +37,13 @@ class FinetuneEvaluator:
             ["finetune", parse_scheme(task.scheme).version, task.identity, self.config.identity, *numerics()]
         )
         self.reference = evaluate_logits(task.network, task.splits["search"])
+        self._lock = Lock()
 
     def evaluate(self, allocations: Sequence[Allocation], split: str = "search") -> list[Evaluation]:
         """Fine-tunes each allocation from the float network, then evaluates it on a split."""
         results = []
         for allocation in allocations:
-            result = finetune(self.task, allocation, self.config)
+            with self._lock:
+                result = finetune(self.task, allocation, self.config)
             results.append(evaluate_logits(result.network, self.task.splits[split]))
         return results

@@ -13,6 +13,7 @@ from quantenv.attention import with_plain_attention
 from quantenv.channel_groups import Channels, channels_of, parts_of, split_layers, whole
 from quantenv.errors import QuantenvError, UnsupportedLayerError
 from quantenv.layers import LayerSpec, describe
+from quantenv.locks import PREPARING
 from quantenv.quantize.calibrate import MAX_SAMPLES, activation_grids, weight_grids
 from quantenv.quantize.corrections import Statistics, bias_correction, measure
 from quantenv.quantize.equalisation import absorb, equalise
@@ -99,7 +100,8 @@ class Calibration:
     @cached_property
     def statistics(self) -> Statistics:
         """What the float network does on the calibration inputs; measured once, where a step needs it."""
-        return measure(self.graph, [layer.name for layer in self.modules], self.inputs)
+        with PREPARING:
+            return measure(self.graph, [layer.name for layer in self.modules], self.inputs)
 
     def bias(self, layer: str, rounded: torch.Tensor) -> torch.Tensor | None:
         """Returns a layer's bias under rounded weights, corrected if the scheme says so."""
@@ -192,13 +194,18 @@ def _check_same(network: nn.Module, graph: nn.Module, inputs: torch.Tensor) -> N
         )
 
 
-@functools.lru_cache(maxsize=4)
 def calibrate_task(task: Task) -> Calibration:
     """Calibrates a task's network on its calibration split, once.
 
     Raises:
         QuantenvError: If the task asks for an unknown quantization scheme.
     """
+    with PREPARING:
+        return _calibrate_task(task)
+
+
+@functools.lru_cache(maxsize=4)
+def _calibrate_task(task: Task) -> Calibration:
     return calibrate(task.network, task.splits["calibration"].inputs, parse_scheme(task.scheme), task.channel_groups)
 
 

@@ -1,6 +1,7 @@
 """The post-training quantized network: every bit option prepared once, an allocation chosen by swapping tensors."""
 
 import functools
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -9,7 +10,9 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from quantenv.allocation import Allocation
+from quantenv.errors import QuantenvError
 from quantenv.layers import LayerSpec
+from quantenv.locks import Lock
 from quantenv.quantize.calibration import Calibration, folded_weight, grouped_rounding, stored_bits
 from quantenv.quantize.graph import Site
 from quantenv.quantize.quantizers import Grid, Rounding, WeightRounding, quantize
@@ -195,6 +198,8 @@ class SwitchedLayer(Switched):
 class QuantizedNetwork:
     """A post-training quantized network whose allocation is changed by swapping tensors.
 
+    `PrefixRunner` lets threads share one; whoever selects and calls does both in one thread, or is refused.
+
     Args:
         calibration: The calibrated network.
     """
@@ -211,7 +216,13 @@ class QuantizedNetwork:
             if node.op == "call_module" and isinstance(module := self.module.get_submodule(str(node.target)), Switched)
         ]
         self._selected: list[Setting | None] = [None] * len(self._switched)
+        self.lock = Lock()
+        """Held by a thread from choosing an allocation until it has run."""
+        self._thread: int | None = None  # that switched last; None where any may call
         self.select(Allocation.make(calibration.layers, 8, 8))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_thread": None}  # another process numbers its threads otherwise
 
     def _build(self) -> fx.GraphModule:
         calibration = self.calibration
@@ -241,7 +252,8 @@ class QuantizedNetwork:
         return tuple(module.setting(bits) for module in self._switched)
 
     def switch(self, settings: Sequence[Setting], start: int = 0) -> None:
-        """Switches the modules from the `start`-th on, in execution order, to their settings."""
+        """Switches the modules from the `start`-th on, in execution order; whoever shares the network holds `lock`."""
+        self._thread = threading.get_ident()
         for index in range(start, len(self._switched)):
             if self._selected[index] != settings[index]:
                 self._switched[index].select(settings[index])
@@ -253,11 +265,22 @@ class QuantizedNetwork:
         Raises:
             AllocationError: If the allocation is for other layers.
         """
-        self.switch(self.settings(allocation))
+        settings = self.settings(allocation)
+        with self.lock:
+            self.switch(settings)
 
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Returns the logits, shape (B, classes), under the selected allocation."""
-        with torch.inference_mode():
+        """Returns the logits, shape (B, classes), under the selected allocation.
+
+        Raises:
+            QuantenvError: If another thread has selected an allocation since this one did.
+        """
+        with self.lock, torch.inference_mode():
+            if self._thread not in (None, threading.get_ident()):
+                raise QuantenvError(
+                    "The network's allocation was selected by another thread, so its outputs would be those of that "
+                    "allocation: give each thread a network of its own, or share an evaluator, which sees to it."
+                )
             return self.module(inputs)
 
 

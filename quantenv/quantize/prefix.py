@@ -68,7 +68,7 @@ class PrefixRunner:
         self._size = len(nodes)
 
     def run(self, inputs: torch.Tensor, settings: Sequence[tuple[Setting, ...]]) -> Iterator[torch.Tensor]:
-        """Runs one batch under many allocations.
+        """Runs one batch under many allocations. Threads may do so at once: each run keeps its own activations.
 
         Args:
             inputs: Shape (B, ...).
@@ -84,11 +84,11 @@ class PrefixRunner:
         registers[self._input] = inputs
         for index, (wanted, start) in enumerate(zip(settings, starts, strict=True)):
             if start is not None:
-                self._network.switch(wanted, start)
                 position = 0
                 if index:
                     registers, position = kept.pop(start), self._switch_steps[start]
-                with torch.inference_mode():
+                with self._network.lock, torch.inference_mode():
+                    self._network.switch(wanted, start)
                     self._advance(registers, position, later[index], kept)
             yield registers[self._output]
 

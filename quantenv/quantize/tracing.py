@@ -3,6 +3,7 @@
 import copy
 import inspect
 import operator
+import threading
 from collections import Counter
 from collections.abc import Mapping, Set
 from typing import Any
@@ -14,6 +15,7 @@ from torch.nn.utils import fusion
 
 from quantenv.attention import WindowBias, WindowPartition, WindowReverse, with_plain_attention
 from quantenv.errors import UnsupportedLayerError
+from quantenv.locks import PREPARING
 
 #: What is called instead of a method that cannot copy; ``view(dtype)`` is another matter.
 _COPYING = {"view": "reshape", "view_as": "reshape_as"}
@@ -40,7 +42,8 @@ def trace(network: nn.Module) -> fx.GraphModule:
     tracer = _Tracer()
     plain = _with_one_input((copy.deepcopy(network) if plain is network else plain).eval())
     try:
-        graph_module = fx.GraphModule(plain, tracer.trace(plain), type(network).__name__)
+        with PREPARING:  # torch.fx puts back what it changed in the order of one trace
+            graph_module = fx.GraphModule(plain, tracer.trace(plain), type(network).__name__)
     except Exception as error:  # torch.fx raises whatever the network's Python raises on a proxy
         raise UnsupportedLayerError(
             f"Cannot trace {type(network).__name__} with torch.fx{tracer.where}: {str(error).rstrip('.')}. "
@@ -166,6 +169,7 @@ class _Tracer(fx.Tracer):
     def __init__(self) -> None:
         super().__init__()
         self.where = ""
+        self._thread = threading.get_ident()
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
@@ -176,6 +180,8 @@ class _Tracer(fx.Tracer):
         )
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if threading.get_ident() != self._thread:  # torch.fx sees the modules' calls of all threads
+            return forward(*args, **kwargs)
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception:

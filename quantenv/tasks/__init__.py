@@ -5,6 +5,7 @@ import importlib
 from dataclasses import dataclass
 
 from quantenv.errors import QuantenvError, unknown_name
+from quantenv.locks import PREPARING
 from quantenv.tasks.base import SPLITS, Split, Task
 from quantenv.tasks.datasets import task_from_datasets
 from quantenv.tasks.source import TaskSource
@@ -98,7 +99,8 @@ def get_task(name: str, source: TaskSource | None = None) -> Task:
         raise unknown_name("task", name, _TASKS)
     source = source or TaskSource()
     check_source(name, source)
-    return _make(name, source)
+    with PREPARING:
+        return _make(name, source)
 
 
 def check_source(name: str, source: TaskSource) -> None:
