@@ -1,0 +1,117 @@
+"""Our own text files: each carries a checksum of its content, so that damage never becomes another number.
+
+A checksum finds damage and slips of an editor; it is no signature, and a stranger's file may carry a right one. Readers
+hold what they read to a schema all the same.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+from quantenv.errors import QuantenvError
+from quantenv.files import write_text
+from quantenv.plain_yaml import shorten
+from quantenv.reading import JSON_LIMIT, fit, parse_json, read_bytes
+
+KEY = "checksum"
+COMMENT = "# checksum: "
+
+T = TypeVar("T")
+
+
+def checksum(content: Any, before: str = "") -> str:
+    """Returns the checksum of plain data: 16 hexadecimal digits of BLAKE2b over its JSON, keys in their order.
+
+    Args:
+        content: The data; numbers must be finite.
+        before: Checksum of the record before it, where records form a chain.
+    """
+    return _digest(before + json.dumps(content, separators=(",", ":"), allow_nan=False))
+
+
+def sealed(content: dict[str, Any], before: str = "") -> dict[str, Any]:
+    """Returns content with its checksum as the last entry; `before` as in `checksum`."""
+    return {**content, KEY: checksum(content, before)}
+
+
+def unsealed(content: Any, where: str, error: type[QuantenvError] = QuantenvError, before: str = "") -> dict[str, Any]:
+    """Returns content without its checksum, once that was found right.
+
+    Args:
+        content: Plain data.
+        where: What messages begin with, such as ``"The file x.json"``.
+        error: Class of the error.
+        before: As in `checksum`.
+
+    Raises:
+        QuantenvError: If it is no mapping, or its checksum is missing or wrong.
+    """
+    if not isinstance(content, dict):
+        raise error(f"{where} does not fit: its content is {shorten(content)}; expected names with values.")
+    if KEY not in content:
+        raise error(f"{where} has no {KEY!r}: it is not a file that quantenv wrote, or an old one. Make it anew.")
+    rest = {key: value for key, value in content.items() if key != KEY}
+    if content[KEY] != checksum(rest, before):
+        raise error(
+            f"{where} does not match its {KEY} ({shorten(content[KEY])}): it was changed or damaged. Restore it, or "
+            "make it anew."
+        )
+    return rest
+
+
+def write_record(path: Path, content: dict[str, Any]) -> None:
+    """Writes a JSON object with its checksum, atomically."""
+    write_text(path, json.dumps(sealed(content), indent=1, allow_nan=False) + "\n")
+
+
+def read_record(
+    path: str | Path,
+    schema: type[T],
+    *,
+    what: str = "file",
+    limit: int = JSON_LIMIT,
+    error: type[QuantenvError] = QuantenvError,
+) -> T:
+    """Reads what `write_record` wrote.
+
+    Args:
+        path: The file.
+        schema: What it must hold besides the checksum.
+        what: What messages call it.
+        limit: Bytes that it may have.
+        error: Class of the error.
+
+    Returns:
+        The content, of type `schema`.
+
+    Raises:
+        QuantenvError: As `quantenv.reading.read_json`, or if the checksum is missing or wrong.
+    """
+    where = f"The {what} {path}"
+    content = parse_json(read_bytes(path, what=what, limit=limit, error=error), where, error)
+    return fit(unsealed(content, where, error), schema, where, error)
+
+
+def with_comment(text: str) -> str:
+    """Returns a text of several lines with a comment line at its end that holds its checksum; YAML readers skip it."""
+    return f"{text}{COMMENT}{_digest(text)}\n"
+
+
+def check_comment(data: bytes, where: str, error: type[QuantenvError] = QuantenvError) -> None:
+    """Raises QuantenvError unless a text ends in the comment line that `with_comment` put there."""
+    text, mark, recorded = data.rpartition(COMMENT.encode())
+    if not mark:
+        raise error(
+            f"{where} has no checksum at its end: it was edited or damaged. Restore it; to change options, give a "
+            "copy of it to --config."
+        )
+    if recorded.rstrip(b"\n") != hashlib.blake2b(text, digest_size=8).hexdigest().encode():
+        raise error(
+            f"{where} does not match its checksum: it was edited or damaged. Restore it; to change options, give a "
+            "copy of it to --config."
+        )
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
