@@ -1,17 +1,14 @@
 """Networks by name: ``torchvision:resnet18``, or ``your_package.your_module:make_network``."""
 
 import importlib
-import pickle
 import urllib.error
-import zipfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from quantenv.errors import QuantenvError, unknown_name
+from quantenv.tasks.state_dicts import load_weights
 from quantenv.tasks.vision import torchvision
 
 TORCHVISION = "torchvision"
@@ -27,8 +24,8 @@ def make_network(
     Args:
         model: ``torchvision:NAME``, a classification network of torchvision; or ``module:function``, a function of
             yours that returns the network.
-        weights: Path of a state dict, a file of `torch.save`; ``DEFAULT`` for those that torchvision publishes; None
-            for random ones, drawn with torch's own generator.
+        weights: Path of a state dict, see `quantenv.tasks.state_dicts.load_weights`; ``DEFAULT`` for those that
+            torchvision publishes; None for random ones, drawn with torch's own generator.
         classes: Outputs of the network; None means its default, 1,000 for torchvision's. Published weights keep theirs.
         arguments: Further arguments of the constructor, such as ``{"image_size": 32}`` for ``torchvision:vit_b_16``.
 
@@ -60,48 +57,6 @@ def make_network(
     if weights is not None and not published:
         load_weights(network, weights)
     return network.eval()
-
-
-def load_weights(network: nn.Module, path: str | Path) -> None:
-    """Reads a state dict into a network; nothing that the file may hold besides tensors is executed.
-
-    Args:
-        network: Takes the weights.
-        path: A file of `torch.save`: a state dict, or a mapping that holds one as ``state_dict``, ``model`` or
-            ``network``, as checkpoints do. A ``module.`` in front of all names, of DataParallel, is dropped.
-
-    Raises:
-        QuantenvError: If the file cannot be read, or is no state dict of this network.
-    """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise QuantenvError(
-            f"Cannot read the weights {path}: {reason}. Expected a file of torch.save(network.state_dict())."
-        ) from error
-    for key in ("state_dict", "model", "network"):
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise QuantenvError(f"The weights {path} hold no state dict: expected tensors by name.")
-    if state and all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}
-    expected = network.state_dict()
-    for kind, names in (("lack", expected.keys() - state.keys()), ("hold the unknown", state.keys() - expected.keys())):
-        if names:
-            first, more = min(names), f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise QuantenvError(
-                f"The weights {path} do not fit {type(network).__name__}: they {kind} {first!r}{more}. "
-                "Check the model's name and its number of classes."
-            )
-    for name, value in expected.items():
-        if value.shape != state[name].shape:
-            raise QuantenvError(
-                f"The weights {path} do not fit {type(network).__name__}: {name!r} is {tuple(state[name].shape)}, "
-                f"expected {tuple(value.shape)}. Check the model's name and its number of classes."
-            )
-    network.load_state_dict(state)
 
 
 def _torchvision(name: str, published: bool, arguments: dict[str, Any]) -> nn.Module:

@@ -19,9 +19,10 @@ from quantenv.files import cache_dir
 from quantenv.tasks.base import Task
 from quantenv.tasks.cifar_networks import NETWORKS
 from quantenv.tasks.datasets import task_from_datasets
-from quantenv.tasks.models import DEFAULT, load_weights
+from quantenv.tasks.models import DEFAULT
 from quantenv.tasks.resnet20 import DATA_VARIABLE
 from quantenv.tasks.source import TaskSource
+from quantenv.tasks.state_dicts import load_weights
 from quantenv.tasks.vision import torchvision
 
 DEFAULT_NETWORK = "resnet20"
