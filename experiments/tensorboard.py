@@ -16,7 +16,7 @@ from experiments.progress import Rate
 from experiments.report import Report
 from experiments.top_k import TopK
 from quantenv.allocation import MAX_BITS
-from quantenv.env.figures import allocation_figure, figure_pixels
+from quantenv.env.figures import CARD, LABEL, TICK, TITLE, allocation_figure, figure_pixels, named_layers
 from quantenv.env.rendering import allocation_text
 from quantenv.hardware import Budget
 from quantenv.layers import LayerSpec
@@ -143,9 +143,9 @@ def bits_figure(layers: Sequence[LayerSpec], bits: np.ndarray, title: str) -> Fi
         title: What the bits are of.
 
     Returns:
-        The figure, with an Agg canvas: a row per layer, a column per episode.
+        The figure, with an Agg canvas: a row per layer, a column per episode; of many layers, some are named.
     """
-    figure = Figure(figsize=(8.0, 1.2 + 0.28 * len(layers)), layout="constrained")
+    figure = Figure(figsize=CARD, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     image = axes.imshow(
@@ -157,8 +157,11 @@ def bits_figure(layers: Sequence[LayerSpec], bits: np.ndarray, title: str) -> Fi
         vmax=MAX_BITS,
         extent=(0.5, len(bits) + 0.5, len(layers) - 0.5, -0.5),
     )
-    axes.set_yticks(range(len(layers)), [layer.name for layer in layers], fontsize=8)
-    axes.set_xlabel("evaluation")
-    axes.set_title(title)
-    figure.colorbar(image, ax=axes, label="bits", ticks=range(1, MAX_BITS + 1))
+    axes.set_yticks(*named_layers(layers), fontsize=TICK)
+    axes.tick_params(axis="x", labelsize=TICK)
+    axes.set_xlabel("evaluation", fontsize=LABEL)
+    axes.set_title(title, fontsize=TITLE)
+    bar = figure.colorbar(image, ax=axes, ticks=range(1, MAX_BITS + 1))
+    bar.ax.tick_params(labelsize=TICK)
+    bar.set_label("bits", fontsize=LABEL)
     return figure

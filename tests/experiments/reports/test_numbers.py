@@ -204,7 +204,7 @@ def test_bits_stand_against_the_share_of_the_cost_and_the_sensitivity(report, ev
     y = best_bits(evaluations, "random", budget).mean(axis=0)
     np.testing.assert_allclose(trace["customdata"], 100 * params / params.sum())
     np.testing.assert_allclose(trace["y"], y)
-    correlation = "undefined" if len(set(y)) == 1 else f"{spearmanr(trace['x'], y).statistic:+.2f}"
+    correlation = "undefined" if len(set(y)) == 1 else f"{spearmanr(trace['customdata'], y).statistic:+.2f}"
     assert trace["name"].endswith(correlation)
     harm = find(report, "weights-against-sensitivity", budget)
     expected = np.zeros(len(params))
