@@ -108,6 +108,13 @@ def chance_note(labels: Sequence[int], reference: Evaluation) -> str | None:
     )
 
 
+def regret_of(env: QuantizationEnv, found: float | None) -> float | None:
+    """Returns how much accuracy on the search split, 0-1, was missed; None if no table knows or nothing was found."""
+    if env.table is None or found is None:
+        return None
+    return optimum(env.table, env.budgets, env.tables, allowed=env.allowed).best.evaluation.accuracy - found
+
+
 def regret_note(env: QuantizationEnv, found: float | None) -> str | None:
     """Says how far what was found is from the best feasible allocation, which only a table knows.
 

@@ -1,5 +1,6 @@
 """What TensorBoard shows of a run. The x axis is evaluations, but for the fine-tuning curves: epochs."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,9 @@ from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from experiments.command_line import flatten
 from experiments.episodes import Episode
+from experiments.options import TrainOptions
 from experiments.progress import Rate
 from experiments.report import Report
 from experiments.top_k import TopK
@@ -21,8 +24,27 @@ from quantenv.env.rendering import allocation_text
 from quantenv.hardware import Budget
 from quantenv.layers import LayerSpec
 
+#: Options that the table of hyper-parameters shows first.
+FIRST = ("seed", "task", "metric", "budget", "agent")
 #: Heat maps drawn over a run, each of the whole run so far, and the fewest evaluations between two: one takes 0.2 s.
 HEAT_MAPS, EVALUATIONS_BETWEEN = 10, 50
+
+EVENTS = "events.out.tfevents.*"
+#: Folder of the fine-tunings' event files, in a run folder.
+FINE_TUNING = "qat"
+
+
+def hyper_parameters(options: TrainOptions, agent_config: Any) -> dict[str, Any]:
+    """Returns options by dotted name, those of the agent with its defaults; `FIRST` come first.
+
+    Args:
+        options: Resolved options of the run.
+        agent_config: The agent's options in force, a dataclass.
+    """
+    flat = flatten(options)
+    del flat["agent_options"]
+    flat |= {f"agent_options.{name}": value for name, value in dataclasses.asdict(agent_config).items()}
+    return {name: flat[name] for name in FIRST} | flat
 
 
 class TensorBoard:
@@ -40,8 +62,9 @@ class TensorBoard:
             evaluations: Evaluations of the whole search.
             top: The best allocations; must have seen an episode before this object does.
         """
-        for old in folder.glob("events.out.tfevents.*"):
+        for old in (*folder.glob(EVENTS), *folder.glob(f"{FINE_TUNING}/*/{EVENTS}")):
             old.unlink()
+        self._folder = folder
         self._writer = SummaryWriter(str(folder))
         self._layers, self._budgets, self._top = layers, budgets, top
         self._every = max(EVALUATIONS_BETWEEN, evaluations // HEAT_MAPS)
@@ -49,6 +72,7 @@ class TensorBoard:
         self._best: Episode | None = None
         self._rate = Rate()
         self._step = 0
+        self._fine_tunings: dict[str, SummaryWriter] = {}
         self._numbers: dict[str, float] = {}  # of this step, not yet written
 
     def __call__(self, episode: Episode) -> None:
@@ -87,24 +111,33 @@ class TensorBoard:
         self._numbers = {}
 
     def fine_tuning(self, name: str) -> Callable[[int, Mapping[str, float]], None]:
-        """Returns the callback that writes the curves of one allocation's fine-tuning, as ``qat/<name>_...``."""
+        """Returns the callback that writes the curves of one allocation's fine-tuning.
+
+        Each allocation is a run of its own to TensorBoard, ``<run folder>/qat/<name>``, and tags are the same: so their
+        curves lie over each other.
+        """
 
         def log(epoch: int, metrics: Mapping[str, float]) -> None:
+            if name not in self._fine_tunings:
+                self._fine_tunings[name] = SummaryWriter(str(self._folder / FINE_TUNING / name))
             for key, value in metrics.items():
-                self._writer.add_scalar(f"qat/{name}_{key.removeprefix('qat/')}", value, epoch)
+                self._fine_tunings[name].add_scalar(key, value, epoch)
 
         return log
 
-    def finish(self, options: Mapping[str, Any], report: Report) -> None:
-        """Writes the last heat map, the hyper-parameters and the final results, and closes the file.
+    def finish(self, options: Mapping[str, Any], report: Report, regret: float | None = None) -> None:
+        """Writes the last heat map, the hyper-parameters and the final results, and closes the files.
 
         Args:
-            options: Resolved options by dotted name.
+            options: As `hyper_parameters` returns them.
             report: The final table.
+            regret: Of what was found, in accuracy on the search split; None if it is not known.
         """
         if self._bits and self._step % self._every:
             self._draw()
         results = {f"test/{row.name} {row.stage}".strip().replace(" ", "_"): row.accuracy for row in report.rows}
+        if regret is not None:
+            results = {"search/regret": regret, **results}
         self.log(results)
         self._write_numbers()
         values = {
@@ -114,7 +147,8 @@ class TensorBoard:
         file_writer = self._writer._get_file_writer()
         for summary in hparams(values, dict.fromkeys(results)):
             file_writer.add_summary(summary)
-        self._writer.close()
+        for writer in (self._writer, *self._fine_tunings.values()):
+            writer.close()
 
     def _draw(self) -> None:
         bits = np.array(self._bits)

@@ -13,7 +13,16 @@ import torch
 from agents import Agent, make_agent
 from experiments.agent_options import resolved_options
 from experiments.command_line import flatten, parse_options
-from experiments.comparison import FineTune, best_uniform, chance_note, compare, post_training, regret_note, verdicts
+from experiments.comparison import (
+    FineTune,
+    best_uniform,
+    chance_note,
+    compare,
+    post_training,
+    regret_note,
+    regret_of,
+    verdicts,
+)
 from experiments.console import announcements, results
 from experiments.episodes import Episode, EpisodeLog, read_episodes
 from experiments.finetune import run_finetune, save_weights
@@ -28,7 +37,7 @@ from experiments.run_folder import RunFolder
 from experiments.search import check_fine_tuning, check_names, find_task, make_env, search_evaluator
 from experiments.signals import GracefulStop, Interrupted
 from experiments.task_source import with_absolute_paths
-from experiments.tensorboard import TensorBoard
+from experiments.tensorboard import TensorBoard, hyper_parameters
 from experiments.top_k import TopK
 from experiments.transfer import check_source, keep_initial, start_from
 from quantenv.allocation import Allocation
@@ -143,7 +152,8 @@ def _train(
 
     folder.write_json(folder.report, report.to_dict())
     write_text(folder.path / "report.md", to_markdown(report))
-    board.finish(flatten(options), report)
+    regret = regret_of(bare, top.best.accuracy if top.best else None)
+    board.finish(hyper_parameters(options, agent.config), report, regret)
     print_report(report, results())
     if code:
         say.print(

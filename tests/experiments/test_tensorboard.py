@@ -1,8 +1,13 @@
+import dataclasses
+
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+from agents.reinforce import ReinforceConfig
+from experiments.options import TrainOptions
 from experiments.report import Report
-from experiments.tensorboard import EVALUATIONS_BETWEEN, TensorBoard, bits_figure
+from experiments.tensorboard import EVALUATIONS_BETWEEN, TensorBoard, bits_figure, hyper_parameters
 from experiments.top_k import TopK
 from quantenv.env.figures import figure_pixels
 from quantenv.hardware import Budget
@@ -28,8 +33,10 @@ def write(folder, count, report: Report | None = None):
         top(episode)
         board(episode)
         board.log({"train/entropy": 1.0})
-    board.fine_tuning("found")(1, {"qat/search_accuracy": 0.5})
-    board.finish({"seed": 0, "bits": [2, 3], "pinned": None}, report or make_report())
+    for name, accuracy in (("found", 0.5), ("best_uniform", 0.25)):
+        board.fine_tuning(name)(1, {"qat/search_accuracy": accuracy})
+    options = TrainOptions(seed=3, agent_options={"hidden": 7})
+    board.finish(hyper_parameters(options, ReinforceConfig(hidden=7)), report or make_report(), regret=0.125)
 
 
 def load(folder):
@@ -49,8 +56,29 @@ def test_every_episode_is_a_point_at_its_evaluation(tmp_path):
     assert best == sorted(best)
     for tag in ("rollout/accuracy", "rollout/loss", "time/evaluations_per_second", "train/entropy"):
         assert len(events.Scalars(tag)) == 20
-    assert [event.step for event in events.Scalars("qat/found_search_accuracy")] == [1]
     assert "test/found_post-training" in events.Tags()["scalars"]
+    assert [event.value for event in events.Scalars("search/regret")] == [0.125]
+
+
+def test_curves_of_fine_tunings_lie_over_each_other(tmp_path):
+    write(tmp_path, 3)
+    write(tmp_path, 4)  # as when resumed
+    for name, accuracy in (("found", 0.5), ("best_uniform", 0.25)):
+        curve = load(tmp_path / "qat" / name).Scalars("qat/search_accuracy")
+        assert [(event.step, event.value) for event in curve] == [(1, accuracy)]
+
+
+def test_hyper_parameters_begin_with_what_tells_runs_apart(tmp_path):
+    write(tmp_path, 3)
+    content = load(tmp_path).summary_metadata["_hparams_/experiment"].plugin_data.content
+    experiment = HParamsPluginData.FromString(content).experiment
+    names = [info.name for info in experiment.hparam_infos]
+    assert names[:5] == ["seed", "task", "metric", "budget", "agent"]
+    assert len(set(names)) == len(names)
+    assert {f"agent_options.{field.name}" for field in dataclasses.fields(ReinforceConfig)} <= set(names)
+    metrics = [info.name.tag for info in experiment.metric_infos]
+    assert metrics[0] == "search/regret"
+    assert "test/float" in metrics
 
 
 def test_no_curve_has_two_values_at_one_step(tmp_path):
