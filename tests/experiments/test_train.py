@@ -33,7 +33,7 @@ def cut(folder: Path, evaluations: int, torn: bytes = b"") -> None:
     """Makes a finished run look as if it had been killed after some evaluations."""
     for path in folder.iterdir():
         if path.name not in ("config.yaml", "environment.json", "episodes.jsonl"):
-            path.unlink()
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     lines = (folder / "episodes.jsonl").read_bytes().splitlines(keepends=True)
     (folder / "episodes.jsonl").write_bytes(b"".join(lines[:evaluations]) + torn)
 
