@@ -4,16 +4,41 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import msgspec
 
 from quantenv.channel_groups import SEPARATOR, channels_of
 from quantenv.errors import AllocationError
 from quantenv.files import content_hash, write_text
 from quantenv.layers import LayerSpec
+from quantenv.reading import Schema, parse_json, read_bytes
+from quantenv.records import open_record, sealed
 
-FORMAT = "quantenv-allocation-1"
+FORMAT = "quantenv-allocation-2"
 MIN_BITS, MAX_BITS = 1, 8
 _KNOWN = frozenset(range(MIN_BITS, MAX_BITS + 1))
+
+Bits = Annotated[int, msgspec.Meta(ge=MIN_BITS, le=MAX_BITS)]
+"""Bits in the schema of a file."""
+
+
+class LayerEntry(Schema):
+    """A layer, or channel group, of an allocation file."""
+
+    name: str
+    weight_bits: Bits
+    activation_bits: Bits
+    channels: tuple[Annotated[int, msgspec.Meta(ge=0)], ...] = ()
+
+
+class AllocationFile(Schema):
+    """What an allocation file holds besides its checksum."""
+
+    format: Literal["quantenv-allocation-2"]
+    task: str
+    scheme: str
+    layers: Annotated[tuple[LayerEntry, ...], msgspec.Meta(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -164,7 +189,7 @@ class Allocation:
         return Allocation(expected, weights, activations, self.task, self.scheme, channels)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the JSON content: format, task, scheme, hash, and per layer name and bits; channels of a group."""
+        """Returns the JSON content: format, task, scheme, per layer name and bits, channels of a group; a checksum."""
         layers: list[dict[str, Any]] = [
             {"name": name, "weight_bits": weight, "activation_bits": activation}
             for name, weight, activation in zip(self.names, self.weight_bits, self.activation_bits, strict=True)
@@ -172,39 +197,33 @@ class Allocation:
         for layer, channels in zip(layers, self.channels, strict=bool(self.channels)):
             if channels:
                 layer["channels"] = list(channels)
-        return {
-            "format": FORMAT,
-            "task": self.task,
-            "scheme": self.scheme,
-            "hash": self.hash,
-            "layers": layers,
-        }
+        return sealed({"format": FORMAT, "task": self.task, "scheme": self.scheme, "layers": layers})
 
     @classmethod
-    def from_dict(cls, content: Any) -> "Allocation":
+    def from_dict(cls, content: Any, where: str = "The allocation") -> "Allocation":
         """Reads the content written by `to_dict`.
 
+        Args:
+            content: Plain data.
+            where: What messages begin with.
+
         Raises:
-            AllocationError: If keys are missing or of the wrong type, or the hash does not match.
+            AllocationError: If a key is missing, unknown or of the wrong type, or the checksum, which covers all of the
+                content, does not match.
         """
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise AllocationError(f"Not an allocation: expected a JSON object with format {FORMAT!r}.")
+        file = open_record(content, AllocationFile, where, AllocationError)
+        channels = tuple(layer.channels for layer in file.layers)
         try:
-            rows = [(row["name"], row["weight_bits"], row["activation_bits"]) for row in content["layers"]]
-            channels = tuple(tuple(row.get("channels", ())) for row in content["layers"])
-            recorded, task, scheme = content["hash"], content["task"], content["scheme"]
-        except (KeyError, TypeError, AttributeError) as error:
-            raise AllocationError(f"The allocation is incomplete: {error} is missing or malformed.") from error
-        if not rows or not all(isinstance(name, str) for name, _, _ in rows):
-            raise AllocationError("The allocation lists no layers, or a layer without a name.")
-        names, weights, activations = zip(*rows, strict=True)
-        allocation = cls(names, weights, activations, str(task), str(scheme), channels if any(channels) else ())
-        if allocation.hash != recorded:
-            raise AllocationError(
-                f"The allocation's content does not match its hash ({recorded!r}): "
-                "the file was changed or damaged. Make it anew, or remove the change."
+            return cls(
+                names=tuple(layer.name for layer in file.layers),
+                weight_bits=tuple(layer.weight_bits for layer in file.layers),
+                activation_bits=tuple(layer.activation_bits for layer in file.layers),
+                task=file.task,
+                scheme=file.scheme,
+                channels=channels if any(channels) else (),
             )
-        return allocation
+        except AllocationError as error:
+            raise AllocationError(f"{where} is not sound: {error}") from error
 
     def save(self, path: str | Path) -> None:
         """Writes the allocation as JSON, atomically."""
@@ -215,19 +234,12 @@ class Allocation:
         """Reads an allocation file.
 
         Raises:
-            AllocationError: If the file is missing, is not JSON, is truncated or does not match its hash.
+            AllocationError: If the file is missing, is not JSON, is truncated or malformed, or does not match its
+                checksum.
         """
-        path = Path(path)
-        try:
-            content = json.loads(path.read_text())
-        except OSError as error:
-            raise AllocationError(f"Cannot read the allocation file {path}: {error.strerror}.") from error
-        except ValueError as error:
-            raise AllocationError(f"{path} is not JSON, or is truncated: {error}.") from error
-        try:
-            return cls.from_dict(content)
-        except AllocationError as error:
-            raise AllocationError(f"{path}: {error}") from error
+        where = f"The allocation file {path}"
+        content = parse_json(read_bytes(path, what="allocation file", error=AllocationError), where, AllocationError)
+        return cls.from_dict(content, where)
 
 
 def channels_in(layers: Sequence[LayerSpec]) -> tuple[tuple[int, ...], ...]:

@@ -33,7 +33,7 @@ _TOKENS = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|([\[{])|[\]}]', re.DOTALL)
 _SUSPICIOUS = re.compile(r"\\u00[01789]|\\u[dD]|\\[bf]|[\x7f-\x9f]")
 
 
-class Schema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Schema(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Base class of the objects that a file may hold; unknown keys are refused."""
 
 

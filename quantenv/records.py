@@ -35,29 +35,36 @@ def sealed(content: dict[str, Any], before: str = "") -> dict[str, Any]:
     return {**content, KEY: checksum(content, before)}
 
 
-def unsealed(content: Any, where: str, error: type[QuantenvError] = QuantenvError, before: str = "") -> dict[str, Any]:
-    """Returns content without its checksum, once that was found right.
+def open_record(
+    content: Any, schema: type[T], where: str, error: type[QuantenvError] = QuantenvError, before: str = ""
+) -> T:
+    """Holds the content of a record to its schema and its checksum.
 
     Args:
         content: Plain data.
+        schema: What it must hold besides the checksum.
         where: What messages begin with, such as ``"The file x.json"``.
         error: Class of the error.
         before: As in `checksum`.
 
+    Returns:
+        The content, of type `schema`.
+
     Raises:
-        QuantenvError: If it is no mapping, or its checksum is missing or wrong.
+        QuantenvError: If it does not fit the schema, or its checksum is missing or wrong.
     """
     if not isinstance(content, dict):
         raise error(f"{where} does not fit: its content is {shorten(content)}; expected names with values.")
-    if KEY not in content:
-        raise error(f"{where} has no {KEY!r}: it is not a file that quantenv wrote, or an old one. Make it anew.")
     rest = {key: value for key, value in content.items() if key != KEY}
+    record = fit(rest, schema, where, error)  # first: its sentences say more
+    if KEY not in content:
+        raise error(f"{where} has no {KEY!r}: quantenv did not write it, or something changed it. Make it anew.")
     if content[KEY] != checksum(rest, before):
         raise error(
             f"{where} does not match its {KEY} ({shorten(content[KEY])}): it was changed or damaged. Restore it, or "
             "make it anew."
         )
-    return rest
+    return record
 
 
 def write_record(path: Path, content: dict[str, Any]) -> None:
@@ -90,7 +97,7 @@ def read_record(
     """
     where = f"The {what} {path}"
     content = parse_json(read_bytes(path, what=what, limit=limit, error=error), where, error)
-    return fit(unsealed(content, where, error), schema, where, error)
+    return open_record(content, schema, where, error)
 
 
 def with_comment(text: str) -> str:

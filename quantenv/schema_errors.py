@@ -53,12 +53,12 @@ def explain(error: msgspec.ValidationError, content: Any, schema: Any) -> str:
         return f"has the unknown key {shorten(_place([*keys, unknown[1]]))}; {hint}"
     if problem.startswith(("Invalid enum value", "Invalid value")):
         known = [repr(each) for part in _parts(kind) for each in getattr(part, "values", ())]
-        return f"does not fit: {subject} is {shorten(value)}; expected {' or '.join(known) or 'a known value'}"
+        return f"does not fit: {subject} is {_shown(value)}; expected {' or '.join(known) or 'a known value'}"
     if length := re.fullmatch(r"Expected `(\w+)` of length (.*)", problem):
         found = f"has {len(value)} {'characters' if isinstance(value, str) else 'entries'}"
         expected = re.sub(", got .*", "", length[2]).replace(">= ", "at least ").replace("<= ", "at most ")
         return f"does not fit: {subject} {found}; expected {expected}"
-    return f"does not fit: {subject} is {shorten(value)}; {_plain(problem)}"
+    return f"does not fit: {subject} is {_shown(value)}; {_plain(problem)}"
 
 
 def _keys(path: str, content: Any, schema: Any, message: str) -> list[Any]:
@@ -107,6 +107,9 @@ def _parts(kind: Any) -> Sequence[Any]:
 
 def _below(kind: Any, key: Any) -> Any:
     """Returns the type of what a key or index of a type leads to; None where it has none."""
+    tags = [part.tag for part in _parts(kind) if getattr(part, "tag_field", None) == key]
+    if tags:
+        return msgspec.inspect.LiteralType(tuple(tags))
     for part in _parts(kind):
         for field in getattr(part, "fields", ()):
             if field.encode_name == key:
@@ -128,6 +131,12 @@ def _place(keys: Sequence[Any]) -> str:
         else:
             place += f"[{shorten(key)}]"
     return place
+
+
+def _shown(value: Any) -> str:
+    """Returns a value as files have it, cut."""
+    words = {None: "null", True: "true", False: "false"}
+    return words[value] if value is None or isinstance(value, bool) else shorten(value)
 
 
 def _plain(problem: str) -> str:

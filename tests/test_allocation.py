@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from quantenv.allocation import Allocation
 from quantenv.errors import AllocationError
+from quantenv.records import write_record
 from tests.synthetic import synthetic_layers
 
 LAYERS = synthetic_layers(4)
@@ -59,32 +60,64 @@ def test_lengths_and_repeated_names_are_refused():
     ("content", "message"),
     [
         ("", "not JSON, or is truncated"),
-        ('{"format": "quantenv-allocation-1", "lay', "truncated"),
-        ("[1, 2]", "Not an allocation"),
-        ('{"format": "something else"}', "Not an allocation"),
-        ('{"format": "quantenv-allocation-1", "task": "", "scheme": "", "hash": ""}', "'layers'"),
-        ('{"format": "quantenv-allocation-1", "task": "", "scheme": "", "hash": "", "layers": [3]}', "malformed"),
-        ('{"format": "quantenv-allocation-1", "task": "", "scheme": "", "hash": "", "layers": []}', "no layers"),
+        ('{"format": "quantenv-allocation-2", "lay', "truncated"),
+        ("[" * 5000, "more than 64 deep"),
+        ("[1, 2]", "expected names with values"),
+        ('{"format": "something else"}', "format is 'something else'; expected 'quantenv-allocation-2'"),
+        ('{"format": "quantenv-allocation-2", "task": "", "scheme": "", "checksum": ""}', "lacks the key 'layers'"),
+        ('{"format": "quantenv-allocation-2", "task": "", "scheme": "", "layers": [3]}', r"layers\[0\] is 3"),
+        ('{"format": "quantenv-allocation-2", "task": "", "scheme": "", "layers": []}', "layers has 0 entries"),
+        ('{"format": "quantenv-allocation-2", "task": "", "task": "", "layers": []}', "the key 'task' twice"),
     ],
 )
 def test_damaged_files_are_clear_errors(tmp_path, content, message):
     path = tmp_path / "allocation.json"
     path.write_text(content)
+    with pytest.raises(AllocationError, match=message) as error:
+        Allocation.load(path)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weight_bits": 4.9}, r"layers\[0\]\.weight_bits is 4.9; expected a whole number"),
+        ({"weight_bits": True}, "is true; expected a whole number"),
+        ({"activation_bits": 0}, "is 0; expected a whole number of at least 1"),
+        ({"activation_bits": 8_000_000}, "of at most 8"),
+        ({"name": 3}, r"layers\[0\]\.name is 3; expected text"),
+        ({"bits": 3}, r"unknown key 'layers\[0\]\.bits'"),
+        ({"channels": [-1]}, r"channels\[0\] is -1"),
+        ({"channels": [1]}, "'layer0' has the channels"),
+        ({"name": "layer1"}, "names a layer more than once"),
+    ],
+)
+def test_a_file_with_a_right_checksum_is_held_to_the_schema_all_the_same(tmp_path, change, message):
+    path = tmp_path / "allocation.json"
+    content = Allocation.make(LAYERS, 4).to_dict()
+    del content["checksum"]
+    content["layers"][0] |= change
+    write_record(path, content)
     with pytest.raises(AllocationError, match=message):
         Allocation.load(path)
 
 
-def test_an_edited_file_does_not_match_its_hash(tmp_path):
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [('"weight_bits": 4', '"weight_bits": 5'), ('"t1"', '"t2"'), ('"linear"', '"k-means"'), ('"layer0"', '"layer9"')],
+)
+def test_an_edited_file_does_not_match_its_checksum(tmp_path, before, after):
     path = tmp_path / "allocation.json"
-    Allocation.make(LAYERS, 4).save(path)
-    path.write_text(path.read_text().replace('"weight_bits": 4', '"weight_bits": 5', 1))
-    with pytest.raises(AllocationError, match="does not match its hash"):
+    Allocation.make(LAYERS, 4, task="t1", scheme="linear").save(path)
+    assert before in path.read_text()
+    path.write_text(path.read_text().replace(before, after, 1))
+    with pytest.raises(AllocationError, match="does not match its checksum"):
         Allocation.load(path)
 
 
 def test_binary_and_missing_files_are_clear_errors(tmp_path):
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(AllocationError, match="not JSON"):
+    with pytest.raises(AllocationError, match="not UTF-8"):
         Allocation.load(tmp_path / "binary.json")
     with pytest.raises(AllocationError, match="No such file"):
         Allocation.load(tmp_path / "missing.json")

@@ -15,6 +15,7 @@ from quantenv.groups import resolve_groups
 from quantenv.hardware import compile_costs, device_names, load_device
 from quantenv.hardware.costs import overhead_bytes
 from quantenv.layers import LayerSpec
+from quantenv.records import sealed
 from tests.synthetic import synthetic_layers
 
 LAYERS = synthetic_layers(3)
@@ -152,13 +153,20 @@ def test_groups_of_a_layer_share_their_activation_bits():
     [
         (lambda rows: rows[1].pop("channels"), "'layer1#0' has the channels"),
         (lambda rows: rows[0].update(channels=[0]), "'layer0' has the channels"),
-        (lambda rows: rows[1].update(channels=["0"]), "'layer1#0' has the channels"),
-        (lambda rows: rows[1].update(channels=3), "incomplete"),
-        (lambda rows: rows[1]["channels"].append(99), "does not match its hash"),
+        (lambda rows: rows[1].update(channels=["0"]), r"layers\[1\]\.channels\[0\] is '0'"),
+        (lambda rows: rows[1].update(channels=3), r"layers\[1\]\.channels is 3; expected a list"),
     ],
 )
-def test_damaged_channels_are_refused(change, sentence):
+def test_unsound_channels_are_refused(change, sentence):
     content = Allocation.make(split_layers(LAYERS, cut()), 4).to_dict()
+    del content["checksum"]
     change(content["layers"])
     with pytest.raises(AllocationError, match=sentence):
+        Allocation.from_dict(sealed(content))
+
+
+def test_changed_channels_do_not_match_the_checksum():
+    content = Allocation.make(split_layers(LAYERS, cut()), 4).to_dict()
+    content["layers"][1]["channels"].append(99)
+    with pytest.raises(AllocationError, match="does not match its checksum"):
         Allocation.from_dict(content)

@@ -31,16 +31,16 @@ MISFITS = [
     ({"layers": [{"name": "a", "bits": 4.9}]}, r"layers\[0\].bits is 4.9; expected a whole number"),
     ({"layers": [{"name": "a", "bits": 4.0}]}, r"layers\[0\].bits is 4.0; expected a whole number"),
     ({"layers": [{"name": "a", "bits": "4"}]}, r"layers\[0\].bits is '4'; expected a whole number"),
-    ({"layers": [{"name": "a", "bits": True}]}, r"layers\[0\].bits is True; expected a whole number"),
-    ({"layers": [{"name": "a", "bits": None}]}, r"layers\[0\].bits is None; expected a whole number"),
+    ({"layers": [{"name": "a", "bits": True}]}, r"layers\[0\].bits is true; expected a whole number"),
+    ({"layers": [{"name": "a", "bits": None}]}, r"layers\[0\].bits is null; expected a whole number"),
     ({"layers": [{"name": "a", "bits": 8_000_000}]}, "is 8000000; expected a whole number of at most 8"),
     ({"layers": [{"name": "a"}]}, r"lacks the key 'layers\[0\].bits'"),
     ({"layers": [{"name": "a", "bitz": 1}]}, r"unknown key 'layers\[0\].bitz'; perhaps 'bits' is meant"),
     ({"layer": []}, "unknown key 'layer'; perhaps 'layers' is meant"),
     ({"costs": {"size": 1.0, "a b": -1.0}}, r"costs\['a b'\] is -1.0; expected a number of at least 0"),
     ({"costs": {"size": "0.5"}}, "costs.size is '0.5'; expected a number"),
-    ({"costs": {"size": True}}, "costs.size is True; expected a number"),
-    ({"pairs": {"a": [[1, 2]], "b": [[3, 4], [5, False]]}}, r"pairs.b\[1\]\[1\] is False; expected a whole number"),
+    ({"costs": {"size": True}}, "costs.size is true; expected a number"),
+    ({"pairs": {"a": [[1, 2]], "b": [[3, 4], [5, False]]}}, r"pairs.b\[1\]\[1\] is false; expected a whole number"),
     ({"pairs": {"a": [[1, 2, 3]]}}, r"pairs.a\[0\] has 3 entries; expected 2"),
     ({"note": 5}, "note is 5; expected text or null"),
     ({"note": ["x" * 10_000]}, r"note is \['xxx.* \.\.\.; expected text or null"),
@@ -178,5 +178,5 @@ def test_yaml_is_held_to_the_same_schema(tmp_path):
     with pytest.raises(QuantenvError, match="bits is '3'; expected a whole number"):
         read_yaml(path, Layer)
     path.write_text("")
-    with pytest.raises(QuantenvError, match="its content is None"):
+    with pytest.raises(QuantenvError, match="its content is null"):
         read_yaml(path, Layer)

@@ -4,7 +4,7 @@ import pytest
 
 from quantenv.errors import QuantenvError
 from quantenv.reading import Schema
-from quantenv.records import check_comment, checksum, read_record, sealed, unsealed, with_comment, write_record
+from quantenv.records import check_comment, checksum, open_record, read_record, sealed, with_comment, write_record
 
 
 class Content(Schema):
@@ -46,15 +46,15 @@ def test_every_change_of_a_byte_is_found_or_changes_nothing(tmp_path):
 )
 def test_a_missing_or_wrong_checksum_is_refused(content, said):
     with pytest.raises(QuantenvError, match=said):
-        unsealed(content, "The file x")
+        open_record(content, dict, "The file x")
 
 
 def test_records_of_a_chain_depend_on_those_before_them():
     first, second = sealed({"n": 1}), sealed({"n": 1}, checksum({"n": 1}))
     assert first != second
-    assert unsealed(second, "x", before=checksum({"n": 1})) == {"n": 1}
+    assert open_record(second, dict, "x", before=checksum({"n": 1})) == {"n": 1}
     with pytest.raises(QuantenvError, match="does not match"):
-        unsealed(second, "x")
+        open_record(second, dict, "x")
 
 
 def test_numbers_that_are_not_finite_are_not_written(tmp_path):

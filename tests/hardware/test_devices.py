@@ -65,42 +65,47 @@ def test_a_device_need_not_define_every_metric(tmp_path, metric):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (changed(GOOD, "latancy", {}), r"Unknown key 'latancy'\. Did you mean 'latency'"),
-        (changed(GOOD, "latency", "seconds_per_bit", {}), "section 'latency'.*Did you mean 'seconds_per_byte'"),
-        (changed(GOOD, "latency", "seconds_per_mac", "unit", "s"), "section 'latency.seconds_per_mac'.*'unit'"),
-        (changed(GOOD, "name", ...), "'name' is missing"),
-        (changed(GOOD, "name", 5), "'name' is 5; expected text"),
-        (changed(GOOD, "weight_bits", ...), "'weight_bits' is missing"),
-        (changed(GOOD, "weight_bits", [8]), r"'weight_bits' is \[8\]; expected a mapping"),
-        (changed(GOOD, "energy", "joules_per_mac", ...), "section 'energy': 'joules_per_mac' is missing"),
-        (changed(GOOD, "energy", "joules_per_byte", "source", ...), "'source' is missing"),
-        (changed(GOOD, "energy", "joules_per_byte", "source", ""), "'source' is ''; expected text"),
-        (changed(GOOD, "latency", "model", ...), "'model' is missing; expected one of linear, lookup, roofline"),
-        (changed(GOOD, "latency", "model", "liner"), "Unknown model of latency 'liner'. Did you mean 'linear'"),
-        (changed(GOOD, "latency", "model", ["linear"]), "Unknown model of latency"),
-        (changed(GOOD, "latency", None), "'latency' is None; expected a mapping"),
-        (changed(GOOD, "latency", "seconds_per_mac", "value", 0), "seconds_per_mac' is 0; expected a positive"),
-        (changed(GOOD, "latency", "seconds_per_mac", "value", -1.0), "expected a positive number"),
-        (changed(GOOD, "latency", "seconds_per_mac", "value", float("nan")), "expected a positive number"),
-        (changed(GOOD, "latency", "seconds_per_mac", "value", float("inf")), "expected a positive number"),
-        (changed(GOOD, "latency", "seconds_per_mac", "value", True), "expected a positive number"),
-        (changed(GOOD, "latency", "seconds_per_mac", "value", "1e-9"), "write 1.0e-9"),
-        (changed(GOOD, "latency", "relative_time_4bit", "value", 1.5), r"expected a number in \(0, 1\]"),
-        (changed(GOOD, "energy", "joules_per_mac", "value", {}), "expected a mapping of bits"),
-        (changed(GOOD, "energy", "joules_per_mac", "value", {"8": 1.0}), "expected a mapping of bits"),
-        (changed(GOOD, "energy", "joules_per_mac", "value", {8: -1.0}), r"joules_per_mac\[8\]' is -1.0"),
-        (changed(GOOD, "weight_bits", "value", []), "at least one"),
-        (changed(GOOD, "weight_bits", "value", 8), "distinct whole numbers"),
+        (changed(GOOD, "latancy", {}), "unknown key 'latancy'; perhaps 'latency' is meant"),
+        (changed(GOOD, "latency", "seconds_per_bit", {}), "'latency.seconds_per_bit'; perhaps 'seconds_per_byte' is"),
+        (changed(GOOD, "latency", "seconds_per_mac", "unit", "s"), "unknown key 'latency.seconds_per_mac.unit'"),
+        (changed(GOOD, "name", ...), "lacks the key 'name'"),
+        (changed(GOOD, "name", 5), "name is 5; expected text"),
+        (changed(GOOD, "weight_bits", ...), "lacks the key 'weight_bits'"),
+        (changed(GOOD, "weight_bits", [8]), r"weight_bits is \[8\]; expected names with values"),
+        (changed(GOOD, "energy", "joules_per_mac", ...), r"lacks the key 'energy\.joules_per_mac'"),
+        (changed(GOOD, "energy", "joules_per_byte", "source", ...), r"lacks the key 'energy\.joules_per_byte\.source'"),
+        (changed(GOOD, "energy", "joules_per_byte", "source", ""), "source has 0 characters; expected at least 1"),
+        (changed(GOOD, "latency", "model", ...), r"lacks the key 'latency\.model'"),
+        (changed(GOOD, "latency", "model", "liner"), "is 'liner'; expected 'linear' or 'roofline' or 'lookup'"),
+        (changed(GOOD, "latency", "model", ["linear"]), r"latency\.model is \['linear'\]; expected text"),
+        (changed(GOOD, "latency", None), "latency is null; expected names with values"),
+        (changed(GOOD, "latency", "seconds_per_mac", "value", 0), "value is 0; expected a number above 0"),
+        (changed(GOOD, "latency", "seconds_per_mac", "value", -1.0), "expected a number above 0"),
+        (changed(GOOD, "latency", "seconds_per_mac", "value", float("nan")), "no finite number"),
+        (changed(GOOD, "latency", "seconds_per_mac", "value", float("inf")), "no finite number"),
+        (changed(GOOD, "latency", "seconds_per_mac", "value", True), "value is true; expected a number"),
+        (changed(GOOD, "latency", "seconds_per_mac", "value", "fast"), "value is 'fast'; expected a number"),
+        (changed(GOOD, "latency", "relative_time_4bit", "value", 1.5), "is 1.5; expected a number of at most 1"),
+        (changed(GOOD, "energy", "joules_per_mac", "value", {}), "has 0 entries; expected at least 1"),
+        (changed(GOOD, "energy", "joules_per_mac", "value", {"8": 1.0}), "a key of .*; expected a whole number"),
+        (changed(GOOD, "energy", "joules_per_mac", "value", {8: -1.0}), r"joules_per_mac\.value\[8\] is -1.0"),
+        (changed(GOOD, "weight_bits", "value", []), r"weight_bits\.value has 0 entries; expected at least 1"),
+        (changed(GOOD, "weight_bits", "value", 8), "value is 8; expected a list"),
         (changed(GOOD, "weight_bits", "value", [4, 2]), "ascending"),
         (changed(GOOD, "weight_bits", "value", [2, 2]), "distinct"),
-        (changed(GOOD, "activation_bits", "value", [0, 8]), "from 1 to 8"),
-        (changed(GOOD, "activation_bits", "value", [8, 16]), "from 1 to 8"),
-        (changed(GOOD, "activation_bits", "value", [True]), "whole numbers"),
+        (changed(GOOD, "activation_bits", "value", [0, 8]), r"value\[0\] is 0; expected a whole number of at least 1"),
+        (changed(GOOD, "activation_bits", "value", [8, 16]), "is 16; expected a whole number of at most 8"),
+        (changed(GOOD, "activation_bits", "value", [4.9]), "is 4.9; expected a whole number"),
+        (changed(GOOD, "activation_bits", "value", [True]), "is true; expected a whole number"),
         (changed(ROOFLINE, "latency", "native_weight_bits", "value", [2, 4]), "must end in 8"),
-        ("- a\n- b\n", "expected a mapping"),
-        ("", "expected a mapping"),
-        ("name: [unclosed", "not valid YAML"),
-        ("name: !!python/object/apply:os.getcwd []", "not valid YAML"),
+        (changed(ROOFLINE, "latency", "native_weight_bits", "value", [4, 2, 8]), "ascending"),
+        ("- a\n- b\n", "expected names with values"),
+        ("", "its content is null; expected names with values"),
+        ("name: [unclosed", "not plain YAML: line 1"),
+        ("name: !!python/object/apply:os.getcwd []", "not plain YAML: line 1, column 7: the tag"),
+        ("name: 9999-99-99", "not plain YAML: line 1, column 7"),
+        ("name: a\nname: b", "line 2, column 1: the key 'name' stands twice"),
+        ("[" * 5000, "more than 64 deep"),
     ],
 )
 def test_slips_in_a_device_file_are_one_sentence(tmp_path, content, message):
@@ -110,12 +115,26 @@ def test_slips_in_a_device_file_are_one_sentence(tmp_path, content, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_constant_that_stands_twice_is_refused(tmp_path):
+    text = importlib.resources.files("quantenv.hardware.devices").joinpath("generic.yaml").read_text()
+    twice = text.replace("    value: 2.5e-10\n", "    value: 2.5e-10\n    value: 2.5e-3\n")
+    with pytest.raises(QuantenvError, match="the key 'value' stands twice in one mapping"):
+        load_device(save(tmp_path, twice))
+
+
+def test_a_number_is_read_with_and_without_its_point(tmp_path):
+    text = importlib.resources.files("quantenv.hardware.devices").joinpath("generic.yaml").read_text()
+    assert "value: 1.25e-10" in text
+    path = save(tmp_path, text.replace("value: 1.25e-10", "value: 1e-9"))  # PyYAML reads text
+    assert load_device(path).latency.seconds_per_mac == 1e-9
+
+
 def test_unknown_names_and_unreadable_files_are_refused(tmp_path):
     with pytest.raises(QuantenvError, match=r"Unknown device 'bitfusoin'\. Did you mean 'bitfusion'"):
         load_device("bitfusoin")
-    with pytest.raises(QuantenvError, match=r"Cannot read device file .*No such file"):
+    with pytest.raises(QuantenvError, match=r"Cannot read the device file .*No such file"):
         load_device(str(tmp_path / "none.yaml"))
-    with pytest.raises(QuantenvError, match="Cannot read device file"):
+    with pytest.raises(QuantenvError, match="Cannot read the device file"):
         load_device(tmp_path)
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(QuantenvError, match="not UTF-8"):

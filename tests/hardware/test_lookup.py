@@ -108,17 +108,17 @@ class Boom:
 
 def test_a_pickle_is_never_run(tmp_path):
     np.save(tmp_path / "table.npy", np.array([Boom()] * 3, dtype=object), allow_pickle=True)
-    with pytest.raises(QuantenvError, match=r"not a NumPy \.npy file of numbers"):
+    with pytest.raises(QuantenvError, match="not of plain numbers"):
         LookupTable(tmp_path / "table.npy", 1.0).table(synthetic_layers(3))
 
 
 def test_missing_files_and_archives_are_refused(tmp_path):
-    with pytest.raises(QuantenvError, match=r"Cannot read look-up table .*No such file"):
+    with pytest.raises(QuantenvError, match=r"Cannot read the look-up table .*No such file"):
         LookupTable(tmp_path / "none.npy", 1.0).table(synthetic_layers(3))
-    with pytest.raises(QuantenvError, match="Cannot read look-up table"):
+    with pytest.raises(QuantenvError, match="Cannot read the look-up table"):
         LookupTable(tmp_path, 1.0).table(synthetic_layers(3))
     np.savez(tmp_path / "table.npz", np.ones((3, 8, 8)))
-    with pytest.raises(QuantenvError, match="archive"):
+    with pytest.raises(QuantenvError, match=r"not a NumPy \.npy file"):
         LookupTable(tmp_path / "table.npz", 1.0).table(synthetic_layers(3))
 
 

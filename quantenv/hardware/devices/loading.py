@@ -6,22 +6,77 @@ them, `latency` and `energy`: each a mapping with `model` and that model's const
 """
 
 import importlib.resources
-import math
 import os
-from collections.abc import Callable, Mapping, Set
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Generic, TypeVar
 
-import yaml
+import msgspec
 
-from quantenv.allocation import MAX_BITS
+from quantenv.allocation import MAX_BITS, Bits
 from quantenv.errors import QuantenvError, unknown_name
 from quantenv.hardware.devices.description import Device, check_bits
 from quantenv.hardware.energy import AnalyticEnergy
 from quantenv.hardware.latency import LinearLatency, RooflineLatency
 from quantenv.hardware.lookup import LookupTable
+from quantenv.reading import YAML_LIMIT, Schema, fit, parse_yaml, read_bytes
 
 SUFFIXES = (".yaml", ".yml")
+
+T = TypeVar("T")
+Text = Annotated[str, msgspec.Meta(min_length=1)]
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+Fraction = Annotated[float, msgspec.Meta(gt=0, le=1)]
+SomeBits = Annotated[tuple[Bits, ...], msgspec.Meta(min_length=1)]
+ByWidth = Annotated[dict[Annotated[int, msgspec.Meta(ge=1)], Positive], msgspec.Meta(min_length=1)]
+
+
+class Constant(Schema, Generic[T]):
+    """A value and where it comes from."""
+
+    value: T
+    source: Text
+
+
+class LinearSection(Schema, tag_field="model", tag="linear"):
+    """Constants of `LinearLatency`."""
+
+    seconds_per_byte: Constant[Positive]
+    seconds_per_mac: Constant[Positive]
+    relative_time_4bit: Constant[Fraction]
+
+
+class RooflineSection(Schema, tag_field="model", tag="roofline"):
+    """Constants of `RooflineLatency`."""
+
+    bytes_per_second: Constant[Positive]
+    macs_per_second: Constant[Positive]
+    native_weight_bits: Constant[SomeBits]
+    native_activation_bits: Constant[SomeBits]
+
+
+class AnalyticSection(Schema, tag_field="model", tag="analytic"):
+    """Constants of `AnalyticEnergy`."""
+
+    joules_per_byte: Constant[Positive]
+    joules_per_mac: Constant[ByWidth]
+
+
+class LookupSection(Schema, tag_field="model", tag="lookup"):
+    """Constants of `LookupTable`."""
+
+    file: Constant[Text]
+    scale: Constant[Positive]
+
+
+class DeviceFile(Schema):
+    """What a device file holds."""
+
+    name: Text
+    description: Text
+    weight_bits: Constant[SomeBits]
+    activation_bits: Constant[SomeBits]
+    latency: LinearSection | RooflineSection | LookupSection | msgspec.UnsetType = msgspec.UNSET
+    energy: AnalyticSection | LookupSection | msgspec.UnsetType = msgspec.UNSET
 
 
 def device_names() -> tuple[str, ...]:
@@ -44,155 +99,64 @@ def load_device(device: str | Path) -> Device:
     """
     if isinstance(device, os.PathLike) or str(device).endswith(SUFFIXES):
         path = Path(device)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise QuantenvError(f"Cannot read device file {path}: {error.strerror}.") from error
-        except UnicodeDecodeError as error:
-            raise QuantenvError(f"Device file {path} is not UTF-8 text: {error.reason}.") from error
-        return _parse(text, path)
+        return _parse(read_bytes(path, what="device file", limit=YAML_LIMIT), path)
     if device not in device_names():
         raise unknown_name("device", device, device_names())
     entry = _folder() / f"{device}.yaml"
-    return _parse(entry.read_text(encoding="utf-8"), Path(entry.name))
+    return _parse(entry.read_bytes(), Path(entry.name))
 
 
 def _folder() -> Any:
     return importlib.resources.files(__package__)
 
 
-def _parse(text: str, path: Path) -> Device:
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise QuantenvError(f"Device file {path} is not valid YAML: {' '.join(str(error).split())}.") from error
+def _parse(data: bytes, path: Path) -> Device:
+    where = f"The device file {path}"
+    file = fit(parse_yaml(data, where), DeviceFile, where)
     sources: dict[str, str] = {}
-    root = _Section(content, "", path, sources)
-    root.check_keys({"name", "description", "weight_bits", "activation_bits"}, {"latency", "energy"})
-    return Device(
-        name=root.text("name"),
-        description=root.text("description"),
-        weight_bits=root.constant("weight_bits", _bits),
-        activation_bits=root.constant("activation_bits", _bits),
-        latency=root.model("latency", LATENCY_MODELS),
-        energy=root.model("energy", ENERGY_MODELS),
-        sources=sources,
-    )
-
-
-class _Section:
-    """One mapping of a device file, which knows where it stands so that errors can say it."""
-
-    def __init__(self, content: Any, where: str, path: Path, sources: dict[str, str]) -> None:
-        if not isinstance(content, dict):
-            what = f"{where!r}" if where else "it"
-            raise QuantenvError(f"Device file {path}: {what} is {content!r}; expected a mapping of names to values.")
-        self._content, self._where, self._path, self._sources = content, where, path, sources
-
-    def check_keys(self, required: Set[str], optional: Set[str] = frozenset()) -> None:
-        for key in self._content:
-            if key not in required | optional:
-                raise self.error(str(unknown_name("key", key, required | optional)))
-        for key in sorted(required):
-            if key not in self._content:
-                raise self.error(f"{key!r} is missing; expected keys: {', '.join(sorted(required))}.")
-
-    def text(self, key: str) -> str:
-        value = self._content[key]
-        if not isinstance(value, str) or not value.strip():
-            raise self.error(f"{key!r} is {value!r}; expected text.")
-        return " ".join(value.split())
-
-    def constant(self, key: str, read: Callable[[Any, str, Path], Any]) -> Any:
-        name = f"{self._where}.{key}" if self._where else key
-        section = _Section(self._content[key], name, self._path, self._sources)
-        section.check_keys({"value", "source"})
-        self._sources[name] = section.text("source")
-        try:
-            return read(section._content["value"], name, self._path)
-        except QuantenvError as error:
-            raise QuantenvError(f"Device file {self._path}: {error}") from error
-
-    def model(self, key: str, models: "Mapping[str, Model]") -> Any:
-        if key not in self._content:
-            return None
-        section = _Section(self._content[key], key, self._path, self._sources)
-        if "model" not in section._content:
-            raise section.error(f"'model' is missing; expected one of {', '.join(sorted(models))}.")
-        name = section._content["model"]
-        if not isinstance(name, str) or name not in models:
-            raise section.error(str(unknown_name(f"model of {key}", name, models)))
-        make, readers = models[name]
-        section.check_keys({"model", *readers})
-        return make(**{constant: section.constant(constant, read) for constant, read in readers.items()})
-
-    def error(self, sentence: str) -> QuantenvError:
-        where = f", section {self._where!r}" if self._where else ""
-        return QuantenvError(f"Device file {self._path}{where}: {sentence}")
-
-
-def _bits(value: Any, name: str, path: Path) -> tuple[int, ...]:
-    return check_bits(f"{name!r}", value)
-
-
-def _native_bits(value: Any, name: str, path: Path) -> tuple[int, ...]:
-    bits = check_bits(f"{name!r}", value)
-    if bits[-1] != MAX_BITS:
-        raise QuantenvError(
-            f"{name!r} are {list(bits)}; they must end in {MAX_BITS}, so that every width can round up."
+    values: dict[str, dict[str, Any]] = {"": {}}
+    for name, section in {"": file, "latency": file.latency, "energy": file.energy}.items():
+        for field in getattr(section, "__struct_fields__", ()):
+            constant = getattr(section, field)
+            if isinstance(constant, Constant):
+                values.setdefault(name, {})[field] = constant.value
+                sources[f"{name}.{field}" if name else field] = _on_one_line(constant.source)
+    for name in ("latency", "energy"):
+        if "file" in values.get(name, {}):
+            values[name]["file"] = path.parent / values[name]["file"]
+    try:
+        return Device(
+            name=_on_one_line(file.name),
+            description=_on_one_line(file.description),
+            latency=_latency(file.latency, values.get("latency", {})),
+            energy=_energy(file.energy, values.get("energy", {})),
+            sources=sources,
+            **values[""],
         )
-    return bits
+    except QuantenvError as error:
+        raise QuantenvError(f"{where} is not sound: {error}") from error
 
 
-def _positive(value: Any, name: str, path: Path) -> float:
-    if type(value) not in (int, float) or not (math.isfinite(value) and value > 0):
-        hint = " YAML reads 1e-9 as text: write 1.0e-9." if isinstance(value, str) else ""
-        raise QuantenvError(f"{name!r} is {value!r}; expected a positive number.{hint}")
-    return float(value)
+def _latency(section: object, values: dict[str, Any]) -> LinearLatency | RooflineLatency | LookupTable | None:
+    if isinstance(section, RooflineSection):
+        for name in ("native_weight_bits", "native_activation_bits"):
+            if check_bits(f"latency.{name}", values[name])[-1] != MAX_BITS:
+                raise QuantenvError(
+                    f"latency.{name} are {list(values[name])}; they must end in {MAX_BITS}, so that every width can "
+                    "round up."
+                )
+        return RooflineLatency(**values)
+    if isinstance(section, LinearSection):
+        return LinearLatency(**values)
+    return LookupTable(**values) if isinstance(section, LookupSection) else None
 
 
-def _fraction(value: Any, name: str, path: Path) -> float:
-    number = _positive(value, name, path)
-    if number > 1:
-        raise QuantenvError(f"{name!r} is {value!r}; expected a number in (0, 1].")
-    return number
+def _energy(section: object, values: dict[str, Any]) -> AnalyticEnergy | LookupTable | None:
+    if isinstance(section, AnalyticSection):
+        widths = values["joules_per_mac"]
+        return AnalyticEnergy(values["joules_per_byte"], tuple((bits, widths[bits]) for bits in sorted(widths)))
+    return LookupTable(**values) if isinstance(section, LookupSection) else None
 
 
-def _by_width(value: Any, name: str, path: Path) -> tuple[tuple[int, float], ...]:
-    if not isinstance(value, dict) or not value or not all(type(bits) is int and bits > 0 for bits in value):
-        raise QuantenvError(f"{name!r} is {value!r}; expected a mapping of bits to a number, such as {{8: 2.0e-13}}.")
-    return tuple((bits, _positive(value[bits], f"{name}[{bits}]", path)) for bits in sorted(value))
-
-
-def _file(value: Any, name: str, path: Path) -> Path:
-    if not isinstance(value, str) or not value:
-        raise QuantenvError(f"{name!r} is {value!r}; expected the path of a .npy file.")
-    return path.parent / value
-
-
-#: What makes a model, and how each of its constants is read.
-Model = tuple[Callable[..., Any], Mapping[str, Callable[[Any, str, Path], Any]]]
-
-_LOOKUP: Model = (LookupTable, {"file": _file, "scale": _positive})
-
-LATENCY_MODELS: Mapping[str, Model] = {
-    "linear": (
-        LinearLatency,
-        {"seconds_per_byte": _positive, "seconds_per_mac": _positive, "relative_time_4bit": _fraction},
-    ),
-    "roofline": (
-        RooflineLatency,
-        {
-            "bytes_per_second": _positive,
-            "macs_per_second": _positive,
-            "native_weight_bits": _native_bits,
-            "native_activation_bits": _native_bits,
-        },
-    ),
-    "lookup": _LOOKUP,
-}
-
-ENERGY_MODELS: Mapping[str, Model] = {
-    "analytic": (AnalyticEnergy, {"joules_per_byte": _positive, "joules_per_mac": _by_width}),
-    "lookup": _LOOKUP,
-}
+def _on_one_line(text: str) -> str:
+    return " ".join(text.split())
