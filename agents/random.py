@@ -4,7 +4,6 @@ Each decision is uniform over the actions that the mask allows, so under the `ma
 allocation is feasible, as it is for the learners.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -13,8 +12,9 @@ import gymnasium
 import numpy as np
 
 from agents.base import Log
+from agents.checkpoint import FORMAT, read_agent
 from quantenv.errors import QuantenvError
-from quantenv.files import write_text
+from quantenv.tensor_file import write_tensors
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class RandomAgent:
 
     def save(self, path: Path) -> None:
         """Writes the seed."""
-        write_text(Path(path), json.dumps({"agent": self.name, "seed": self._seed}) + "\n")
+        write_tensors(path, FORMAT, {"agent": self.name, "seed": self._seed}, {})
 
     def load(self, path: Path) -> None:
         """Reads the seed.
@@ -65,11 +65,8 @@ class RandomAgent:
         Raises:
             QuantenvError: If the file is missing, damaged or another agent's.
         """
-        try:
-            content = json.loads(Path(path).read_bytes())
-        except (OSError, ValueError) as error:
-            raise QuantenvError(f"{path} is not a saved random agent: it cannot be read as JSON.") from error
-        if not isinstance(content, dict) or content.get("agent") != self.name or type(content.get("seed")) is not int:
+        content, _ = read_agent(path, self.name)
+        if set(content) != {"seed"} or type(content["seed"]) is not int:
             raise QuantenvError(f"{path} is not a saved random agent: it holds no seed. Give another file.")
         self._seed = content["seed"]
         self.start_episode()

@@ -273,12 +273,12 @@ def train_jobs(task: Task, jobs: Sequence[Job], journal: Journal, workers: int =
     fixed = [parse_scheme(task.scheme).version, task.identity, *numerics()]
     keys = [content_hash(["qat", *fixed, allocation.hash, config.identity]) for allocation, config in jobs]
     missing = [index for index, key in enumerate(keys) if journal.get(key) is None]
-    work = [(*jobs[index], journal.path.with_name(f"{keys[index]}.pt")) for index in missing]
+    work = [(*jobs[index], journal.path.with_name(f"{keys[index]}.safetensors")) for index in missing]
     with ProgressView(announcements(), f"{task.name}: full recipe", len(jobs)) as view, ExitStack() as stack:
         trained = _each(task, work, workers, threads, stack)
         for done, (index, run) in enumerate(zip(missing, trained, strict=True), start=len(jobs) - len(missing) + 1):
             journal.put(keys[index], run)
-            journal.path.with_name(f"{keys[index]}.pt").unlink()
+            journal.path.with_name(f"{keys[index]}.safetensors").unlink()
             view.show(done, f"test accuracy {run.test.accuracy:.2%}, {run.seconds:.1f} s")
     return [_trained(journal.get(key)) for key in keys]
 

@@ -20,9 +20,10 @@ from quantenv.allocation import Allocation
 from quantenv.errors import QuantenvError
 from quantenv.evaluate.base import Evaluation
 from quantenv.evaluate.tables import network_task
-from quantenv.files import write_atomically, write_text
+from quantenv.files import write_text
 from quantenv.finetune import FinetuneConfig, FinetuneResult, finetune
 from quantenv.tasks import Task
+from quantenv.tensor_file import WEIGHTS_FORMAT, write_tensors
 
 Curves = Callable[[int, Mapping[str, float]], None]
 
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     assert isinstance(task, Task)  # no name of a network is that of a table
     allocation = allocation.check_fits(task.layers)
     output = Path(options.output) if options.output else source.parent / "finetune"
-    checkpoint = output / "checkpoint.pt"
+    checkpoint = output / "checkpoint.safetensors"
     try:
         with GracefulStop() as stop:
             result = run_finetune(task, allocation, options.qat, source.stem, None, stop, checkpoint)
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
         "test": dataclasses.asdict(result.test),
     }
     write_text(output / "finetune.json", json.dumps(content, indent=1) + "\n")
-    save_weights(result, output / "finetuned.pt")
+    save_weights(result, output / "finetuned.safetensors")
     checkpoint.unlink()
     say = results()
     say.print(
@@ -75,7 +76,7 @@ def main(arguments: Sequence[str]) -> int:
         f"({result.test.correct} of {result.test.samples}), cross-entropy {result.test.loss:.4f}; "
         f"best checkpoint on search: epoch {result.best_epoch} of {options.qat.epochs}."
     )
-    say.print(f"Saved finetune.json and finetuned.pt in {output}.")
+    say.print(f"Saved finetune.json and finetuned.safetensors in {output}.")
     if options.run is not None and options.allocation is None:
         _compare_with_table(RunFolder.open(options.run), options.qat, result.test)
     return 0
@@ -119,8 +120,8 @@ def run_finetune(
 
 
 def save_weights(result: FinetuneResult, path: Path) -> None:
-    """Writes a fine-tuned network's state dict, atomically; it loads with ``weights_only=True``."""
-    write_atomically(path, lambda file: torch.save(result.state, file))
+    """Writes a fine-tuned network's state dict as safetensors with a checksum, atomically."""
+    write_tensors(path, WEIGHTS_FORMAT, {}, result.state)
 
 
 def _recipe_of(folder: RunFolder, other_task: str | None) -> dict[str, object]:

@@ -121,7 +121,7 @@ class FinetuneOptions(SourceOptions):
     threads: int = 1
     """Threads of torch; with --run, the run's unless given here."""
     output: str | None = None
-    """Folder for finetune.json and finetuned.pt; by default ``finetune`` beside the allocation file."""
+    """Folder for finetune.json and finetuned.safetensors; by default ``finetune`` beside the allocation file."""
 
     def __post_init__(self) -> None:
         _require_at_least(1, self, "threads")

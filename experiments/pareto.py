@@ -176,7 +176,7 @@ def search(options: ParetoOptions, env: QuantizationEnv, stop: GracefulStop) -> 
         try:
             play(recorder, lambda observation, mask: int(np.flatnonzero(mask)[0]), {"level": 0})
             _learn(agent, recorder, options)
-            agent.save(folder / "agent.pt")
+            agent.save(folder / "agent.safetensors")
         except Interrupted as interruption:
             code = interruption.exit_code
         finally:

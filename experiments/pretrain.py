@@ -2,9 +2,7 @@
 
 import copy
 import dataclasses
-import pickle
 import time
-import zipfile
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -22,11 +20,12 @@ from experiments.signals import GracefulStop, Interrupted
 from experiments.task_source import SourceOptions, with_absolute_paths
 from quantenv.errors import QuantenvError, unknown_name
 from quantenv.evaluate.ptq import evaluate_logits
-from quantenv.files import write_atomically, write_text
+from quantenv.files import write_text
 from quantenv.tasks import Task, check_source
 from quantenv.tasks.imagefolder import imagefolder_of
 from quantenv.tasks.pretraining import PretrainConfig, Pretraining
 from quantenv.tasks.small_images import DATA_SETS, DEFAULT_NETWORK, pretrained_file, random_network, task_of
+from quantenv.tensor_file import WEIGHTS_FORMAT, write_tensors
 
 #: The task of the user's images.
 IMAGE_FOLDER = "imagefolder"
@@ -104,7 +103,7 @@ def main(arguments: Sequence[str]) -> int:
         )
         return interruption.exit_code
     network = training.network.cpu()
-    write_atomically(output, lambda file: torch.save(network.state_dict(), file))
+    write_tensors(output, WEIGHTS_FORMAT, {}, network.state_dict())
     test = evaluate_logits(network, task.splits["test"])
     results().print(
         f"{options.task}, {model}: test accuracy {test.accuracy:.2%} ({test.correct} of {test.samples}), cross-entropy "
@@ -130,7 +129,7 @@ def train(training: Pretraining, task: Task, options: PretrainOptions, folder: P
             metrics["pretrain/images_per_second"] = len(task.splits["train"]) / (time.perf_counter() - started)
             held_out = evaluate_logits(copy.deepcopy(training.network).cpu(), task.splits["search"])
             metrics |= {"pretrain/search_accuracy": held_out.accuracy, "pretrain/search_loss": held_out.loss}
-            write_atomically(_checkpoint(folder), lambda file: torch.save(training.state(), file))
+            training.save(_checkpoint(folder))
             for name, value in metrics.items():
                 board.add_scalar(name, value, training.epoch)
             view.show(
@@ -192,17 +191,14 @@ def _resumed(given: PretrainOptions, folder: Path, arguments: Sequence[str]) -> 
 def _load(training: Pretraining, folder: Path) -> None:
     """Takes the checkpoint of a folder, if it came as far as having one."""
     path = _checkpoint(folder)
-    if not path.exists():
-        return
-    try:
-        training.load(torch.load(path, map_location="cpu", weights_only=True))
-    except (
-        *(OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError),
-        *(pickle.UnpicklingError, zipfile.BadZipFile),
-    ) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise QuantenvError(f"Cannot continue from {path}: {reason}. Remove it to begin anew.") from error
+    if path.exists():
+        training.restore(path)
+    elif path.with_suffix(".pt").exists():
+        raise QuantenvError(
+            f"{path.with_suffix('.pt')} is of an earlier version of quantenv, which is not read any more: remove it to "
+            "begin anew."
+        )
 
 
 def _checkpoint(folder: Path) -> Path:
-    return folder / "checkpoint.pt"
+    return folder / "checkpoint.safetensors"

@@ -49,17 +49,17 @@ class RunFolder:
     @property
     def agent(self) -> Path:
         """The trained agent."""
-        return self.path / "agent.pt"
+        return self.path / "agent.safetensors"
 
     @property
     def initial(self) -> Path:
         """The agent that the run started from, if it was another run's."""
-        return self.path / "init.pt"
+        return self.path / "init.safetensors"
 
     @property
     def finetuned(self) -> Path:
         """Weights of the fine-tuned best allocation, a state dict."""
-        return self.path / "finetuned.pt"
+        return self.path / "finetuned.safetensors"
 
     @property
     def finetuning(self) -> Path:

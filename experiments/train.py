@@ -243,7 +243,7 @@ def _fine_tuner(
 
     def fine_tune(name: str, allocation: Allocation) -> Evaluation:
         plain = name.replace(" ", "_")
-        checkpoint = folder.finetuning / f"{plain}.pt"
+        checkpoint = folder.finetuning / f"{plain}.safetensors"
         result = run_finetune(task, allocation, recipe, name, board.fine_tuning(plain), stop, checkpoint)
         if name == "found":
             save_weights(result, folder.finetuned)

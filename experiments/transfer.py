@@ -37,6 +37,11 @@ def check_source(options: TrainOptions) -> None:
         raise QuantenvError(
             f"Agent {options.agent!r} learns no policy that another run could start from: leave --init_from out."
         )
+    if source.agent.with_suffix(".pt").is_file() and not source.agent.exists():
+        raise QuantenvError(
+            f"{options.init_from} holds the agent of an earlier version of quantenv, which is not read any more: train "
+            "it again."
+        )
     if not source.agent.is_file():
         raise QuantenvError(
             f"{options.init_from} holds no {source.agent.name}, which is written when the search has ended: finish it "

@@ -5,23 +5,22 @@ constraints, logging and resuming are those of every other agent: each candidate
 optimiser is told is what the environment executed, which under `project` or a mask may differ from what it asked for.
 """
 
-import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import gymnasium
+import msgspec
 import numpy as np
 from gymnasium.vector import VectorEnv
 
 from agents.base import Log, vectorize
 from agents.baselines.problem import Problem
 from agents.baselines.proxy import measuring_cost
+from agents.checkpoint import FORMAT, REMEDY, read_agent
 from quantenv.errors import QuantenvError
-from quantenv.files import write_text
-
-FORMAT = "quantenv-ask-tell-1"
+from quantenv.tensor_file import write_tensors
 
 #: Most candidates that are asked for at once: a killed run loses what is in flight, and progress is seen by the batch.
 LARGEST_BATCH = 32
@@ -193,7 +192,7 @@ class AskTellAgent(ABC):
         return self.problem.walk.nearest(action, np.asarray(action_mask, dtype=bool))
 
     def save(self, path: Path) -> None:
-        """Writes the best candidate as JSON."""
+        """Writes the best candidate."""
         best = None
         if self.best is not None:
             best = {
@@ -202,8 +201,7 @@ class AskTellAgent(ABC):
                 "loss": self.best.loss,
                 "feasible": self.best.feasible,
             }
-        content = {"format": FORMAT, "agent": self.name, "decisions": self._decisions(), "best": best}
-        write_text(Path(path), json.dumps(content) + "\n")
+        write_tensors(path, FORMAT, {"agent": self.name, "decisions": self._decisions(), "best": best}, {})
 
     def load(self, path: Path) -> None:
         """Reads the best candidate; the search itself starts anew.
@@ -211,17 +209,7 @@ class AskTellAgent(ABC):
         Raises:
             QuantenvError: If the file is missing or damaged, is another agent's or fits another environment.
         """
-        try:
-            content = json.loads(Path(path).read_bytes())
-        except (OSError, ValueError) as error:
-            raise QuantenvError(f"{path} is not a saved {self.name!r} agent: it cannot be read as JSON.") from error
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise QuantenvError(f"{path} is not a saved {self.name!r} agent: expected the format {FORMAT!r}.")
-        if content.get("agent") != self.name:
-            raise QuantenvError(
-                f"{path} holds a {content.get('agent')!r} agent and cannot be loaded into a {self.name!r} agent: "
-                "make the agent with that name, or give another file."
-            )
+        content, _ = read_agent(path, self.name)
         if content.get("decisions") != self._decisions():
             raise QuantenvError(
                 f"{path} was saved for another environment: its decisions and their bits differ from this one's. "
@@ -275,12 +263,11 @@ class AskTellAgent(ABC):
         if best is None:
             return None
         try:
-            found = Found(tuple(best["actions"]), float(best["accuracy"]), float(best["loss"]), bool(best["feasible"]))
-            sound = len(found.actions) == self.problem.n_decisions and all(
-                type(action) is int and 0 <= action < self.problem.n_actions for action in found.actions
-            )
-        except (KeyError, TypeError, ValueError):
-            sound = False
-        if not sound:
-            raise QuantenvError(f"{path} is damaged: it holds no sound candidate. Train the agent again or restore it.")
+            found = msgspec.convert(best, Found, strict=True)
+        except msgspec.ValidationError as error:
+            raise QuantenvError(f"{path} is damaged: it holds no sound candidate. {REMEDY}") from error
+        fits = len(found.actions) == self.problem.n_decisions and set(best) == {*Found.__dataclass_fields__}
+        in_range = all(0 <= action < self.problem.n_actions for action in found.actions) and 0 <= found.accuracy <= 1
+        if not fits or not in_range:
+            raise QuantenvError(f"{path} is damaged: it holds no sound candidate. {REMEDY}")
         return found

@@ -112,9 +112,7 @@ def finetune(
     share = Share("cpu" if config.processes > 1 else config.compute)  # several processes train without this one
     session = Session(network.to(share.device), config, batches, share)
     saved = Checkpoint(checkpoint, task, allocation, config)
-    state = saved.load()
-    if state is not None:
-        session.restore(state)
+    if saved.load(session):
         logger.info("Going on with %s at epoch %d, step %d.", checkpoint, session.epoch, session.step)
     for epoch, metrics in enumerate(session.history):
         _report(on_epoch, epoch, metrics)

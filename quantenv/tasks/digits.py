@@ -1,7 +1,6 @@
 """The embedded default task: scikit-learn's bundled 8x8 digits and a small depthwise-separable network."""
 
 import dataclasses
-import io
 import json
 import logging
 import os
@@ -11,9 +10,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from quantenv.files import cache_dir, content_hash, write_atomically
+from quantenv.errors import QuantenvError
+from quantenv.files import cache_dir, content_hash
 from quantenv.tasks.base import Split, Task
 from quantenv.tasks.training import TrainingRecipe, train_float
+from quantenv.tensor_file import WEIGHTS_FORMAT, read_tensors, write_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -97,30 +98,26 @@ def _pretrained(train: Split, recipe: TrainingRecipe) -> nn.Module:
             torch.__version__,
         ]
     )
-    path = cache_dir() / "weights" / f"digits-{key}.pt"
+    path = cache_dir() / "weights" / f"digits-{key}.safetensors"
     if path.exists():
         network = _load(path)
         if network is not None:
             return network
     logger.info("Training the float digits network (%d epochs, seconds).", recipe.epochs)
     network = train_float(DigitsNet, train, recipe)
-    buffer = io.BytesIO()
-    torch.save(network.state_dict(), buffer)
-    content = buffer.getvalue()
-    digest = content_hash([content]).encode()
-    write_atomically(path, lambda file: file.write(digest + content))
+    write_tensors(path, WEIGHTS_FORMAT, {}, network.state_dict())
     return network
 
 
 def _load(path: Path) -> nn.Module | None:
     """Reads a cached network; a damaged file is moved aside with a warning."""
-    data = path.read_bytes()
-    digest, content = data[:16], data[16:]
-    if content_hash([content]).encode() == digest:
-        network = DigitsNet()
-        network.load_state_dict(torch.load(io.BytesIO(content), weights_only=True))
-        return network.eval()
-    aside = path.with_suffix(".damaged")
-    os.replace(path, aside)
-    logger.warning("The cached weights %s are damaged; moved to %s and trained anew.", path.name, aside.name)
-    return None
+    network = DigitsNet()
+    try:
+        _, state = read_tensors(path, WEIGHTS_FORMAT, "a file of weights", "It is made again.")
+        network.load_state_dict(state)
+    except (QuantenvError, RuntimeError):
+        aside = path.with_suffix(".damaged")
+        os.replace(path, aside)
+        logger.warning("The cached weights %s are damaged; moved to %s and trained anew.", path.name, aside.name)
+        return None
+    return network.eval()

@@ -6,6 +6,7 @@ Images stay in memory; random crops and flips are drawn for a whole batch at onc
 import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,10 @@ from quantenv.parallel import Processes, ProcessShare, Share, check_divides, che
 from quantenv.tasks.augmentation import augment
 from quantenv.tasks.base import Split
 from quantenv.tasks.shared_norm import share_batch_norms
+from quantenv.tensor_file import read_tensors, write_tensors
+
+FORMAT = "quantenv-pretraining-1"
+REMEDY = "Remove it to begin anew."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,19 +183,57 @@ class Pretraining:
         return loss.detach()
 
     def state(self) -> dict[str, Any]:
-        """Returns all that continuing needs: epochs done, weights, momenta. It loads with ``weights_only=True``."""
+        """Returns all that continuing needs, as plain values and tensors: epochs done, weights, momenta."""
         optimizer, network = self._optimizer.state_dict(), self.network.state_dict()
         return {"epoch": self.epoch, "network": dict(network), "optimizer": optimizer}
 
-    def load(self, state: Any) -> None:
-        """Continues where another training with the same arguments was when it gave its `state`.
-
-        Raises:
-            KeyError, TypeError, ValueError, RuntimeError: If it is no such state.
-        """
+    def load(self, state: dict[str, Any]) -> None:
+        """Continues where another training with the same arguments was when it gave its `state`."""
         self.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self.epoch = int(state["epoch"])
+        self.epoch = state["epoch"]
+
+    def save(self, path: Path) -> None:
+        """Writes the `state` to a file, atomically."""
+        state = self.state()
+        momenta = {str(index): kept["momentum_buffer"] for index, kept in state["optimizer"]["state"].items()}
+        tensors = {f"network/{name}": value for name, value in state["network"].items()}
+        tensors |= {f"momentum/{index}": value for index, value in momenta.items()}
+        write_tensors(path, FORMAT, {"epoch": self.epoch}, tensors)
+
+    def restore(self, path: Path) -> None:
+        """Continues where the training was that wrote a file by `save`.
+
+        Raises:
+            QuantenvError: If the file is missing or damaged, or of another training; nothing changes.
+        """
+        numbers, tensors = read_tensors(path, FORMAT, "a checkpoint of a training", REMEDY)
+        state = self.state()
+        parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+        momenta = {f"momentum/{index}": parameter for index, parameter in enumerate(parameters)}
+        here = {f"network/{name}": value for name, value in state["network"].items()}
+        here |= {name: value for name, value in momenta.items() if name in tensors}
+        wrong = [
+            name
+            for name in sorted({*here, *tensors})
+            if name not in here or name not in tensors or not _alike(here[name], tensors[name])
+        ]
+        epoch = numbers.get("epoch")
+        if wrong or set(numbers) != {"epoch"} or type(epoch) is not int or not 0 <= epoch <= self._config.epochs:
+            what = f"its {wrong[0][:80]!r} does not fit" if wrong else f"it is at epoch {str(epoch)[:20]}"
+            raise QuantenvError(f"Cannot continue from {path}: {what}. {REMEDY}")
+        kept = {int(name.partition("/")[2]): {"momentum_buffer": tensors[name]} for name in momenta if name in tensors}
+        self.load(
+            {
+                "epoch": epoch,
+                "network": {name: tensors[f"network/{name}"] for name in state["network"]},
+                "optimizer": {**state["optimizer"], "state": kept},
+            }
+        )
+
+
+def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and one.dtype == other.dtype
 
 
 def _train_share(share: ProcessShare, network: nn.Module, train: Split, config: PretrainConfig, state: Any) -> None:

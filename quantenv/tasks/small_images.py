@@ -59,7 +59,7 @@ DATA_SETS = {
 
 def pretrained_file(name: str, model: str) -> Path:
     """Returns where `quantenv pretrain` puts the weights of a task's network and the task looks for them."""
-    return cache_dir() / "weights" / f"{name}-{model}.pt"
+    return cache_dir() / "weights" / f"{name}-{model}.safetensors"
 
 
 def make_small_images(name: str, source: TaskSource) -> Task:

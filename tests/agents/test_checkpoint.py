@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from agents.checkpoint import load_modules, save_modules
+from agents.checkpoint import FORMAT, load_modules, save_modules
 from quantenv.errors import QuantenvError
+from quantenv.tensor_file import write_tensors
 from tests.agents.searches import LEARNERS, agent, make_env, play_greedily
 
 AGENTS = (*LEARNERS, "random")
@@ -75,7 +76,7 @@ def test_loading_runs_no_code(tmp_path):
     torch.save({"format": "quantenv-agent-1", "agent": "x", "modules": Bomb()}, tmp_path / "agent")
     assert Bomb().__reduce__()[0] is open
     assert pickle.dumps(Bomb())
-    with pytest.raises(QuantenvError, match="not an agent file"):
+    with pytest.raises(QuantenvError, match=r"files of torch\.save, of earlier versions, are not read any more"):
         load_modules(tmp_path / "agent", "x", {"net": nn.Linear(1, 1)})
     assert not (tmp_path / "boom").exists()
 
@@ -87,3 +88,55 @@ def test_nothing_changes_unless_everything_fits(tmp_path):
     with pytest.raises(QuantenvError, match=r"its b\.bias has shape \(3,\), this agent's has \(2,\)"):
         load_modules(tmp_path / "agent", "x", target)
     assert torch.equal(target["a"].weight, before)
+
+
+def test_every_flipped_byte_is_refused_or_changes_nothing(tmp_path):
+    path, net = tmp_path / "agent", nn.Linear(3, 2)
+    save_modules(path, "x", {"net": net})
+    content = path.read_bytes()
+    target, refused = nn.Linear(3, 2), 0
+    for position in range(len(content)):
+        damaged = bytearray(content)
+        damaged[position] ^= 0x40
+        path.write_bytes(damaged)
+        before = {key: value.clone() for key, value in target.state_dict().items()}
+        try:
+            load_modules(path, "x", {"net": target})
+            expected = net.state_dict()
+        except QuantenvError:
+            expected, refused = before, refused + 1
+        assert all(torch.equal(value, expected[key]) for key, value in target.state_dict().items())
+    assert refused > 0.9 * len(content)
+
+
+NET = {"net.weight": torch.zeros(2, 2), "net.bias": torch.zeros(2)}
+
+
+@pytest.mark.parametrize(
+    ("description", "tensors", "message"),
+    [
+        ({}, NET, "names no agent"),
+        ({"agent": None}, NET, "names no agent"),
+        ({"agent": "y"}, NET, "holds a 'y' agent"),
+        ({"agent": "x", "seed": 1}, NET, "says more than"),
+        ({"agent": "x"}, {}, "its net.bias has shape None"),
+        ({"agent": "x"}, {**NET, "other.weight": torch.zeros(1)}, "this agent's has None"),
+        ({"agent": "x"}, {**NET, "net.bias": torch.zeros(())}, r"its net.bias has shape \(\)"),
+        ({"agent": "x"}, {**NET, "net.bias": torch.zeros(2, dtype=torch.float64)}, "expected torch.float32"),
+        ({"agent": "x"}, {**NET, "net.bias": torch.tensor([0, torch.nan])}, "holds NaN or infinity in net.bias"),
+        ({"agent": "x"}, {**NET, "net.weight": torch.full((2, 2), torch.inf)}, "holds NaN or infinity in net.weight"),
+    ],
+)
+def test_what_does_not_fit_is_named_and_changes_nothing(description, tensors, message, tmp_path):
+    write_tensors(tmp_path / "agent", FORMAT, description, tensors)
+    target = nn.Linear(2, 2)
+    before = {key: value.clone() for key, value in target.state_dict().items()}
+    with pytest.raises(QuantenvError, match=message):
+        load_modules(tmp_path / "agent", "x", {"net": target})
+    assert all(torch.equal(value, before[key]) for key, value in target.state_dict().items())
+
+
+def test_an_agent_of_an_earlier_version_is_one_sentence(tmp_path):
+    torch.save({}, tmp_path / "agent.pt")
+    with pytest.raises(QuantenvError, match=r"agent\.pt beside it is of an earlier version"):
+        load_modules(tmp_path / "agent.safetensors", "x", {"net": nn.Linear(1, 1)})

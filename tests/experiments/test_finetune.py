@@ -8,13 +8,16 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from experiments.cli import main
 from experiments.report import Report
 from experiments.signals import GracefulStop, Interrupted
 from quantenv.allocation import Allocation
 from quantenv.evaluate import Evaluation
+from quantenv.finetune.checkpoint import FORMAT
 from quantenv.tasks import get_task
+from quantenv.tensor_file import read_tensors
 
 
 def test_a_run_s_best_allocation_repeats_the_table_s_row(run_copy, capsys):
@@ -23,7 +26,7 @@ def test_a_run_s_best_allocation_repeats_the_table_s_row(run_copy, capsys):
     row = Report.from_dict(json.loads((run_copy / "report.json").read_text())).row("found", "QAT")
     assert Evaluation(**content["test"]) == row.evaluation
     assert "The same as the found row" in capsys.readouterr().out
-    ours, theirs = (torch.load(path / "finetuned.pt", weights_only=True) for path in (run_copy, run_copy / "finetune"))
+    ours, theirs = (load_file(path / "finetuned.safetensors") for path in (run_copy, run_copy / "finetune"))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
@@ -107,7 +110,7 @@ def test_an_interrupted_fine_tuning_goes_on_by_the_same_command(run_copy, monkey
     monkeypatch.setattr(GracefulStop, "check", check)
     assert main(["finetune", "--run", str(run_copy)]) == 143
     assert "goes on from" in capsys.readouterr().err.replace("\n", " ")
-    assert (output / "checkpoint.pt").exists()
+    assert (output / "checkpoint.safetensors").exists()
     calls = 100
     assert main(["finetune", "--run", str(run_copy)]) == 0
     assert calls - 100 == 28 - 11 + 2  # the steps that were left of the epoch, and the reports of epochs 0 and 1
@@ -130,7 +133,10 @@ def test_a_run_interrupted_while_fine_tuning_goes_on_where_it_was(run_copy, monk
     monkeypatch.setattr(GracefulStop, "check", check)
     assert main(["train", "--resume", str(run_copy)]) == 130
     assert "before fine-tuning was done" in capsys.readouterr().err
-    assert {path.name for path in (run_copy / "finetuning").iterdir()} == {"found.pt", "best_uniform.pt"}
+    assert {path.name for path in (run_copy / "finetuning").iterdir()} == {
+        "found.safetensors",
+        "best_uniform.safetensors",
+    }
     reports_and_steps = 100
     assert main(["train", "--resume", str(run_copy)]) == 0
     assert reports_and_steps == 100 + 2 + 1 + 19 + 1  # both reports of uniform, which is done; the rest of found
@@ -142,7 +148,7 @@ def test_ctrl_c_ends_all_processes_and_leaves_a_checkpoint(tmp_path):
     task = get_task("digits")
     file = tmp_path / "mine.json"
     Allocation.make(task.layers, 4).save(file)
-    checkpoint = tmp_path / "finetune" / "checkpoint.pt"
+    checkpoint = tmp_path / "finetune" / "checkpoint.safetensors"
     command = ["finetune", f"--allocation={file}", "--task=digits", "--qat.epochs=1000"]
     process = subprocess.Popen(
         [sys.executable, "-m", "experiments.cli", *command, "--qat.processes=2"],
@@ -160,7 +166,7 @@ def test_ctrl_c_ends_all_processes_and_leaves_a_checkpoint(tmp_path):
 
 def epochs_of(checkpoint):
     """Epochs begun, the one before training included; 0 without a checkpoint."""
-    return torch.load(checkpoint, weights_only=True)["state"]["position"][0] if checkpoint.exists() else 0
+    return read_tensors(checkpoint, FORMAT, "", "")[0]["epoch"] if checkpoint.exists() else 0
 
 
 def test_a_search_does_not_begin_where_its_fine_tuning_cannot(refused, monkeypatch):

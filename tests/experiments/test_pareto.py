@@ -63,7 +63,7 @@ def test_the_front_is_that_of_everything_evaluated(run, agent):
     assert content["hypervolume"] == pytest.approx(hypervolume(costs, accuracies, full))
     assert content["uniform"]["mean_accuracy"] <= content["true"]["mean_accuracy"]
     assert content["mean_accuracy"] <= content["true"]["mean_accuracy"] + 1e-12
-    for name in ("config.yaml", "front.png", "agent.pt"):
+    for name in ("config.yaml", "front.png", "agent.safetensors"):
         assert (folder / name).stat().st_size > 0
 
 

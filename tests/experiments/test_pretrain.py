@@ -4,12 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from experiments.cli import main
 from experiments.signals import GracefulStop
 from quantenv.evaluate.ptq import evaluate_logits
 from quantenv.tasks import TaskSource, get_task
+from quantenv.tasks.pretraining import FORMAT
+from quantenv.tensor_file import read_tensors, write_tensors
 from tests.tasks.data_sets import write_mnist
 from tests.tasks.images import write_parts
 
@@ -29,11 +32,11 @@ def trained(data, tmp_path_factory):
         patch.setenv("QUANTENV_CACHE", str(cache))
         assert main(["pretrain", *SHORT, f"--data={data}", f"--runs={runs}"]) == 0
     (folder,) = runs.glob("mnist/pretrain/*")
-    return folder, cache / "weights" / "mnist-resnet20.pt", cache
+    return folder, cache / "weights" / "mnist-resnet20.safetensors", cache
 
 
 def state(path):
-    return torch.load(path, weights_only=True)
+    return load_file(path)
 
 
 def equal(one, other):
@@ -71,7 +74,7 @@ def test_the_curves_are_those_of_the_training(trained, data):
 @pytest.mark.parametrize("steps", [2, 5])
 def test_an_interrupted_training_ends_with_the_same_weights(trained, data, tmp_path, steps, monkeypatch, capsys):
     _, weights, _ = trained
-    output = tmp_path / "weights.pt"
+    output = tmp_path / "weights.safetensors"
     original, calls = GracefulStop.check, []
 
     def check(self, *arguments):
@@ -88,7 +91,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(trained, data, tmp_p
     assert f"Interrupted after {(steps - 1) // 3} of 3 epochs" in announced  # three steps make an epoch
     assert f"--resume {folder}" in " ".join(announced.split())
     assert not output.exists()
-    assert (folder / "checkpoint.pt").exists() == (steps > 3)
+    assert (folder / "checkpoint.safetensors").exists() == (steps > 3)
     assert main(["pretrain", f"--resume={folder}"]) == 0
     assert equal(output, weights)
     assert [step for step, _ in scalars(folder, "pretrain/train_loss")] == [1, 2, 3]
@@ -99,7 +102,7 @@ def test_resuming_a_finished_training_writes_the_weights_again(trained, tmp_path
     folder, weights, _ = trained
     monkeypatch.setenv("QUANTENV_CACHE", str(tmp_path))
     assert main(["pretrain", f"--resume={folder}", *options]) == 0
-    assert equal(tmp_path / "weights" / "mnist-resnet20.pt", weights)
+    assert equal(tmp_path / "weights" / "mnist-resnet20.safetensors", weights)
 
 
 def test_weights_are_not_overwritten(trained, data, monkeypatch, refused):
@@ -112,10 +115,21 @@ def test_weights_are_not_overwritten(trained, data, monkeypatch, refused):
 
 def test_a_damaged_checkpoint_is_a_clear_error(trained, tmp_path, refused):
     folder = Path(shutil.copytree(trained[0], tmp_path / "run"))
-    (folder / "checkpoint.pt").write_bytes((folder / "checkpoint.pt").read_bytes()[:1000])
-    assert "Remove it to begin anew" in refused("pretrain", f"--resume={folder}")
-    torch.save({"epoch": 1}, folder / "checkpoint.pt")
-    assert "Cannot continue from" in refused("pretrain", f"--resume={folder}")
+    file = folder / "checkpoint.safetensors"
+    content = file.read_bytes()
+    flipped = content[:-5] + bytes([content[-5] ^ 1]) + content[-4:]
+    for damaged in (content[:1000], b"", flipped):
+        file.write_bytes(damaged)
+        assert "Remove it to begin anew" in refused("pretrain", f"--resume={folder}")
+    file.write_bytes(content)
+    numbers, tensors = read_tensors(file, FORMAT, "", "")
+    weight = next(name for name in tensors if name.startswith("network/"))
+    for change, wrong in (({"epoch": 99}, {}), ({"epoch": True}, {}), ({}, {weight: torch.zeros(1)}), ({"x": 1}, {})):
+        write_tensors(file, FORMAT, {**numbers, **change}, {**tensors, **wrong})
+        assert "Cannot continue from" in refused("pretrain", f"--resume={folder}")
+    file.unlink()
+    file.with_suffix(".pt").write_bytes(content)
+    assert "is of an earlier version" in refused("pretrain", f"--resume={folder}")
 
 
 @pytest.mark.parametrize(
@@ -138,7 +152,7 @@ def test_mistakes_are_one_sentence(refused, tmp_path, monkeypatch, arguments, se
 
 
 def test_a_network_of_the_user_s_is_trained_on_a_folder_of_images(tmp_path, capsys):
-    images, weights = write_parts(tmp_path / "images"), tmp_path / "weights.pt"
+    images, weights = write_parts(tmp_path / "images"), tmp_path / "weights.safetensors"
     brought = ["--task=imagefolder", f"--data={images}", "--model=tests.networks:branched", "--image-size=16"]
     short = ["--epochs=2", "--batch-size=4", f"--runs={tmp_path / 'runs'}"]
     assert main(["pretrain", *brought, *short]) == 2

@@ -54,7 +54,7 @@ def wait_for_evaluations(process: subprocess.Popen[str], runs: Path, evaluations
 
 
 def test_a_run_leaves_every_file_of_the_design(finished):
-    for name in (*RESULTS, "config.yaml", "environment.json", "agent.pt", "finetuned.pt"):
+    for name in (*RESULTS, "config.yaml", "environment.json", "agent.safetensors", "finetuned.safetensors"):
         assert (finished / name).stat().st_size > 0
     assert len(list(finished.glob("events.out.tfevents.*"))) == 1
 

@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from experiments.cli import main
 from experiments.episodes import read_episodes
@@ -39,14 +40,14 @@ def test_a_trained_agent_starts_better_on_another_network(source, tables, tmp_pa
     scratch = run_train(tmp_path / "scratch", *arguments)
     transferred = run_train(tmp_path / "transferred", *arguments, f"--init_from={source}")
     assert accuracies(transferred)[:16].mean() > accuracies(scratch)[:16].mean()
-    assert (transferred / "init.pt").read_bytes() == (source / "agent.pt").read_bytes()
-    assert not (scratch / "init.pt").exists()
+    assert (transferred / "init.safetensors").read_bytes() == (source / "agent.safetensors").read_bytes()
+    assert not (scratch / "init.safetensors").exists()
 
 
 def test_nothing_learned_is_the_agent_itself(source, tables, tmp_path):
     arguments = [f"--task={tables / 'long.npz'}", "--evaluations=2", "--budget=0.5", SMALL, "--agent=reinforce"]
     run = run_train(tmp_path, *arguments, f"--init_from={source}")  # too few episodes for an update
-    one, other = (torch.load(folder / "agent.pt", weights_only=True)["modules"]["policy"] for folder in (run, source))
+    one, other = (load_file(folder / "agent.safetensors") for folder in (run, source))
     assert all(torch.equal(one[key], other[key]) for key in other)
 
 
@@ -94,6 +95,6 @@ def test_sources_that_have_nothing_to_give(source, tables, tmp_path, refused):
     run = run_train(tmp_path, task, "--agent=random", *arguments[:2])
     assert "learns no policy" in refused("train", task, "--agent=random", f"--init_from={run}", *arguments)
     shutil.copytree(source, tmp_path / "unfinished")
-    (tmp_path / "unfinished" / "agent.pt").unlink()
+    (tmp_path / "unfinished" / "agent.safetensors").unlink()
     sentence = refused("train", task, "--agent=reinforce", f"--init_from={tmp_path / 'unfinished'}", *arguments)
-    assert "holds no agent.pt" in sentence
+    assert "holds no agent.safetensors" in sentence

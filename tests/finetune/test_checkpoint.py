@@ -6,7 +6,9 @@ import torch
 from quantenv.allocation import Allocation
 from quantenv.errors import QuantenvError
 from quantenv.finetune import FinetuneConfig, finetune
+from quantenv.finetune.checkpoint import FORMAT
 from quantenv.tasks import get_task
+from quantenv.tensor_file import read_tensors, write_tensors
 
 #: Everything that has a state of its own: momentum, schedule, moving average, the order, and its draws.
 RECIPE = FinetuneConfig(epochs=3, ema=0.9, crop=1, flip=True)
@@ -58,7 +60,7 @@ def assert_same(ours, theirs):
 
 
 def test_interruptions_at_steps_and_epochs_change_no_bit_and_repeat_nothing(task, allocation, whole, tmp_path):
-    path = tmp_path / "made" / "checkpoint.pt"
+    path = tmp_path / "made" / "checkpoint.safetensors"
     steps = 0
     for at in (5, 30):  # within an epoch, and within the next
         stopper = Stopper(at)
@@ -75,13 +77,13 @@ def test_interruptions_at_steps_and_epochs_change_no_bit_and_repeat_nothing(task
 
 
 def test_a_finished_one_is_taken_over_without_a_step(task, allocation, whole, tmp_path):
-    path = tmp_path / "checkpoint.pt"
+    path = tmp_path / "checkpoint.safetensors"
     assert_same(run(task, allocation, path=path), whole)
     assert_same(run(task, allocation, path=path, between_steps=Stopper(1)), whole)
 
 
 def test_that_of_another_recipe_or_allocation_is_not_taken_over(task, allocation, tmp_path):
-    path = tmp_path / "checkpoint.pt"
+    path = tmp_path / "checkpoint.safetensors"
     short = FinetuneConfig(epochs=0)
     run(task, allocation, FinetuneConfig(epochs=0, seed=1), path)
     written = path.read_bytes()
@@ -91,9 +93,55 @@ def test_that_of_another_recipe_or_allocation_is_not_taken_over(task, allocation
     assert_same(run(task, other, short, path), run(task, other, short))
 
 
-def test_a_damaged_one_is_refused(task, allocation, tmp_path):
-    path = tmp_path / "checkpoint.pt"
-    for content in (b"", b"nothing of the kind"):
-        path.write_bytes(content)
-        with pytest.raises(QuantenvError, match="delete it to start over"):
-            run(task, allocation, FinetuneConfig(epochs=0), path)
+@pytest.fixture(scope="module")
+def interrupted(task, allocation, tmp_path_factory):
+    """The checkpoint of a fine-tuning that was stopped within its first epoch."""
+    path = tmp_path_factory.mktemp("interrupted") / "checkpoint.safetensors"
+    with pytest.raises(Stop):
+        run(task, allocation, path=path, between_steps=Stopper(3))
+    return path
+
+
+def test_a_damaged_one_is_refused(task, allocation, interrupted, tmp_path):
+    path, content = tmp_path / "checkpoint.safetensors", interrupted.read_bytes()
+    middle = len(content) // 2
+    flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    for damaged in (b"", b"nothing of the kind", content[:-1], content + b" ", flipped):
+        path.write_bytes(damaged)
+        with pytest.raises(QuantenvError, match="Delete it to start over"):
+            run(task, allocation, path=path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda numbers, tensors: numbers.update(step=99), "at step 99 of an epoch of 28"),
+        (lambda numbers, tensors: numbers.update(step=-1), "step"),
+        (lambda numbers, tensors: numbers.update(step=True), "step"),
+        (lambda numbers, tensors: numbers.update(epoch=2), "at epoch 2 and tells of 1"),
+        (lambda numbers, tensors: numbers.update(best_epoch=7), "at epoch 1"),
+        (lambda numbers, tensors: numbers.update(total=None), "total"),
+        (lambda numbers, tensors: numbers.update(more=1), "more"),
+        (lambda numbers, tensors: numbers.pop("history"), "history"),
+        (lambda numbers, tensors: numbers.update(rates=[0.1]), "1 learning rates"),
+        (lambda numbers, tensors: numbers["schedule"].update(last_epoch="x"), "schedule"),
+        (lambda numbers, tensors: numbers["schedule"].clear(), "schedule"),
+        (lambda numbers, tensors: numbers["best"].update(correct=1.5), "correct"),
+        (lambda numbers, tensors: tensors.pop("draws/order"), "'order'"),
+        (lambda numbers, tensors: tensors.update({"draws/order": torch.zeros(5, dtype=torch.int64)}), "order"),
+        (lambda numbers, tensors: tensors.update({"draws/order": tensors["draws/order"] + 900}), "has not"),
+        (lambda numbers, tensors: tensors["draws/generator"].fill_(255), "generator"),
+        (lambda numbers, tensors: tensors.update({"momentum/9999": torch.zeros(1)}), "'9999'"),
+        (lambda numbers, tensors: tensors.update({"momentum/x": torch.zeros(1)}), "'x'"),
+        (lambda numbers, tensors: tensors.update({"momentum/0": torch.zeros(1)}), "'0'"),
+        (lambda numbers, tensors: tensors.update({"other/0": torch.zeros(1)}), "unknown 'other/0'"),
+        (lambda numbers, tensors: [tensors.pop(name) for name in [*tensors] if name[:4] == "best"], "best"),
+        (lambda numbers, tensors: [tensors.pop(name) for name in [*tensors] if name[:4] == "aver"], "average"),
+    ],
+)
+def test_one_that_does_not_fit_is_refused(task, allocation, interrupted, tmp_path, change, message):
+    numbers, tensors = read_tensors(interrupted, FORMAT, "", "")
+    change(numbers, tensors)
+    write_tensors(tmp_path / "checkpoint", FORMAT, numbers, tensors)
+    with pytest.raises(QuantenvError, match=f"no sound checkpoint of this fine-tuning: .*{message}"):
+        run(task, allocation, path=tmp_path / "checkpoint")

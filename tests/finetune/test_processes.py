@@ -11,12 +11,14 @@ import torch
 from quantenv.allocation import Allocation
 from quantenv.errors import QuantenvError
 from quantenv.finetune import FinetuneConfig, finetune
+from quantenv.finetune.checkpoint import FORMAT
 from quantenv.finetune.compilation import resolve
 from quantenv.finetune.epochs import Work, _Loss
 from quantenv.finetune.session import Session
 from quantenv.parallel import Share
 from quantenv.quantize import calibrate_task, trainable_network
 from quantenv.tasks import Split, get_task
+from quantenv.tensor_file import read_tensors
 
 #: Draws for every image, a moving average, and a teacher.
 RECIPE = {"epochs": 2, "ema": 0.9, "crop": 1, "flip": True}
@@ -38,7 +40,7 @@ def task():
 @pytest.mark.parametrize("norms", ["folded", "live"])
 def test_two_processes_give_what_one_gives(task, tmp_path, norms):
     allocation, recipe = Allocation.make(task.layers, 6), {**RECIPE, "norms": norms}
-    alone, together = tmp_path / "alone.pt", tmp_path / "together.pt"
+    alone, together = tmp_path / "alone.safetensors", tmp_path / "together.safetensors"
     expected, epochs, continued = [], [], []
     finetune(task, allocation, FinetuneConfig(**recipe), lambda _, metrics: expected.append(metrics), alone)
     assert "accelerate" not in sys.modules
@@ -54,26 +56,27 @@ def test_two_processes_give_what_one_gives(task, tmp_path, norms):
             together,
             stop_within_the_second_epoch,
         )
-    epoch, step, _ = state(together)["position"]
-    assert epoch == 2
-    assert 1 <= step <= 5
+    position, _ = read_tensors(together, FORMAT, "", "")
+    assert position["epoch"] == 2
+    assert 1 <= position["step"] <= 5
     assert epochs[1] == pytest.approx(expected[1], abs=1e-4)
     assert "accelerate" not in sys.modules  # what evaluates has no part in it
     finetune(task, allocation, FinetuneConfig(**recipe), lambda _, metrics: continued.append(metrics), together)
     assert continued[:2] == epochs
     assert continued[2] == pytest.approx(expected[2], abs=1e-4)
     for part in ("network", "average"):
-        ours, theirs = state(together)[part], state(alone)[part]
+        ours, theirs = state(together, part), state(alone, part)
         assert max(float((ours[key] - theirs[key]).abs().max()) for key in theirs) < 1e-4
-    assert torch.equal(state(together)["generator"], state(alone)["generator"])
+    assert torch.equal(state(together, "draws")["generator"], state(alone, "draws")["generator"])
     start = trainable_network(calibrate_task(task), allocation, live_norms=norms == "live").state_dict()
-    moved = {key: float((value - start[key]).abs().max()) for key, value in state(together)["network"].items()}
+    moved = {key: float((value - start[key]).abs().max()) for key, value in state(together, "network").items()}
     assert min(moved.values()) > 0  # the quantizers' steps, too
     assert max(moved.values()) > 1e-2
 
 
-def state(path):
-    return torch.load(path, weights_only=True)["state"]
+def state(path, part):
+    _, tensors = read_tensors(path, FORMAT, "", "")
+    return {name.removeprefix(f"{part}/"): value for name, value in tensors.items() if name.startswith(f"{part}/")}
 
 
 def test_processes_share_batches_equally():

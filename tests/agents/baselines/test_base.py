@@ -1,13 +1,15 @@
 """What all baselines share, checked on an optimiser that asks for a fixed list."""
 
-import json
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
 from agents.baselines.base import LARGEST_BATCH, AskTellAgent, Found, Results
+from agents.checkpoint import FORMAT
 from quantenv.errors import QuantenvError
+from quantenv.tensor_file import read_tensors, write_tensors
 from tests.agents.searches import make_env, play_greedily
 
 
@@ -171,9 +173,9 @@ def test_saved_and_loaded_acts_the_same(tmp_path):
 
 def _damaged(change):
     def write(path):
-        content = json.loads(path.read_text())
+        content, _ = read_tensors(path, FORMAT, "", "")
         change(content)
-        path.write_text(json.dumps(content))
+        write_tensors(path, FORMAT, content, {})
 
     return write
 
@@ -181,16 +183,20 @@ def _damaged(change):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda path: path.unlink(), "cannot be read as JSON"),
-        (lambda path: path.write_text(path.read_text()[:-20]), "cannot be read as JSON"),
-        (lambda path: path.write_text("[]"), "expected the format"),
-        (_damaged(lambda content: content.update(format="other")), "expected the format"),
+        (lambda path: path.unlink(), "There is no file"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-20]), "damaged or truncated"),
+        (lambda path: path.write_text("[]"), "is not an agent file"),
+        (lambda path: path.write_bytes(path.read_bytes().replace(b"accuracy", b"accurate")), "match its checksum"),
+        (lambda path: write_tensors(path, "other", {"agent": "list"}, {}), "its format is not"),
         (_damaged(lambda content: content.update(agent="uniform")), "holds a 'uniform' agent and cannot"),
+        (_damaged(lambda content: content.update(agent=[])), "names no agent"),
         (_damaged(lambda content: content["decisions"].update(bits=[2, 8])), "saved for another environment"),
         (_damaged(lambda content: content["best"].update(actions=[1, 2, 3])), "damaged: it holds no sound candidate"),
         (_damaged(lambda content: content["best"].update(actions=[1, 2, 3, 7])), "damaged"),
         (_damaged(lambda content: content["best"].update(actions=[1, 2, 3, True])), "damaged"),
         (_damaged(lambda content: content["best"].update(loss=None)), "damaged"),
+        (_damaged(lambda content: content["best"].update(accuracy=math.nan)), "damaged"),
+        (_damaged(lambda content: content["best"].update(more=1)), "damaged"),
         (_damaged(lambda content: content["best"].pop("accuracy")), "damaged"),
         (_damaged(lambda content: content.update(best=3)), "damaged"),
     ],

@@ -1,0 +1,119 @@
+"""Our own files of tensors: safetensors with a checksum of all that they hold, so that no damage is taken for sound.
+
+A file is written aside and renamed, and nothing in it is ever run. Any reader of safetensors can open it.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quantenv.errors import QuantenvError
+from quantenv.files import write_atomically
+
+if TYPE_CHECKING:
+    import torch
+
+#: The one entry of the file's metadata, JSON: of several, safetensors would write the order by chance.
+ENTRY = "quantenv"
+#: Kind of a file that holds a network's state dict and says nothing else.
+WEIGHTS_FORMAT = "quantenv-weights-1"
+#: Bytes of the header that names tensors and holds the metadata; a network of 10,000 tensors needs 1.5 MB.
+MOST_HEADER = 1 << 24
+
+
+def write_tensors(path: Path, kind: str, description: Mapping[str, Any], tensors: "Mapping[str, torch.Tensor]") -> None:
+    """Writes tensors, atomically.
+
+    Args:
+        path: The file.
+        kind: What the file is, with a version: ``quantenv-agent-2``.
+        description: What else it says, JSON.
+        tensors: Dense tensors by name; those that share memory are written apart.
+    """
+    import safetensors.torch
+
+    own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    text = json.dumps(description, sort_keys=True)
+    about = {"format": kind, "description": text, "checksum": _checksum(kind, text, own)}
+    content = safetensors.torch.save(own, {ENTRY: json.dumps(about)})
+    write_atomically(Path(path), lambda file: file.write(content))
+
+
+def read_tensors(path: Path, kind: str, what: str, remedy: str) -> "tuple[dict[str, Any], dict[str, torch.Tensor]]":
+    """Reads what `write_tensors` wrote, and nothing else.
+
+    Args:
+        path: The file.
+        kind: What it must be.
+        what: The same in words, for messages: ``an agent file``.
+        remedy: A sentence on what to do if the file is none or damaged.
+
+    Returns:
+        The description, and the tensors by name, on the CPU.
+
+    Raises:
+        QuantenvError: If the file is missing, something else, truncated, or not as it was written.
+    """
+    entry, tensors = _parse(path, what, remedy)
+    about = _object(entry)
+    found = about.get("format")
+    if found != kind:
+        says = f" (it says {found[:60]!r})" if isinstance(found, str) else ""
+        raise QuantenvError(f"{path} is not {what}: its format is not {kind!r}{says}. {remedy}")
+    text = about.get("description")
+    if not isinstance(text, str) or about.get("checksum") != _checksum(kind, text, tensors):
+        raise QuantenvError(f"{path} is damaged: it does not match its checksum. {remedy}")
+    return _object(text), tensors
+
+
+def _parse(path: Path, what: str, remedy: str) -> "tuple[str, dict[str, torch.Tensor]]":
+    """Takes a file apart; safetensors itself sees to it that every offset lies within the data."""
+    import safetensors.torch
+
+    if not Path(path).is_file():
+        raise QuantenvError(f"There is no file {path}; expected the path of {what}.")
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise QuantenvError(f"Cannot read {path}: {error.strerror}.") from error
+    if data[:2] == b"PK":
+        raise QuantenvError(
+            f"{path} is not {what} as quantenv keeps them now: files of torch.save, of earlier versions, are not read "
+            f"any more. {remedy}"
+        )
+    damaged = QuantenvError(f"{path} is not {what}, or is damaged or truncated. {remedy}")
+    length = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or length > MOST_HEADER:
+        raise damaged
+    try:
+        tensors = safetensors.torch.load(data)
+        metadata = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
+    except (safetensors.SafetensorError, KeyError, ValueError, OverflowError, RuntimeError) as error:
+        raise damaged from error
+    return metadata.get(ENTRY, ""), tensors
+
+
+def _object(text: str) -> dict[str, Any]:
+    """Parses a JSON object; what is none has no keys."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _checksum(kind: str, description: str, tensors: "Mapping[str, torch.Tensor]") -> str:
+    """Returns the SHA-256 of everything in a file, each part after its length."""
+    import torch
+
+    parts: list[Any] = [kind.encode(), description.encode()]
+    for name, tensor in sorted(tensors.items()):
+        content = tensor.reshape(-1).view(torch.uint8).numpy().data
+        parts += [name.encode(), str(tensor.dtype).encode(), str(tuple(tensor.shape)).encode(), content]
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()
