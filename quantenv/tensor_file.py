@@ -56,52 +56,74 @@ def read_tensors(path: Path, kind: str, what: str, remedy: str) -> "tuple[dict[s
     Raises:
         QuantenvError: If the file is missing, something else, truncated, or not as it was written.
     """
-    entry, tensors = _parse(path, what, remedy)
-    about = _object(entry)
+    about, tensors = _parse(path, what, remedy)
     found = about.get("format")
     if found != kind:
         says = f" (it says {found[:60]!r})" if isinstance(found, str) else ""
         raise QuantenvError(f"{path} is not {what}: its format is not {kind!r}{says}. {remedy}")
-    text = about.get("description")
-    if not isinstance(text, str) or about.get("checksum") != _checksum(kind, text, tensors):
+    if not _is_as_written(about, tensors):
         raise QuantenvError(f"{path} is damaged: it does not match its checksum. {remedy}")
-    return _object(text), tensors
+    return _object(about["description"]), tensors
 
 
-def _parse(path: Path, what: str, remedy: str) -> "tuple[str, dict[str, torch.Tensor]]":
+def is_damaged(content: bytes, tensors: "Mapping[str, torch.Tensor]") -> bool:
+    """Whether the content of a sound safetensors file says that it is ours and does not match its checksum.
+
+    Args:
+        content: The file.
+        tensors: What safetensors reads from it.
+    """
+    about = _about(content)
+    return bool(about) and not _is_as_written(about, tensors)
+
+
+def _parse(path: Path, what: str, remedy: str) -> "tuple[dict[str, Any], dict[str, torch.Tensor]]":
     """Takes a file apart; safetensors itself sees to it that every offset lies within the data."""
     import safetensors.torch
 
     if not Path(path).is_file():
         raise QuantenvError(f"There is no file {path}; expected the path of {what}.")
     try:
-        data = Path(path).read_bytes()
+        content = Path(path).read_bytes()
     except OSError as error:
         raise QuantenvError(f"Cannot read {path}: {error.strerror}.") from error
-    if data[:2] == b"PK":
+    if content[:2] == b"PK":
         raise QuantenvError(
             f"{path} is not {what} as quantenv keeps them now: files of torch.save, of earlier versions, are not read "
             f"any more. {remedy}"
         )
     damaged = QuantenvError(f"{path} is not {what}, or is damaged or truncated. {remedy}")
-    length = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or length > MOST_HEADER:
+    if len(content) < 8 or _header_length(content) > MOST_HEADER:
         raise damaged
     try:
-        tensors = safetensors.torch.load(data)
-        metadata = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
+        return _about(content), safetensors.torch.load(content)
     except (safetensors.SafetensorError, KeyError, ValueError, OverflowError, RuntimeError) as error:
         raise damaged from error
-    return metadata.get(ENTRY, ""), tensors
 
 
-def _object(text: str) -> dict[str, Any]:
+def _header_length(content: bytes) -> int:
+    return int.from_bytes(content[:8], "little")
+
+
+def _about(content: bytes) -> dict[str, Any]:
+    """Returns what a file says of itself; nothing if it is not ours."""
+    metadata = _object(content[8 : 8 + min(_header_length(content), MOST_HEADER)]).get("__metadata__")
+    return _object(metadata.get(ENTRY, "")) if isinstance(metadata, dict) else {}
+
+
+def _object(text: object) -> dict[str, Any]:
     """Parses a JSON object; what is none has no keys."""
     try:
-        content = json.loads(text)
+        content = json.loads(text) if isinstance(text, str | bytes) else None
     except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def _is_as_written(about: Mapping[str, Any], tensors: "Mapping[str, torch.Tensor]") -> bool:
+    kind, description = about.get("format"), about.get("description")
+    texts = isinstance(kind, str) and isinstance(description, str)
+    return texts and about.get("checksum") == _checksum(str(kind), str(description), tensors)
 
 
 def _checksum(kind: str, description: str, tensors: "Mapping[str, torch.Tensor]") -> str:

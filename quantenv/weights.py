@@ -9,6 +9,7 @@ import safetensors.torch
 import torch
 
 from quantenv.errors import QuantenvError
+from quantenv.tensor_file import is_damaged
 
 #: Larger files are refused before they are read.
 MAX_BYTES = 4 << 30
@@ -21,8 +22,8 @@ def open_tensors(path: str | Path, kind: str) -> Any:
     """Reads a file of `torch.save` or of safetensors.
 
     What torch writes is a zip archive with a checksum of each tensor, which torch itself does not look at: here it is.
-    Torch's format from before 1.6 has none and is refused. Nor has safetensors, but its tensors are looked at by
-    `check_tensor` as all others are.
+    Torch's format from before 1.6 has none and is refused. Nor has safetensors, except for the files that quantenv
+    writes; tensors are looked at by `check_tensor` as all others are.
 
     Args:
         path: The file.
@@ -130,10 +131,13 @@ def _read_torch(file: BinaryIO, size: int, path: Path, kind: str) -> Any:
 
 def _read_safetensors(content: bytes, path: Path, kind: str) -> dict[str, torch.Tensor]:
     try:
-        return safetensors.torch.load(content)
+        tensors = safetensors.torch.load(content)
     except Exception as error:  # safetensors raises many kinds, according to the byte that is wrong
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise _unreadable(path, kind, f"no sound file of safetensors ({reason[:120]})") from error
+    if is_damaged(content, tensors):
+        raise _unreadable(path, kind, "it does not match the checksum that quantenv wrote into it, so it is damaged")
+    return tensors
 
 
 def _unreadable(path: Path, kind: str, reason: str) -> QuantenvError:
