@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
@@ -35,16 +36,15 @@ FINE_TUNING = "qat"
 
 
 def hyper_parameters(options: TrainOptions, agent_config: Any) -> dict[str, Any]:
-    """Returns options by dotted name, those of the agent with its defaults; `FIRST` come first.
+    """Returns options by dotted name; those of the agent as one, with its defaults.
+
+    TensorBoard takes its columns from one run, so agents' options in columns of their own would be missing of others.
 
     Args:
         options: Resolved options of the run.
         agent_config: The agent's options in force, a dataclass.
     """
-    flat = flatten(options)
-    del flat["agent_options"]
-    flat |= {f"agent_options.{name}": value for name, value in dataclasses.asdict(agent_config).items()}
-    return {name: flat[name] for name in FIRST} | flat
+    return flatten(options) | {"agent_options": dataclasses.asdict(agent_config)}
 
 
 class TensorBoard:
@@ -144,8 +144,14 @@ class TensorBoard:
             name: value if isinstance(value, bool | int | float | str) else json.dumps(value)
             for name, value in options.items()
         }
+        experiment, *session = hparams(values, dict.fromkeys(results))
+        metadata = experiment.value[0].metadata.plugin_data
+        content = HParamsPluginData.FromString(metadata.content)
+        for info in content.experiment.hparam_infos:
+            info.differs = info.name in FIRST  # which TensorBoard shows first, before it sorts by name
+        metadata.content = content.SerializeToString()
         file_writer = self._writer._get_file_writer()
-        for summary in hparams(values, dict.fromkeys(results)):
+        for summary in (experiment, *session):
             file_writer.add_summary(summary)
         for writer in (self._writer, *self._fine_tunings.values()):
             writer.close()

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -72,10 +73,13 @@ def test_hyper_parameters_begin_with_what_tells_runs_apart(tmp_path):
     write(tmp_path, 3)
     content = load(tmp_path).summary_metadata["_hparams_/experiment"].plugin_data.content
     experiment = HParamsPluginData.FromString(content).experiment
-    names = [info.name for info in experiment.hparam_infos]
-    assert names[:5] == ["seed", "task", "metric", "budget", "agent"]
-    assert len(set(names)) == len(names)
-    assert {f"agent_options.{field.name}" for field in dataclasses.fields(ReinforceConfig)} <= set(names)
+    # As tensorboard.plugins.hparams.backend_context sorts them.
+    infos = sorted(experiment.hparam_infos, key=lambda info: (not info.differs, info.name))
+    assert {info.name for info in infos[:5]} == {"seed", "task", "metric", "budget", "agent"}
+    assert len({info.name for info in infos}) == len(infos)
+    content = load(tmp_path).summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    values = HParamsPluginData.FromString(content).session_start_info.hparams
+    assert json.loads(values["agent_options"].string_value) == dataclasses.asdict(ReinforceConfig(hidden=7))
     metrics = [info.name.tag for info in experiment.metric_infos]
     assert metrics[0] == "search/regret"
     assert "test/float" in metrics
