@@ -13,6 +13,7 @@ from quantenv.evaluate.base import Evaluation
 from quantenv.evaluate.pool import without_training
 from quantenv.evaluate.ptq import PTQEvaluator
 from quantenv.evaluate.table import EvaluationTable
+from quantenv.evaluate.table_file import MOST_ROWS, MOST_WEIGHT_BYTES
 from quantenv.evaluate.workers import start_workers
 from quantenv.groups import resolve_groups
 from quantenv.sensitivity import layer_sensitivity
@@ -21,10 +22,6 @@ from quantenv.tasks import Task
 SPLITS = ("search", "test")
 #: Rows that one worker evaluates at a time.
 BLOCK = 1024
-#: Rows that a table can hold at most: all of them are kept in memory.
-MOST_ROWS = 1 << 22
-#: A float network of up to this size goes into its table.
-MOST_WEIGHT_BYTES = 1 << 16
 
 
 def enumerate_task(

@@ -1,6 +1,7 @@
 """EvaluationTable: every allocation of a task, evaluated once and kept; looking one up replaces evaluating it."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -12,14 +13,19 @@ import numpy as np
 from quantenv.allocation import MAX_BITS, MIN_BITS, Allocation
 from quantenv.errors import AllocationError, QuantenvError, unknown_name
 from quantenv.evaluate.base import Evaluation
-from quantenv.evaluate.table_file import read_npz, write_npz
+from quantenv.evaluate.table_file import (
+    CORRECT,
+    FORMAT,
+    LOSS,
+    MOST_ROWS,
+    MOST_WEIGHT_BYTES,
+    WEIGHTS,
+    read_table,
+    write_npz,
+)
 from quantenv.files import content_hash
 from quantenv.groups import resolve_groups
 from quantenv.layers import LayerSpec
-
-FORMAT = "quantenv-table-1"
-#: In front of the names of the weights' arrays in files.
-WEIGHTS = "weights_"
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +74,8 @@ class EvaluationTable:
         object.__setattr__(self, "layers", tuple(self.layers))
         object.__setattr__(self, "groups", tuple(tuple(group) for group in self.groups))
         object.__setattr__(self, "bits", tuple(self.bits))
+        if len({layer.name for layer in self.layers}) < len(self.layers):
+            raise QuantenvError("Two of a table's layers have the same name.")
         if [tuple(self.layers[index].name for index in group) for group in self.members] != list(self.groups):
             raise QuantenvError(
                 "A table's groups must name every layer once, in the network's order, groups by their first layer."
@@ -75,23 +83,35 @@ class EvaluationTable:
         known = set(range(MIN_BITS, MAX_BITS + 1))
         if not self.bits or not {*self.bits, self.activation_bits} <= known or sorted(set(self.bits)) != [*self.bits]:
             raise QuantenvError(f"A table's bits are {self.bits}/{self.activation_bits}; expected 1-8, ascending.")
+        if self.rows > MOST_ROWS:
+            raise QuantenvError(f"A table holds at most {MOST_ROWS:,} allocations, not {self.rows:,}.")
         if not self.reference or not set(self.reference) == set(self.correct) == set(self.loss):
             raise QuantenvError("A table needs float reference, correct counts and losses of the same splits.")
         for split, reference in self.reference.items():
-            correct, loss = self.correct[split], self.loss[split]
-            if correct.shape != (self.rows,) or correct.dtype not in (np.uint16, np.uint32):
-                raise QuantenvError(f"{split} counts are {_kind(correct)}; expected uint16 or uint32 ({self.rows},).")
-            if loss.shape != (self.rows,) or loss.dtype != np.float32:
-                raise QuantenvError(f"{split} losses are {_kind(loss)}; expected float32 ({self.rows},).")
-            if not (correct <= reference.samples).all() or not (loss >= 0).all():  # also refuses nan
-                raise QuantenvError(
-                    f"The {split} split holds more correct predictions than its {reference.samples} samples, "
-                    "or a loss that is negative or NaN."
-                )
+            self._check_split(split, reference)
         if self.sensitivity.shape != (len(self.layers),) or self.sensitivity.dtype != np.float64:
             raise QuantenvError(f"Sensitivities are {_kind(self.sensitivity)}; expected float64 ({len(self.layers)},).")
+        if not np.isfinite(self.sensitivity).all() or not all(
+            np.isfinite(array).all() for array in self.weights.values()
+        ):
+            raise QuantenvError("A table's sensitivities or weights hold NaN or infinity.")
+        if sum(array.nbytes for array in self.weights.values()) > MOST_WEIGHT_BYTES:
+            raise QuantenvError(f"A table holds the weights of a network of up to {MOST_WEIGHT_BYTES:,} bytes only.")
         for array in (*self.correct.values(), *self.loss.values(), self.sensitivity):
             array.setflags(write=False)
+
+    def _check_split(self, split: str, reference: Evaluation) -> None:
+        correct, loss = self.correct[split], self.loss[split]
+        if correct.shape != (self.rows,) or correct.dtype not in (np.uint16, np.uint32):
+            raise QuantenvError(f"{split} counts are {_kind(correct)}; expected uint16 or uint32 ({self.rows},).")
+        if loss.shape != (self.rows,) or loss.dtype != np.float32:
+            raise QuantenvError(f"{split} losses are {_kind(loss)}; expected float32 ({self.rows},).")
+        if not (correct <= reference.samples).all() or not 0 <= reference.correct <= reference.samples:
+            raise QuantenvError(
+                f"The {split} split holds more correct predictions than its {reference.samples} samples."
+            )
+        if not (np.isfinite(loss) & (loss >= 0)).all() or not 0 <= reference.loss < math.inf:
+            raise QuantenvError(f"The {split} split holds a loss that is negative, infinite or NaN.")
 
     @property
     def rows(self) -> int:
@@ -127,16 +147,11 @@ class EvaluationTable:
         Raises:
             QuantenvError: If the file is missing, truncated, damaged or not a table.
         """
-        content, arrays = read_npz(Path(path))
-        if content.get("format") != FORMAT:
-            raise QuantenvError(f"{path} is not an evaluation table of format {FORMAT!r}: make it anew.")
+        recorded, fields = read_table(Path(path))
         try:
-            table = cls(**_fields(content, arrays))
-            recorded = content["hash"]
+            table = cls(**fields)
         except QuantenvError as error:
             raise QuantenvError(f"{path}: {error}") from error
-        except (KeyError, TypeError, AttributeError) as error:
-            raise QuantenvError(f"{path} is incomplete: {error} is missing or malformed.") from error
         if table.hash != recorded:
             raise QuantenvError(
                 f"{path} does not match its content hash {recorded!r}: it was changed or damaged. Restore or remake it."
@@ -165,8 +180,8 @@ class EvaluationTable:
         arrays = {"sensitivity": self.sensitivity.astype("<f8")}
         for split in sorted(self.reference):
             correct = self.correct[split]
-            arrays[f"correct_{split}"] = correct.astype(correct.dtype.newbyteorder("<"))
-            arrays[f"loss_{split}"] = self.loss[split].astype("<f4")
+            arrays[CORRECT + split] = correct.astype(correct.dtype.newbyteorder("<"))
+            arrays[LOSS + split] = self.loss[split].astype("<f4")
         for key in sorted(self.weights):
             arrays[WEIGHTS + key] = self.weights[key].astype(self.weights[key].dtype.newbyteorder("<"))
         return arrays
@@ -251,28 +266,6 @@ class EvaluationTable:
             f"Table {self.name!r} ties the layers {', '.join(self._names[layer] for layer in group)}: give them the "
             f"same weight bits, or evaluate on task {self.task!r} itself."
         )
-
-
-def _fields(content: dict[str, Any], arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Returns the arguments of `EvaluationTable` from the description and the arrays of a file."""
-    plain = ("name", "task", "task_identity", "scheme", "evaluator_identity", "bits", "activation_bits", "provenance")
-    reference = {split: Evaluation(**values) for split, values in content["reference"].items()}
-    layers = []
-    for layer in content["layers"]:
-        values: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in layer.items()
-        }
-        layers.append(LayerSpec(**values))
-    return {
-        **{key: content[key] for key in plain},
-        "layers": layers,
-        "groups": content["groups"],
-        "reference": reference,
-        "correct": {split: arrays[f"correct_{split}"] for split in reference},
-        "loss": {split: arrays[f"loss_{split}"] for split in reference},
-        "sensitivity": arrays["sensitivity"],
-        "weights": {key.removeprefix(WEIGHTS): array for key, array in arrays.items() if key.startswith(WEIGHTS)},
-    }
 
 
 def _kind(array: np.ndarray) -> str:

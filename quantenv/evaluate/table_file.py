@@ -1,19 +1,77 @@
 """The file of an evaluation table: one compressed npz, a JSON description beside arrays, read without pickle."""
 
 import json
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 import numpy as np
 
+from quantenv.archives import open_npz
 from quantenv.errors import QuantenvError
+from quantenv.evaluate.base import Evaluation
 from quantenv.files import write_atomically
+from quantenv.layers import Kind, LayerSpec
+from quantenv.reading import JSON_LIMIT, Schema, fit, parse_json
 
+FORMAT = "quantenv-table-1"
 #: Entry that holds the description: JSON as UTF-8, in a uint8 array.
 METADATA = "metadata"
+#: In front of the names of the splits' and the weights' arrays.
+CORRECT, LOSS, WEIGHTS = "correct_", "loss_", "weights_"
+#: Rows that a table can hold at most: all of them are kept in memory.
+MOST_ROWS = 1 << 22
+#: A float network of up to this many bytes goes into its table.
+MOST_WEIGHT_BYTES = 1 << 16
+#: No layer of any network has more weights, channels or operations; their sums are still exact in float64.
+_MOST = 1 << 48
+
+Size = Annotated[int, msgspec.Meta(ge=0, le=_MOST)]
+Text = Annotated[str, msgspec.Meta(max_length=1000)]
+
+
+class _Layer(Schema):
+    """The fields of `LayerSpec`, in range."""
+
+    name: Text
+    kind: Kind
+    in_channels: Size
+    out_channels: Size
+    kernel_size: tuple[Size, Size]
+    stride: tuple[Size, Size]
+    groups: Size
+    input_shape: Annotated[tuple[Size, ...], msgspec.Meta(max_length=8)]
+    output_shape: Annotated[tuple[Size, ...], msgspec.Meta(max_length=8)]
+    params: Size
+    bias_params: Size
+    macs: Size
+
+
+class _Evaluation(Schema):
+    """The fields of `Evaluation`, in range."""
+
+    correct: Size
+    samples: Annotated[int, msgspec.Meta(ge=1, le=_MOST)]
+    loss: Annotated[float, msgspec.Meta(ge=0)]
+
+
+class Description(Schema):
+    """A table without its arrays."""
+
+    format: Literal["quantenv-table-1"]
+    hash: Annotated[str, msgspec.Meta(max_length=100)]
+    name: Text
+    task: Text
+    task_identity: Text
+    scheme: Text
+    evaluator_identity: Text
+    layers: Annotated[tuple[_Layer, ...], msgspec.Meta(min_length=1, max_length=10_000)]
+    groups: Annotated[tuple[tuple[str, ...], ...], msgspec.Meta(min_length=1, max_length=10_000)]
+    bits: Annotated[tuple[int, ...], msgspec.Meta(min_length=1, max_length=8)]
+    activation_bits: int
+    reference: Annotated[dict[Text, _Evaluation], msgspec.Meta(min_length=1, max_length=8)]
+    provenance: dict[str, Any]
 
 
 def write_npz(path: Path, metadata: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
@@ -23,30 +81,41 @@ def write_npz(path: Path, metadata: Mapping[str, Any], arrays: Mapping[str, np.n
     write_atomically(path, lambda file: np.savez_compressed(file, **entries))  # type: ignore[arg-type]
 
 
-def read_npz(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Reads what `write_npz` wrote.
+def read_table(path: Path) -> tuple[str, dict[str, Any]]:
+    """Reads what `EvaluationTable.save` wrote; what the description speaks of is all that is unpacked.
 
     Returns:
-        The description, and the arrays by name, in the byte order of this machine.
+        The hash that is recorded, and the arguments of `EvaluationTable`.
 
     Raises:
         QuantenvError: If the file is missing, truncated, damaged, or something else.
     """
-    try:
-        # Not np.load by name: it would take a bare array or a pickle for something to try.
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise QuantenvError(f"{path} is damaged: the checksum of {damaged!r} is wrong. Restore or remake it.")
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        metadata = json.loads(arrays.pop(METADATA).tobytes())
-    except FileNotFoundError as error:
-        raise QuantenvError(f"There is no evaluation table {path}.") from error
-    except KeyError as error:
-        raise QuantenvError(f"{path} is not an evaluation table: it has no entry {error}.") from error
-    except (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise QuantenvError(f"{path} is not an evaluation table, or is truncated or damaged: {error}.") from error
-    if not isinstance(metadata, dict):
-        raise QuantenvError(f"{path} is not an evaluation table: its entry {METADATA!r} is no JSON object.")
-    return metadata, {name: array.astype(array.dtype.newbyteorder("=")) for name, array in arrays.items()}
+    where = f"The evaluation table {path}"
+    with open_npz(path, "evaluation table") as archive:
+        text = archive.array(METADATA, JSON_LIMIT, "u")
+        about = fit(parse_json(text.tobytes(), where), Description, where)
+        rows = len(about.bits) ** min(len(about.groups), 100)
+        if rows > MOST_ROWS:
+            raise QuantenvError(f"{where} is damaged: it speaks of more than {MOST_ROWS:,} allocations.")
+        sizes = {"sensitivity": 8 * len(about.layers)}
+        sizes |= {f"{kind}{split}": 4 * rows for split in about.reference for kind in (CORRECT, LOSS)}
+        weights = [name for name in archive.names if name.startswith(WEIGHTS)]
+        for name in sorted({*archive.names, *sizes} - {METADATA, *weights}):
+            if name not in sizes:
+                raise QuantenvError(f"{where} is damaged: it holds the unknown {name[:80]!r}.")
+        arrays = {name: archive.array(name, size) for name, size in sizes.items()}
+        left = MOST_WEIGHT_BYTES
+        for name in weights:
+            arrays[name] = archive.array(name, left, "biuf")
+            left -= arrays[name].nbytes
+    plain = ("name", "task", "task_identity", "scheme", "evaluator_identity", "bits", "activation_bits", "provenance")
+    return about.hash, {
+        **{field: getattr(about, field) for field in plain},
+        "layers": tuple(LayerSpec(**msgspec.structs.asdict(layer)) for layer in about.layers),
+        "groups": about.groups,
+        "reference": {name: Evaluation(**msgspec.structs.asdict(value)) for name, value in about.reference.items()},
+        "correct": {split: arrays[CORRECT + split] for split in about.reference},
+        "loss": {split: arrays[LOSS + split] for split in about.reference},
+        "sensitivity": arrays["sensitivity"],
+        "weights": {name.removeprefix(WEIGHTS): arrays[name] for name in weights},
+    }

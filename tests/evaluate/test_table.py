@@ -1,5 +1,10 @@
 import dataclasses
+import io
 import itertools
+import json
+import os
+import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
@@ -11,6 +16,7 @@ from quantenv.errors import AllocationError, QuantenvError
 from quantenv.evaluate.base import Evaluation
 from quantenv.evaluate.table import EvaluationTable
 from quantenv.evaluate.table_evaluator import TableEvaluator
+from quantenv.files import content_hash
 from tests.synthetic import AdditiveEvaluator, synthetic_layers
 from tests.synthetic_table import BITS, synthetic_table
 
@@ -193,26 +199,146 @@ def test_changed_content_does_not_match_its_hash(file):
         EvaluationTable.load(file)
     arrays.pop("loss_test")
     np.savez_compressed(file, **arrays)
-    with pytest.raises(QuantenvError, match="incomplete: 'loss_test'"):
+    with pytest.raises(QuantenvError, match="incomplete or something else: it has no entry 'loss_test'"):
         EvaluationTable.load(file)
 
 
 def test_other_files_are_refused(tmp_path):
-    with pytest.raises(QuantenvError, match="There is no evaluation table"):
-        EvaluationTable.load(tmp_path / "missing.npz")
     np.savez(tmp_path / "other.npz", values=np.zeros(3))
     with pytest.raises(QuantenvError, match="no entry 'metadata'"):
         EvaluationTable.load(tmp_path / "other.npz")
     for name, metadata in (("list.npz", b"[1]"), ("format.npz", b'{"format": "x"}'), ("json.npz", b"{")):
         np.savez(tmp_path / name, metadata=np.frombuffer(metadata, dtype=np.uint8))
-        with pytest.raises(QuantenvError, match="is not an evaluation table"):
-            EvaluationTable.load(tmp_path / name)
     np.save(tmp_path / "array.npz.npy", np.zeros(3))
     (tmp_path / "text.npz").write_text("hello")
     np.savez(tmp_path / "pickle.npz", metadata=np.array([{}], dtype=object))
-    for name in ("array.npz.npy", "text.npz", "pickle.npz"):
-        with pytest.raises(QuantenvError, match="is not an evaluation table"):
+    (tmp_path / "folder.npz").mkdir()
+    os.mkfifo(tmp_path / "pipe.npz")
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert len(names) == 9
+    for name in (*names, "missing.npz"):
+        with pytest.raises(QuantenvError, match=rf"evaluation table .*{name}"):
             EvaluationTable.load(tmp_path / name)
+
+
+def rewritten(file, change):
+    """Writes a table anew, its description and arrays changed, under the hash that then is right where it can be."""
+    with np.load(file) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    about = json.loads(arrays.pop("metadata").tobytes())
+    change(about, arrays)
+    parts = [json.dumps({key: about[key] for key in about if key != "hash"}, sort_keys=True)]
+    for key in ("sensitivity", "correct_search", "loss_search", "correct_test", "loss_test"):
+        if key in arrays:
+            parts += [key, arrays[key].dtype.str, np.ascontiguousarray(arrays[key]).tobytes()]
+    text = json.dumps({**about, "hash": content_hash(parts)}).encode()
+    np.savez_compressed(file, metadata=np.frombuffer(text, np.uint8), **arrays)
+
+
+def test_a_forged_hash_is_accepted_for_what_is_sound(file):
+    rewritten(file, lambda about, arrays: about.update(task="other"))
+    assert EvaluationTable.load(file).task == "other"
+
+
+def set_layer(**changes):
+    return lambda about, arrays: about["layers"][0].update(changes)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda about, arrays: about.update(more=1),
+        lambda about, arrays: about.pop("scheme"),
+        lambda about, arrays: about.update(name=None),
+        lambda about, arrays: about.update(bits=[2, 4, True]),
+        lambda about, arrays: about.update(bits=[2, 4, 8.0]),
+        lambda about, arrays: about.update(groups=[["layer0"]] * 5000),
+        lambda about, arrays: about.update(groups=[[]]),
+        lambda about, arrays: about.update(groups="layer0"),
+        lambda about, arrays: about.update(layers=[]),
+        lambda about, arrays: about.update(layers=[None]),
+        lambda about, arrays: about.update(reference={}),
+        lambda about, arrays: about["reference"]["test"].update(samples=0),
+        lambda about, arrays: about["reference"]["test"].update(correct=-1),
+        lambda about, arrays: about["reference"]["test"].update(loss="0.1"),
+        lambda about, arrays: about["reference"].pop("test"),
+        lambda about, arrays: about["reference"].update(more=about["reference"]["test"]),
+        set_layer(params=10**400),
+        set_layer(params=-1),
+        set_layer(params=2.5),
+        set_layer(kind="subprocess.Popen"),
+        set_layer(kernel_size=[3]),
+        set_layer(input_shape=[1] * 5000),
+        set_layer(name=None),
+        set_layer(name="layer1"),
+        lambda about, arrays: arrays.update(correct_test=arrays["correct_test"].astype(np.int64)),
+        lambda about, arrays: arrays.update(correct_test=arrays["correct_test"][None]),
+        lambda about, arrays: arrays.update(correct_test=arrays["correct_test"] + np.uint16(1000)),
+        lambda about, arrays: arrays.update(loss_test=-arrays["loss_test"]),
+        lambda about, arrays: arrays.update(loss_test=arrays["loss_test"] * np.float32(np.inf)),
+        lambda about, arrays: arrays.update(loss_test=arrays["loss_test"].astype(complex)),
+        lambda about, arrays: arrays.update(sensitivity=np.zeros(3)),
+        lambda about, arrays: arrays.update(weights_a=np.zeros(1 << 20)),
+        lambda about, arrays: arrays.update(weights_a=np.array(["text"])),
+        lambda about, arrays: arrays.update(other=np.zeros(1)),
+    ],
+)
+def test_forged_content_is_refused(file, change):
+    rewritten(file, change)
+    with pytest.raises(QuantenvError, match=r"table\.npz"):
+        EvaluationTable.load(file)
+
+
+def test_nothing_unpacks_to_more_than_the_description_speaks_of(file):
+    """A table of 2 MB that would take 2 GB: refused before it is unpacked, wherever the size is written or hidden."""
+    with np.load(file) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    metadata = arrays.pop("metadata")
+
+    def bomb(zeros, claimed=None):
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, array in {"metadata": metadata, **arrays}.items():
+                stream = io.BytesIO()
+                np.save(stream, array)
+                archive.writestr(f"{name}.npy", stream.getvalue())
+            with archive.open("loss_test.npy" if claimed else "weights_a.npy", "w") as entry:
+                for _ in range(zeros >> 20):
+                    entry.write(bytes(1 << 20))
+        if claimed:
+            content = bytearray(file.read_bytes())
+            size = zeros.to_bytes(4, "little")
+            at = content.rindex(size)  # in the directory at the end
+            content[at : at + 4] = claimed.to_bytes(4, "little")
+            file.write_bytes(content)
+
+    tracemalloc.start()
+    bomb(64 << 20)
+    with pytest.raises(QuantenvError, match=r"'weights_a' would unpack to 67,108,864 bytes; expected at most 65,536"):
+        EvaluationTable.load(file)
+    del arrays["loss_test"]
+    bomb(64 << 20, claimed=452)
+    with pytest.raises(QuantenvError, match=r"table\.npz"):
+        EvaluationTable.load(file)
+    assert tracemalloc.get_traced_memory()[1] < 30 << 20
+    tracemalloc.stop()
+
+
+def test_entries_that_are_twice_or_encrypted_or_no_arrays_are_refused(file):
+    content = file.read_bytes()
+    with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(file, "a") as archive:
+        archive.writestr("loss_test.npy", b"again")
+    with pytest.raises(QuantenvError, match="there twice"):
+        EvaluationTable.load(file)
+    file.write_bytes(content)
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr("run.py", b"print()")
+    with pytest.raises(QuantenvError, match="no array"):
+        EvaluationTable.load(file)
+    encrypted = bytearray(content)
+    encrypted[encrypted.rindex(b"PK\x01\x02") + 8] |= 1
+    file.write_bytes(encrypted)
+    with pytest.raises(QuantenvError, match="encrypted"):
+        EvaluationTable.load(file)
 
 
 # Parts that do not fit
@@ -236,8 +362,16 @@ def test_arrays_cannot_be_changed():
         ({"correct": {}}, "of the same splits"),
         ({"correct": {**TABLE.correct, "test": np.zeros(81)}}, "test counts are float64"),
         ({"correct": {**TABLE.correct, "test": np.full(81, 1001, np.uint16)}}, "more correct predictions"),
-        ({"loss": {**TABLE.loss, "test": np.full(81, np.nan, np.float32)}}, "negative or NaN"),
+        ({"loss": {**TABLE.loss, "test": np.full(81, np.nan, np.float32)}}, "negative, infinite or NaN"),
         ({"loss": {**TABLE.loss, "search": np.zeros(81)}}, "search losses are float64"),
+        ({"loss": {**TABLE.loss, "test": np.full(81, np.inf, np.float32)}}, "negative, infinite or NaN"),
+        ({"loss": {**TABLE.loss, "test": np.full(81, -1, np.float32)}}, "negative, infinite or NaN"),
+        ({"reference": {**TABLE.reference, "test": Evaluation(1001, 1000, 0.1)}}, "more correct predictions"),
+        ({"reference": {**TABLE.reference, "test": Evaluation(1, 1000, np.nan)}}, "negative, infinite or NaN"),
+        ({"sensitivity": np.full(4, np.nan)}, "sensitivities or weights hold NaN"),
+        ({"weights": {"a": np.array([np.inf])}}, "sensitivities or weights hold NaN"),
+        ({"weights": {"a": np.zeros(1 << 16)}}, "up to 65,536 bytes only"),
+        ({"layers": (TABLE.layers[0],) * 4}, "same name"),
         ({"sensitivity": np.zeros(3)}, r"Sensitivities are float64 \(3,\)"),
     ],
 )

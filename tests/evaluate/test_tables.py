@@ -71,5 +71,5 @@ def test_unknown_names_are_refused(tmp_path):
         get_table("digit_table")
     with pytest.raises(QuantenvError, match=r"Unknown task 'digits_tabel'. Did you mean 'digits_table'"):
         resolve_task("digits_tabel")
-    with pytest.raises(QuantenvError, match="There is no evaluation table"):
+    with pytest.raises(QuantenvError, match=r"Cannot read the evaluation table .*: No such file"):
         resolve_task(str(tmp_path / "missing.npz"))
