@@ -60,8 +60,9 @@ def check_identity(recorded: Any, identity: str) -> None:
     if recorded["evaluator_identity"] != identity:
         raise QuantenvError(
             f"the run was evaluated under identity {recorded['evaluator_identity']}, but here the evaluator's is "
-            f"{identity}: the task's weights, data splits, scheme or settings differ, so the two cannot be mixed. "
-            "Start a new run, or restore what was installed."
+            f"{identity}: the task's network, data splits, scheme or settings differ, or the run is of a version of "
+            "quantenv that told networks apart in another way, so the two cannot be mixed. Start a new run, or restore "
+            "what was installed."
         )
 
 

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import fx, nn
@@ -22,7 +23,9 @@ from quantenv.quantize.kmeans import codebooks
 from quantenv.quantize.quantizers import Codebook, Grid, GroupedGrid, Rounding, WeightRounding
 from quantenv.quantize.schemes import Scheme, parse_scheme
 from quantenv.quantize.tracing import trace
-from quantenv.tasks import Task
+
+if TYPE_CHECKING:
+    from quantenv.tasks import Task
 
 CALIBRATION_BATCH = 64
 #: Samples that a network and its trace are compared on, and the difference that rounding may make, as a fraction of
@@ -194,7 +197,7 @@ def _check_same(network: nn.Module, graph: nn.Module, inputs: torch.Tensor) -> N
         )
 
 
-def calibrate_task(task: Task) -> Calibration:
+def calibrate_task(task: "Task") -> Calibration:
     """Calibrates a task's network on its calibration split, once.
 
     Raises:
@@ -205,7 +208,7 @@ def calibrate_task(task: Task) -> Calibration:
 
 
 @functools.lru_cache(maxsize=4)
-def _calibrate_task(task: Task) -> Calibration:
+def _calibrate_task(task: "Task") -> Calibration:
     return calibrate(task.network, task.splits["calibration"].inputs, parse_scheme(task.scheme), task.channel_groups)
 
 

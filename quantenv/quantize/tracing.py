@@ -38,6 +38,32 @@ def trace(network: nn.Module) -> fx.GraphModule:
     Raises:
         UnsupportedLayerError: If torch.fx cannot trace the network, or a layer runs more than once.
     """
+    graph_module = unfolded(network)
+    modules = dict(graph_module.named_modules())
+    for node in list(graph_module.graph.nodes):
+        norm = modules.get(node.target) if node.op == "call_module" else None
+        if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
+            continue
+        source = node.args[0]
+        layer = modules.get(source.target) if source.op == "call_module" else None
+        if len(source.users) != 1 or not isinstance(layer, nn.Conv2d | nn.Linear):
+            continue
+        folded: nn.Module = (
+            fusion.fuse_conv_bn_eval(layer, norm)
+            if isinstance(layer, nn.Conv2d)
+            else fusion.fuse_linear_bn_eval(layer, norm)
+        )
+        graph_module.set_submodule(source.target, folded)
+        modules[source.target] = folded
+        node.replace_all_uses_with(source)
+        graph_module.graph.erase_node(node)
+    graph_module.delete_all_unused_submodules()
+    graph_module.recompile()
+    return graph_module
+
+
+def unfolded(network: nn.Module) -> fx.GraphModule:
+    """Traces a network without folding its batch norms; otherwise like `trace`."""
     plain = with_plain_attention(network)
     tracer = _Tracer()
     plain = _with_one_input((copy.deepcopy(network) if plain is network else plain).eval())
@@ -58,24 +84,6 @@ def trace(network: nn.Module) -> fx.GraphModule:
     for node in graph_module.graph.nodes:
         _respell(node, modules)
         _make_functional(node, in_place)
-    for node in list(graph_module.graph.nodes):
-        norm = modules.get(node.target) if node.op == "call_module" else None
-        if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
-            continue
-        source = node.args[0]
-        layer = modules.get(source.target) if source.op == "call_module" else None
-        if len(source.users) != 1 or not isinstance(layer, nn.Conv2d | nn.Linear):
-            continue
-        folded: nn.Module = (
-            fusion.fuse_conv_bn_eval(layer, norm)
-            if isinstance(layer, nn.Conv2d)
-            else fusion.fuse_linear_bn_eval(layer, norm)
-        )
-        graph_module.set_submodule(source.target, folded)
-        modules[source.target] = folded
-        node.replace_all_uses_with(source)
-        graph_module.graph.erase_node(node)
-    graph_module.delete_all_unused_submodules()
     graph_module.recompile()
     return graph_module
 

@@ -1,5 +1,6 @@
 """What a task is: a float network, fixed splits and a quantization scheme."""
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -11,9 +12,10 @@ from torch import nn
 
 from quantenv.attention import with_plain_attention
 from quantenv.channel_groups import Channels, split_layers
-from quantenv.errors import QuantenvError
+from quantenv.errors import QuantenvError, UnsupportedLayerError
 from quantenv.files import content_hash
 from quantenv.layers import LayerSpec, describe
+from quantenv.quantize.identity import network_content, tensor_digest
 
 SPLITS = ("train", "calibration", "search", "test")
 
@@ -53,8 +55,8 @@ class Task:
     name: str
     """Name used in logs, allocation files and run folders."""
     network: nn.Module
-    """Float network with pretrained weights. It is put in eval mode and never changed. Attention is expressed by its
-    projections (see `quantenv.attention`), in a copy."""
+    """Float network with pretrained weights. The task keeps a copy in eval mode, in which attention is expressed by its
+    projections (see `quantenv.attention`): what becomes of the network afterwards changes no number."""
     splits: Mapping[str, Split]
     """``train`` (fine-tuning), ``calibration`` (ranges), ``search`` (the reward), ``test`` (reported once)."""
     scheme: str = "linear"
@@ -84,7 +86,8 @@ class Task:
                         "search and test accuracy would be training accuracy. Remove duplicates first."
                     )
             seen.update(dict.fromkeys(samples, split))
-        object.__setattr__(self, "network", with_plain_attention(self.network).eval())
+        plain = with_plain_attention(self.network)
+        object.__setattr__(self, "network", (_copy(plain) if plain is self.network else plain).eval())
 
     @cached_property
     def layers(self) -> tuple[LayerSpec, ...]:
@@ -94,20 +97,32 @@ class Task:
 
     @cached_property
     def identity(self) -> str:
-        """Content hash of weights, splits, scheme and channel groups."""
+        """Content hash of what the network computes (see `quantenv.quantize.identity`), splits, scheme and groups.
+
+        The same in every process, on every machine and for any number of threads.
+        """
         return content_hash(self._content())
 
     def _content(self) -> Iterator[bytes | str]:
         """Yields what the identity is made of; one part at a time, since splits can be large."""
-        yield from (self.scheme, str(self.network))
+        yield self.scheme
         if self.channel_groups:
             groups = {name: [sorted(group) for group in groups] for name, groups in self.channel_groups.items()}
             yield json.dumps(groups, sort_keys=True)
-        for key, value in self.network.state_dict().items():
-            yield from (key, value.detach().cpu().contiguous().numpy().tobytes())
+        yield from network_content(self.network, self.splits["search"].inputs)
         for split in SPLITS:
             data = self.splits[split]
-            yield from (split, data.inputs.numpy().tobytes(), data.labels.numpy().tobytes())
+            yield from (split, tensor_digest(data.inputs), tensor_digest(data.labels))
+
+
+def _copy(network: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(network)
+    except (RuntimeError, TypeError, NotImplementedError) as error:  # what cannot be copied says so in one of these
+        raise UnsupportedLayerError(
+            f"{type(network).__name__} cannot be copied by copy.deepcopy ({(str(error).splitlines() or [''])[0]}): let "
+            "it keep parameters, buffers and plain values only."
+        ) from error
 
 
 def sample_digest(sample: torch.Tensor) -> bytes:
