@@ -183,7 +183,7 @@ class DDPGAgent:
             observations, rewards, terminated, truncated, info = self._copies.step(actions)
             ended = bool((terminated | truncated).all())
             if ended:  # the copies have begun their next episodes already
-                observations, info = info["final_obs"], info["final_info"]
+                observations, info = np.stack(info["final_obs"].tolist()), info["final_info"]
             states.append((observations, self._open(info["action_mask"])))
         self._episodes += count
         # The reward belongs to the executed bits (after masks and projection), so they are what replay holds:

@@ -10,6 +10,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.vector import AutoresetMode
 
 from experiments.bench_options import BenchOptions
 from experiments.benchmark import Claim, show, spread
@@ -57,7 +58,10 @@ def measure(options: BenchOptions) -> dict[str, Any]:
     """
     made = gymnasium.make(ID)  # as users make it, with Gymnasium's wrappers
     bare: Any = made.unwrapped
-    envs: Any = gymnasium.make_vec(ID, num_envs=options.num_envs, vectorization_mode="vector_entry_point")
+    # Every step is a decision of every copy: Gymnasium's default would spend every ninth step on beginning episodes.
+    envs: Any = gymnasium.make_vec(
+        ID, num_envs=options.num_envs, vectorization_mode="vector_entry_point", autoreset_mode=AutoresetMode.SAME_STEP
+    )
     actions = np.random.default_rng(options.seed).integers(bare.action_space.n, size=(1000, options.num_envs))
     plain = actions.ravel()[:100_000].tolist()
     rounds: dict[str, list[float]] = {SINGLE: [], WRAPPED: [], VECTORISED: []}

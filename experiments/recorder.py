@@ -38,10 +38,13 @@ class EpisodeRecorder(gymnasium.Wrapper):
         return self.env.reset(seed=seed, options=options)
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
-        """Takes a decision; after the last one of an episode, shows it to the listeners."""
+        """Takes a decision; after the last one of an episode, shows it to the listeners.
+
+        An episode that a time limit cuts off has no allocation, and so no evaluation: it is not shown.
+        """
         observation, reward, terminated, truncated, info = self.env.step(action)
         self._reward += float(reward)
-        if terminated or truncated:
+        if terminated:
             self.record(info, self._reward)
         return observation, reward, terminated, truncated, info
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
 
 from quantenv.env.environment import QuantizationEnv
 from quantenv.env.masks import Masks
@@ -114,9 +114,9 @@ class BudgetSweepEnv(QuantizationEnv):
         self.limits = self.level_limits[self.level : self.level + 1]
         return super().reset(seed=seed, options=options)
 
-    def vectorize(self, num_envs: int) -> VectorEnv:
+    def vectorize(self, num_envs: int, autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP) -> VectorEnv:
         """Makes copies of this environment that take every decision together; each draws budgets of its own."""
-        copies: Any = super().vectorize(num_envs)
+        copies: Any = super().vectorize(num_envs, autoreset_mode)
         for index, each in enumerate(copies.copies):
             each._stream = (*self._stream, self._vectorized, index)
             each._generator = np.random.default_rng((0, *each._stream))

@@ -19,6 +19,8 @@ class Constraint:
 
     masks_budget: ClassVar[bool] = False
     """Whether options that cannot meet the budget any more are masked."""
+    tells: ClassVar[tuple[str, ...]] = ()
+    """Names of what `info` returns."""
 
     def execute(self, bits: np.ndarray, walk: Walk, costs: np.ndarray, limits: np.ndarray) -> np.ndarray:
         """Returns the allocation that is evaluated, int64 (G, 2), for the one that was decided."""
@@ -92,6 +94,8 @@ class Lagrangian(Constraint):
     target: float = 0.1
     """Share of episodes that may break a budget, 0-1."""
     _lambda: float = field(init=False, repr=False)
+
+    tells: ClassVar[tuple[str, ...]] = ("penalty_lambda",)
 
     def __post_init__(self) -> None:
         for name in ("initial", "learning_rate", "target"):

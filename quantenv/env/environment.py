@@ -7,11 +7,13 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 from gymnasium.error import ResetNeeded
-from gymnasium.vector import VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
 
 from quantenv.allocation import Allocation, channels_in
+from quantenv.arguments import read_options, read_seed
 from quantenv.env.constraints import make_constraint
 from quantenv.env.decisions import Pins, make_walk
+from quantenv.env.information import Information, info_fields
 from quantenv.env.masks import Masks, cost_of, within
 from quantenv.env.observations import Observer, check_sensitivity, describe_groups, feature_names
 from quantenv.env.regret import Regret
@@ -67,23 +69,26 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
     Terminated after the last decision; one evaluation is charged. Never truncated.
 
     ## Information
-    Flat and numeric. On every step: `action_mask` (int8, (n,); all ones after the last decision), `decision`
-    (index of the next decision), and but for reset `executed_action`, `corrected` (1 if the action executed
-    was not the one taken). At the end also: `accuracy`, `loss`, `cost_<metric>` (SI units),
-    `budget_<metric>`, `feasible` (0 or 1), `bits` (int64, (L, 2): weight and activation bits as evaluated),
-    `evaluations` (episodes finished since the environment was last seeded: the same seed gives the same
-    info), `executed_actions` (int64, (T,): the actions that make `bits`; what an agent should learn from),
-    `penalty_lambda` under `lagrangian`: the lambda that priced this episode; and with `regret=True`
-    `regret` (best feasible accuracy of the table on the search split less this one, 0-1), `regret_loss` (this
-    loss less the best allocation's, nats; negative if accuracy was given up for loss) and
-    `regret_standard_error` (binomial, of the best accuracy). An infeasible allocation is no answer: its regrets
-    are inf.
+    Flat and numeric: NumPy arrays and scalars (int64 and float64 where nothing else is said), and the same keys,
+    shapes and types at reset, at each step and at the end. What is not known yet is -1 (not NaN: Gymnasium's checker
+    takes it for a difference).
+    Known always: `action_mask` (int8, (n,); all ones after the last decision), `decision` (index of the next
+    decision), `budget_<metric>` (SI units), `evaluations` (episodes finished since the environment was last seeded:
+    the same seed gives the same info).
+    From the first step on: `executed_action`, `corrected` (1 if the action executed was not the one taken).
+    At the end: `accuracy`, `loss`, `cost_<metric>` (SI units), `feasible` (0 or 1), `bits` ((L, 2): weight and
+    activation bits as evaluated), `executed_actions` ((T,): the actions that make `bits`; what an agent should learn
+    from); under `lagrangian` `penalty_lambda`, the lambda that priced this episode; and with `regret=True` `regret`
+    (best feasible accuracy of the table on the search split less this one, 0-1), `regret_loss` (this loss less the
+    best allocation's, nats; negative if accuracy was given up for loss) and `regret_standard_error` (binomial, of the
+    best accuracy). An infeasible allocation is no answer: its regrets are inf.
 
     ## Arguments
     See `__init__`.
 
     ## Version History
-    - v0: first version.
+    - v0: first version. Before quantenv 0.1.0 infos held each key only where it was known, as Python's numbers; no
+      number has changed.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}  # type: ignore[misc]
@@ -232,6 +237,16 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
         self._channels = channels_in(self.layers)
         self.origin = subject.origin
         """Names of task and scheme that allocations carry; empty if no task was needed."""
+        fields = info_fields(
+            self.walk.n_actions,
+            self.n_decisions,
+            len(self.layers),
+            self.tables,
+            limits,
+            (*self.constraint_rule.tells, *(self.regret.tells if self.regret else ())),
+        )
+        self.information = Information(fields)
+        """Makes the infos."""
         self._every_option = np.ones(self.walk.n_actions, dtype=bool)
         self._mean_bits = self.walk.mean_bits.tolist()
         self._prices = np.ascontiguousarray(np.moveaxis(self.group_costs, 0, -1))  # (G, 8, 8, K): a row is one look-up
@@ -260,6 +275,11 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
         return self.walk.n_decisions
 
     @property
+    def no_reward(self) -> Any:
+        """The reward before the last decision."""
+        return 0.0
+
+    @property
     def allowed(self) -> np.ndarray:
         """Which (weight bits - 1, activation bits - 1) each layer can end with, bool (L, 8, 8)."""
         return self.walk.allowed_of_layers
@@ -279,17 +299,28 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Begins an episode. A seed also restarts what the constraint has learnt from earlier episodes."""
+        """Begins an episode. A seed also restarts what the constraint has learnt from earlier episodes.
+
+        Args:
+            seed: A whole number >= 0, or None.
+            options: None of this environment's own; those of wrappers pass.
+
+        Raises:
+            QuantenvError: If the seed or the options are malformed.
+        """
+        seed = read_seed(seed)
+        read_options(options)
         super().reset(seed=seed)
         if seed is not None:
             self.constraint_rule.restart()
             self._seeded_at = self.evaluations
         self._decision = 0
+        self._budgets_known = {f"budget_{budget.metric}": np.float64(budget.limit) for budget in self.budgets}
         self._bits = self.walk.start.copy()
         self._spent = self.pinned_cost.copy()
         self._previous_bits = 0.0
         self._executed = np.zeros(self.n_decisions, dtype=np.int64)
-        return self._observe(), {"action_mask": self._mask.astype(np.int8), "decision": 0}
+        return self._observe(), self._info({})
 
     def step(self, action: int) -> Step:
         """Executes one decision; the last one evaluates the allocation.
@@ -308,11 +339,11 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
             )
         taken = self._decide(int(action))
         if self._decision < self.walk.n_decisions:
-            return self._answer(taken, 0.0, {})
+            return self._answer(taken, self.no_reward, {})
         evaluation = self.evaluator.evaluate([self._settle()])[0]
         return self._answer(taken, *self._conclude(evaluation))
 
-    def vectorize(self, num_envs: int) -> VectorEnv:
+    def vectorize(self, num_envs: int, autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP) -> VectorEnv:
         """Makes copies of this environment that take every decision together and share its evaluator and counts.
 
         The finished allocations are evaluated in one batch, so that an evaluator can share work among them or hand
@@ -320,16 +351,17 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
 
         Args:
             num_envs: Copies, N, at least 1.
+            autoreset_mode: When an episode that has ended gives way to the next: see `quantenv.env.copies.Copies`.
 
         Returns:
-            A vectorised environment with ``AutoresetMode.SAME_STEP``; see `quantenv.env.lockstep`.
+            A vectorised environment; see `quantenv.env.lockstep`.
 
         Raises:
-            QuantenvError: If there is less than one copy.
+            QuantenvError: If there is less than one copy, or no such mode.
         """
         from quantenv.env.lockstep import vectorize  # which is about this class
 
-        return vectorize(self, num_envs)
+        return vectorize(self, num_envs, autoreset_mode)
 
     def render(self) -> Any:
         """Draws the allocation so far: text for ``ansi``, an image (H, W, 3) uint8 for ``rgb_array``."""
@@ -370,14 +402,20 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
         """Returns what a step returns after a decision."""
         executed = int(self._executed[self._decision - 1])
         observation = self._observe()
-        info = {
-            "action_mask": self._mask.astype(np.int8),
-            "decision": self._decision,
-            "executed_action": executed,
-            "corrected": int(executed != taken),
-            **outcome,
-        }
+        info = self._info({"executed_action": executed, "corrected": executed != taken, **outcome})
         return observation, reward, self._decision == self.walk.n_decisions, False, info
+
+    def _info(self, known: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the info of the decision at hand: what is always known, and `known`."""
+        return self.information.one(
+            {
+                "action_mask": self._mask.astype(np.int8),
+                "decision": self._decision,
+                "evaluations": self.evaluations - self._seeded_at,
+                **self._budgets_known,
+                **known,
+            }
+        )
 
     def _settle(self) -> Allocation:
         """Lets the constraint execute the finished allocation and returns it."""
@@ -403,10 +441,8 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
             "accuracy": evaluation.accuracy,
             "loss": evaluation.loss,
             **{f"cost_{metric}": cost for metric, cost in zip(self.tables, costs.tolist(), strict=True)},
-            **{f"budget_{budget.metric}": budget.limit for budget in self.budgets},
-            "feasible": int(feasible),
+            "feasible": feasible,
             "bits": bits,
-            "evaluations": self.evaluations - self._seeded_at,
             "executed_actions": self._executed.copy(),
             **penalty,
             **(self.regret.info(evaluation, feasible) if self.regret else {}),

@@ -68,10 +68,10 @@ class MultiObjectiveEnv(QuantizationEnv):
         self.reward_dim = len(self.objectives)
         """Number of objectives, by the name that MO-Gymnasium's agents read."""
 
-    def _answer(self, taken: int, reward: Any, outcome: dict[str, Any]) -> Any:
-        if not outcome:
-            reward = np.zeros(self.reward_dim, dtype=np.float32)
-        return super()._answer(taken, reward, outcome)
+    @property
+    def no_reward(self) -> np.ndarray:
+        """The reward before the last decision, zeros float32 (len(objectives),)."""
+        return np.zeros(self.reward_dim, dtype=np.float32)
 
     def _conclude(self, evaluation: Evaluation) -> tuple[Any, dict[str, Any]]:
         _, outcome = super()._conclude(evaluation)

@@ -209,12 +209,13 @@ class Observer:
                     self._slope[column] = -1 / spare
 
     def observe(
-        self, decision: int, weight_bits: int, previous_bits: float | np.ndarray, spent: np.ndarray
+        self, decision: int | np.ndarray, weight_bits: int, previous_bits: float | np.ndarray, spent: np.ndarray
     ) -> np.ndarray:
         """Returns the observation before a decision, or after the last; or those of N episodes at once.
 
         Args:
-            decision: Index of the decision; T after the last, whose group is then described once more.
+            decision: Index of the decision; T after the last, whose group is then described once more. One for all, or
+                int64 (N,).
             weight_bits: The weight bits of the decision's group if they are settled and its activations are
                 not, else 0.
             previous_bits: Bits of the previous decision, the mean of both if it was joint; not read before the
@@ -230,7 +231,10 @@ class Observer:
         np.maximum(features, 0.0, out=features)
         np.minimum(features, 1.0, out=features)
         if self._previous is not None:
-            features[..., self._previous] = previous_bits / self._most_bits if decision else 1.0
+            if isinstance(decision, np.ndarray):
+                features[:, self._previous] = np.where(decision, previous_bits / self._most_bits, 1.0)
+            else:
+                features[..., self._previous] = previous_bits / self._most_bits if decision else 1.0
         return features.astype(np.float32)
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 from quantenv.env.walk import Walk
 from quantenv.errors import QuantenvError
@@ -13,6 +14,9 @@ from quantenv.hardware import Budget, CostTable
 
 class Regret:
     """Compares evaluations on the search split with the best feasible allocation that an episode could end with."""
+
+    tells: ClassVar[tuple[str, ...]] = ("regret", "regret_loss", "regret_standard_error")
+    """Names of what `info` returns."""
 
     def __init__(
         self,

@@ -199,14 +199,6 @@ def test_the_end_tells_the_truth():
     assert "penalty_lambda" not in end
 
 
-def test_info_is_flat_and_numeric():
-    env = make_env(constraint="lagrangian")
-    for info in play(env, highest)[2]:
-        for key, value in info.items():
-            assert isinstance(value, int | float | np.ndarray), key
-            assert np.asarray(value).dtype.kind in "if", key
-
-
 def test_one_evaluation_is_charged_for_each_finished_episode_only():
     evaluator = AdditiveEvaluator()
     env = QuantizationEnv(None, evaluator=evaluator, observation="haq")

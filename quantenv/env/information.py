@@ -1,0 +1,120 @@
+"""What an info holds: the same keys, shapes and NumPy types at reset, at each step and at the end of an episode.
+
+Libraries that store infos (Minari, TorchRL and others) read the layout off the first one and expect it in all others.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+#: Stands for what is not known yet. NaN would not do for numbers: Gymnasium's checker compares the infos of equal steps,
+#: and NaN is not equal to itself.
+UNKNOWN = -1
+
+#: What one entry of an info is: its NumPy type, and its shape, () for a number.
+Field = tuple[type[np.generic], tuple[int, ...]]
+
+
+def info_fields(
+    n_actions: int, n_decisions: int, n_layers: int, metrics: Iterable[str], budgeted: Iterable[str], more: Iterable[str]
+) -> dict[str, Field]:
+    """Returns what the infos of an environment hold.
+
+    Args:
+        n_actions: Actions, n.
+        n_decisions: Decisions in an episode, T.
+        n_layers: Quantizable layers, L.
+        metrics: Metrics that have a cost.
+        budgeted: Metrics that have a budget.
+        more: Names of further numbers.
+
+    Returns:
+        Fields by key.
+    """
+    number, whole = (np.float64, ()), (np.int64, ())
+    return {
+        "action_mask": (np.int8, (n_actions,)),
+        "decision": whole,
+        "executed_action": whole,
+        "corrected": whole,
+        "accuracy": number,
+        "loss": number,
+        **{f"cost_{metric}": number for metric in metrics},
+        **{f"budget_{metric}": number for metric in budgeted},
+        "feasible": whole,
+        "bits": (np.int64, (n_layers, 2)),
+        "evaluations": whole,
+        "executed_actions": (np.int64, (n_decisions,)),
+        **dict.fromkeys(more, number),
+    }
+
+
+class Information:
+    """Makes the infos of one environment."""
+
+    def __init__(self, fields: Mapping[str, Field]) -> None:
+        """Prepares an info in which nothing is known.
+
+        Args:
+            fields: What infos hold.
+        """
+        self.fields = dict(fields)
+        """What infos hold, by key."""
+        self._unknown = {name: kind(UNKNOWN) for name, (kind, _) in self.fields.items()}  # type: ignore[call-arg]
+        self._arrays = [(name, np.full(shape, UNKNOWN, kind)) for name, (kind, shape) in self.fields.items() if shape]
+
+    def one(self, known: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns an info of its own memory.
+
+        Args:
+            known: What is known, by key; arrays are kept as they are, numbers become NumPy's.
+        """
+        info = self._unknown.copy()
+        for name, array in self._arrays:
+            if name not in known:
+                info[name] = array.copy()
+        for name, value in known.items():
+            info[name] = value if isinstance(value, np.ndarray | np.generic) else self.fields[name][0](value)  # type: ignore[call-arg]
+        return info
+
+
+class BatchInformation:
+    """Makes the infos of N copies of an environment: every entry has the copies as its first axis."""
+
+    def __init__(self, fields: Mapping[str, Field], num_envs: int) -> None:
+        """Prepares infos in which nothing is known.
+
+        Args:
+            fields: What the infos of one copy hold.
+            num_envs: Copies, N.
+        """
+        self._fields = dict(fields)
+        self._numbers = {
+            kind: [name for name, field in self._fields.items() if field == (kind, ())] for kind in (np.int64, np.float64)
+        }
+        # Numbers of one type are rows of one array: copying that is faster than filling many.
+        self._blocks = {kind: np.full((len(names), num_envs), UNKNOWN, kind) for kind, names in self._numbers.items()}
+        self._arrays = {
+            name: np.full((num_envs, *shape), UNKNOWN, kind) for name, (kind, shape) in self._fields.items() if shape
+        }
+
+    def many(self, count: int, known: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Returns infos of their own memory.
+
+        Args:
+            count: How many of the copies they are about, R.
+            known: What is known, by key: arrays (R, ...), which are kept, or numbers that hold for all of them.
+        """
+        info: dict[str, Any] = dict.fromkeys(self._fields)
+        for kind, names in self._numbers.items():
+            info.update(zip(names, self._blocks[kind][:, :count].copy(), strict=True))
+        for name, array in self._arrays.items():
+            if name not in known:
+                info[name] = array[:count].copy()
+        for name, value in known.items():
+            if isinstance(value, np.ndarray):
+                info[name] = value
+            else:
+                info[name][:] = value
+        return info
