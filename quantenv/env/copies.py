@@ -175,8 +175,7 @@ class Copies(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         """Completes a step that ends episodes and, under ``SAME_STEP``, begins the next ones."""
         rows = self._rows(terminated)
         last = np.full(self.num_envs, None, dtype=object)
-        for row, observation in zip(np.flatnonzero(terminated), self._observe()[rows], strict=True):
-            last[row] = observation
+        last[rows] = np.fromiter(self._observe()[rows], dtype=object, count=int(terminated.sum()))
         ended = self._spread([(rows, {key: values[rows] for key, values in infos.items()})])
         others = np.flatnonzero(~terminated)
         parts: list[tuple[Rows, Infos]] = [(rows, self._begin(rows, None, {}))]

@@ -8,16 +8,21 @@ from typing import Any
 
 import numpy as np
 
-#: Stands for what is not known yet. NaN would not do for numbers: Gymnasium's checker compares the infos of equal steps,
-#: and NaN is not equal to itself.
+#: Stands for what is not known yet. NaN would not do for numbers: Gymnasium's checker compares the infos of equal
+#: steps, and NaN is not equal to itself.
 UNKNOWN = -1
 
 #: What one entry of an info is: its NumPy type, and its shape, () for a number.
-Field = tuple[type[np.generic], tuple[int, ...]]
+Field = tuple[type[Any], tuple[int, ...]]
 
 
 def info_fields(
-    n_actions: int, n_decisions: int, n_layers: int, metrics: Iterable[str], budgeted: Iterable[str], more: Iterable[str]
+    n_actions: int,
+    n_decisions: int,
+    n_layers: int,
+    metrics: Iterable[str],
+    budgeted: Iterable[str],
+    more: Iterable[str],
 ) -> dict[str, Field]:
     """Returns what the infos of an environment hold.
 
@@ -61,7 +66,7 @@ class Information:
         """
         self.fields = dict(fields)
         """What infos hold, by key."""
-        self._unknown = {name: kind(UNKNOWN) for name, (kind, _) in self.fields.items()}  # type: ignore[call-arg]
+        self._unknown: dict[str, Any] = {name: kind(UNKNOWN) for name, (kind, _) in self.fields.items()}
         self._arrays = [(name, np.full(shape, UNKNOWN, kind)) for name, (kind, shape) in self.fields.items() if shape]
 
     def one(self, known: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,7 +80,7 @@ class Information:
             if name not in known:
                 info[name] = array.copy()
         for name, value in known.items():
-            info[name] = value if isinstance(value, np.ndarray | np.generic) else self.fields[name][0](value)  # type: ignore[call-arg]
+            info[name] = value if isinstance(value, np.ndarray | np.generic) else self.fields[name][0](value)
         return info
 
 
@@ -89,15 +94,16 @@ class BatchInformation:
             fields: What the infos of one copy hold.
             num_envs: Copies, N.
         """
-        self._fields = dict(fields)
-        self._numbers = {
-            kind: [name for name, field in self._fields.items() if field == (kind, ())] for kind in (np.int64, np.float64)
-        }
-        # Numbers of one type are rows of one array: copying that is faster than filling many.
-        self._blocks = {kind: np.full((len(names), num_envs), UNKNOWN, kind) for kind, names in self._numbers.items()}
-        self._arrays = {
-            name: np.full((num_envs, *shape), UNKNOWN, kind) for name, (kind, shape) in self._fields.items() if shape
-        }
+        self._num_envs = num_envs
+        # One piece of memory holds every entry: copying that is faster than filling many.
+        self._places: list[tuple[str, slice, type[Any], tuple[int, ...]]] = []
+        pieces, start = [], 0
+        for name, (kind, shape) in fields.items():
+            piece = np.full((num_envs, *shape), UNKNOWN, kind).view(np.uint8).ravel()
+            pieces.append(np.pad(piece, (0, -len(piece) % 8)))  # so that every piece is aligned
+            self._places.append((name, slice(start, start + len(piece)), kind, (num_envs, *shape)))
+            start += len(pieces[-1])
+        self._unknown = np.concatenate(pieces)
 
     def many(self, count: int, known: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Returns infos of their own memory.
@@ -106,15 +112,13 @@ class BatchInformation:
             count: How many of the copies they are about, R.
             known: What is known, by key: arrays (R, ...), which are kept, or numbers that hold for all of them.
         """
-        info: dict[str, Any] = dict.fromkeys(self._fields)
-        for kind, names in self._numbers.items():
-            info.update(zip(names, self._blocks[kind][:, :count].copy(), strict=True))
-        for name, array in self._arrays.items():
-            if name not in known:
-                info[name] = array[:count].copy()
-        for name, value in known.items():
+        unknown, info = self._unknown.copy(), {}
+        for name, place, kind, shape in self._places:
+            value = known.get(name)
             if isinstance(value, np.ndarray):
                 info[name] = value
-            else:
+                continue
+            info[name] = unknown[place].view(kind).reshape(shape)[:count]
+            if value is not None:
                 info[name][:] = value
         return info

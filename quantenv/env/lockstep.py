@@ -68,7 +68,7 @@ class LockstepEnv(Copies):
         for each in self.copies:
             each.evaluations = each._seeded_at = 0
         self._always = (*ALWAYS, *(f"budget_{budget.metric}" for budget in single.budgets))
-        self._observations = np.zeros(self.observation_space.shape, np.float32)
+        self._observations = np.zeros((self.num_envs, len(single.feature_names)), np.float32)
 
     @property
     def evaluations(self) -> int:

@@ -7,7 +7,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from quantenv.env.constraints import Reject
-from quantenv.env.copies import ALL, Copies, Infos, Rows
+from quantenv.env.copies import Copies, Infos, Rows
 from quantenv.env.environment import QuantizationEnv
 from quantenv.env.masks import cost_of
 from quantenv.errors import QuantenvError
@@ -156,7 +156,7 @@ class VectorTableEnv(Copies):
 
     def _infos(self, rows: Rows, known: Infos) -> Infos:
         """Returns infos: what is always known, and `known`."""
-        always = {
+        always: Infos = {
             "action_mask": self._open[rows].astype(np.int8),
             "decision": self._decision[rows].copy(),
             "evaluations": self._finished[rows].copy(),

@@ -129,22 +129,35 @@ def test_disabled_episodes_must_be_begun():
         vector.step(np.zeros(3, dtype=np.int64))
 
 
-@pytest.mark.parametrize("make", [lambda mode: VectorTableEnv(3, task=TABLE, autoreset_mode=mode),
-                                  lambda mode: LockstepEnv(make_env(), 3, mode)])
+@pytest.mark.parametrize(
+    "make",
+    [lambda mode: VectorTableEnv(3, task=TABLE, autoreset_mode=mode), lambda mode: LockstepEnv(make_env(), 3, mode)],
+)
 @pytest.mark.parametrize("mode", ["same_step", "NEXT_STEP", None, True, 1, ["SameStep"], np.array([1, 2])])
 def test_modes_that_do_not_exist_are_refused(make, mode):
-    with pytest.raises(QuantenvError, match="autoreset_mode is .*'NextStep', 'SameStep', 'Disabled'"):
+    with pytest.raises(QuantenvError, match=r"autoreset_mode is .*'NextStep', 'SameStep', 'Disabled'"):
         make(mode)
 
 
-@pytest.mark.parametrize("mask", [
-    np.zeros(3, dtype=bool), np.ones(2, dtype=bool), np.ones((3, 1), dtype=bool), np.array([1, 0, 1]),
-    np.array([1.0, 0.0, 1.0]), "all", None, True, [[True], [True, False], True], {"a": True},
-])
+@pytest.mark.parametrize(
+    "mask",
+    [
+        np.zeros(3, dtype=bool),
+        np.ones(2, dtype=bool),
+        np.ones((3, 1), dtype=bool),
+        np.array([1, 0, 1]),
+        np.array([1.0, 0.0, 1.0]),
+        "all",
+        None,
+        True,
+        [[True], [True, False], True],
+        {"a": True},
+    ],
+)
 def test_masks_of_resets_are_checked(mask):
     vector = VectorTableEnv(3, task=TABLE)
     vector.reset()
-    with pytest.raises(QuantenvError, match="reset_mask is .*truth values, one for each copy"):
+    with pytest.raises(QuantenvError, match=r"reset_mask is .*truth values, one for each copy"):
         vector.reset(options={"reset_mask": mask})
     assert vector.action_masks().shape == (3, 3)
 
@@ -171,7 +184,7 @@ def test_seeds_of_many_spellings_are_taken(seed):
 @pytest.mark.parametrize("count", [0, -1, 1.5, "2", True, None])
 def test_numbers_of_copies_are_checked(count):
     for make in (lambda: VectorTableEnv(count, task=TABLE), lambda: make_env().vectorize(count)):
-        with pytest.raises(QuantenvError, match="num_envs is .*at least 1"):
+        with pytest.raises(QuantenvError, match=r"num_envs is .*at least 1"):
             make()
 
 
