@@ -8,11 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmarks.folder import BenchmarkFolder, require_pyarrow
+from experiments.benchmarks.folder import BenchmarkFolder
 from experiments.benchmarks.identity import job_key, task_hash
 from experiments.benchmarks.jobs import Refusal
 from experiments.benchmarks.leaderboard import curves, leaderboard
 from experiments.benchmarks.markdown import to_markdown
+from experiments.benchmarks.parquet import DamagedFile, require_pyarrow
 from experiments.benchmarks.results import load_results
 from experiments.benchmarks.suite import BenchmarkOptions, Job, jobs
 from experiments.benchmarks.workers import run_all
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
     versions = {name: here[name] for name in VERSIONS}
     keys = {job.title: job_key(job, tasks[job.task], versions) for job in wanted}
     say = announcements()
-    recorded = {job.title: folder.key_of(job) for job in wanted}
+    recorded = {job.title: _recorded(folder, job) for job in wanted}
     missing = [job for job in wanted if recorded[job.title] != keys[job.title]]
     changed = sum(recorded[job.title] is not None for job in missing)
     if changed:
@@ -77,6 +78,15 @@ def main(arguments: Sequence[str]) -> int:
     write_text(folder.leaderboard.with_suffix(".md"), to_markdown(content))
     sys.stdout.write(to_markdown(content))
     return 0
+
+
+def _recorded(folder: BenchmarkFolder, job: Job) -> str | None:
+    """Returns the hash that a search was made under; None if there is none or it is damaged, which is said."""
+    try:
+        return folder.key_of(job)
+    except DamagedFile as error:
+        announcements().print(f"{error} That search is run again.", markup=False, soft_wrap=True)
+        return None
 
 
 def summarize(folder: BenchmarkFolder, refused: list[dict[str, str]]) -> dict[str, Any]:

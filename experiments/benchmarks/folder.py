@@ -6,11 +6,11 @@
 | `environment.json` | versions, git revision, CPU |
 | `parts/*.parquet` | one finished search each, with its own description; what a benchmark continues from |
 | `evaluations.parquet` | every evaluation of every search |
+| `*.parquet.sha256` | the checksum of the file beside it |
 | `jobs.json` | for each search: options of the agent, wall time, hash of all it depends on |
 | `leaderboard.json`, `leaderboard.md`, `curves.json` | what follows from them |
 """
 
-import importlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,30 +21,12 @@ import numpy as np
 import yaml
 
 from experiments.benchmarks.jobs import Record
+from experiments.benchmarks.parquet import COLUMNS, DamagedFile, read_description, read_table, write_table, write_tables
 from experiments.benchmarks.suite import BenchmarkOptions, Job
 from experiments.command_line import parse_options, to_yaml
 from quantenv.errors import QuantenvError
-from quantenv.files import content_hash, write_atomically, write_text
-
-#: Columns of `evaluations.parquet` and the parts, with their Arrow types. Accuracies and regrets are shares, 0-1.
-COLUMNS = {
-    "task": "string",
-    "metric": "string",
-    "budget": "float64",  # ratio of the 8-bit cost
-    "agent": "string",
-    "seed": "int32",
-    "evaluation": "int32",  # from 1
-    "bits": "string",  # weight bits of the layers, a digit each, "/", activation bits
-    "correct": "int32",
-    "samples": "int32",
-    "loss": "float64",  # mean cross-entropy, nats
-    "cost": "float64",  # SI units of the metric
-    "feasible": "bool_",
-    "reward": "float64",
-    "regret": "float64",  # best feasible accuracy less this one; inf if infeasible, nan where it is not known
-    "sampling_error": "float64",  # binomial standard error of the best feasible accuracy; nan where it is not known
-}
-_DESCRIPTION = b"quantenv"
+from quantenv.files import content_hash, write_text
+from quantenv.reading import Schema, fit
 
 
 @dataclass(frozen=True)
@@ -161,8 +143,6 @@ class BenchmarkFolder:
             key: Hash of what it depends on.
             record: What it evaluated.
         """
-        arrow, parquet = _pyarrow()
-        table = arrow.table(_columns(job, record), schema=_schema())
         description = {
             **asdict(job),
             "key": key,
@@ -172,40 +152,25 @@ class BenchmarkFolder:
             "environment_seconds": record.environment_seconds,
             "agent_seconds": record.agent_seconds,
         }
-        table = table.replace_schema_metadata({_DESCRIPTION: json.dumps(description)})
-        write_atomically(self.part(job), lambda file: parquet.write_table(table, file, compression="zstd"))
+        write_table(self.part(job), _columns(job, record), description)
 
     def key_of(self, job: Job) -> str | None:
-        """Returns the hash that a search's part was made under; None if there is no sound part."""
+        """Returns the hash that a search's part was made under; None if there is no part.
+
+        Raises:
+            DamagedFile: If the part is damaged.
+        """
         path = self.part(job)
-        if not path.is_file():
-            return None
-        arrow, parquet = _pyarrow()
-        try:
-            return json.loads(parquet.read_schema(path).metadata[_DESCRIPTION])["key"]
-        except (arrow.ArrowException, KeyError, TypeError, ValueError):
-            return None  # damaged: it is made again
+        return _description(path, job)["key"] if path.exists() else None
 
     def merge(self, jobs: Sequence[Job]) -> None:
-        """Writes `evaluations.parquet` and `jobs.json` from the parts, in the order of the jobs."""
-        arrow, parquet = _pyarrow()
-        descriptions = []
+        """Writes `evaluations.parquet` and `jobs.json` from the parts, in the order of the jobs.
 
-        def write(file: Any) -> None:
-            with parquet.ParquetWriter(file, _schema(), compression="zstd") as writer:
-                for job in jobs:
-                    table = parquet.read_table(self.part(job))
-                    descriptions.append(json.loads(table.schema.metadata[_DESCRIPTION]))
-                    waiting.append(table.replace_schema_metadata(None))
-                    if sum(part.num_rows for part in waiting) >= ROW_GROUP:
-                        writer.write_table(arrow.concat_tables(waiting))
-                        waiting.clear()
-                if waiting:
-                    writer.write_table(arrow.concat_tables(waiting))
-
-        waiting: list[Any] = []
-        write_atomically(self.evaluations, write)
-        self.write_json(self.jobs, descriptions)
+        Raises:
+            DamagedFile: If a part is damaged.
+        """
+        write_tables(self.evaluations, (read_table(self.part(job)) for job in jobs))
+        self.write_json(self.jobs, [_description(self.part(job), job) for job in jobs])
 
     def read_evaluations(self, columns: Iterable[str] = tuple(COLUMNS)) -> Any:
         """Reads columns of `evaluations.parquet` as an Arrow table.
@@ -213,36 +178,44 @@ class BenchmarkFolder:
         Raises:
             QuantenvError: If the file is damaged.
         """
-        arrow, parquet = _pyarrow()
         try:
-            return parquet.read_table(self.evaluations, columns=list(columns))
-        except (arrow.ArrowException, OSError) as error:
-            raise QuantenvError(f"{self.evaluations} is damaged or truncated: run the benchmark again.") from error
+            return read_table(self.evaluations, columns)
+        except DamagedFile as error:
+            raise QuantenvError(f"{error} Run the benchmark again, which makes it from the parts.") from error
 
 
-#: Rows after which the Parquet file begins a new group.
-ROW_GROUP = 200_000
+class _Description(Schema):
+    """What a part says of itself: the fields of its `Job`, and of `Record` those that are not columns."""
+
+    task: str
+    metric: str
+    budget: float
+    agent: str
+    seed: int
+    evaluations: int
+    device: str
+    decisions: str
+    constraint: str
+    agent_options: dict[str, Any]
+    key: str
+    config: dict[str, Any]
+    evaluator_identity: str
+    equivalent_evaluations: float
+    environment_seconds: float
+    agent_seconds: float
 
 
-def require_pyarrow() -> None:
-    """Raises QuantenvError if pyarrow, which writes Parquet, is not installed."""
-    _pyarrow()
+def _description(path: Path, job: Job) -> dict[str, Any]:
+    """Reads what a search's part says of itself.
 
-
-def _pyarrow() -> tuple[Any, Any]:
-    """Imports pyarrow, which only benchmarks need."""
-    try:
-        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
-    except ImportError as error:
-        raise QuantenvError(
-            f"A benchmark's evaluations are kept as Parquet, which needs pyarrow ({error}): "
-            "pip install 'quantenv[benchmark]'"
-        ) from error
-
-
-def _schema() -> Any:
-    arrow, _ = _pyarrow()
-    return arrow.schema([(name, getattr(arrow, kind)()) for name, kind in COLUMNS.items()])
+    Raises:
+        DamagedFile: If it is damaged or of another search.
+    """
+    content = read_description(path)
+    fit(content, _Description, f"The description in {path}", DamagedFile)
+    if any(content[name] != getattr(job, name) for name in ("task", "metric", "budget", "agent", "seed")):
+        raise DamagedFile(f"{path} is of another search than its name says.")
+    return content
 
 
 def _columns(job: Job, record: Record) -> Mapping[str, Any]:

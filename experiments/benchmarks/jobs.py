@@ -1,5 +1,6 @@
 """One search of a benchmark, from its description to every evaluation it made."""
 
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -182,6 +183,15 @@ def bits_text(bits: tuple[tuple[int, int], ...]) -> str:
 
 
 def parse_bits(text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Reads what `bits_text` writes: weight bits and activation bits."""
+    """Reads what `bits_text` writes: weight bits and activation bits.
+
+    Raises:
+        QuantenvError: If it is no such text.
+    """
+    if not re.fullmatch("([1-8]+)/([1-8]+)", text) or len(text) % 2 == 0 or text[len(text) // 2] != "/":
+        raise QuantenvError(
+            f"{text[:40]!r} are no bits of an allocation; expected a digit of each layer's weights, a slash, and as "
+            "many of activations, such as '2468/8888'."
+        )
     weights, _, activations = text.partition("/")
     return tuple(map(int, weights)), tuple(map(int, activations))

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments.benchmarks.folder import COLUMNS, BenchmarkFolder
+from experiments.benchmarks.folder import BenchmarkFolder
 from experiments.benchmarks.jobs import Record, Refusal, parse_bits
 from experiments.benchmarks.leaderboard import curves, leaderboard
 from experiments.benchmarks.markdown import to_markdown
+from experiments.benchmarks.parquet import COLUMNS
 from experiments.benchmarks.results import load_results
 from experiments.benchmarks.suite import BenchmarkOptions, Job
 from experiments.benchmarks.workers import run_all

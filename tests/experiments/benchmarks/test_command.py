@@ -16,6 +16,7 @@ import yaml
 from experiments.benchmarks import command
 from experiments.benchmarks.folder import COLUMNS
 from experiments.benchmarks.jobs import parse_bits
+from experiments.benchmarks.parquet import checksum_of, write_checksum
 from experiments.benchmarks.workers import attempt
 from experiments.cli import main
 from experiments.signals import Interrupted
@@ -97,13 +98,13 @@ def test_a_killed_benchmark_continues_and_leaves_no_process(benchmark, table_fil
     process = subprocess.Popen(
         [sys.executable, "-m", "experiments.cli", *arguments], cwd=ROOT, stderr=subprocess.DEVNULL
     )
-    while not len(list(output.glob("parts/[!.]*"))) >= 2:
+    while not len(list(output.glob("parts/*.sha256"))) >= 2:
         assert process.poll() is None
         time.sleep(0.02)
     workers = children(process.pid)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    done = len(list(output.glob("parts/[!.]*")))
+    done = len(list(output.glob("parts/*.sha256")))
     assert not (output / "leaderboard.json").exists()
     for _ in range(500):
         alive = {pid for pid in workers if Path(f"/proc/{pid}").exists() or _answers(pid)}
@@ -134,7 +135,7 @@ def test_a_signal_ends_it_with_what_was_found(table_file, tmp_path, monkeypatch,
     arguments = ["benchmark", f"--tasks=[{table_file}]", *ARGUMENTS, f"--output={tmp_path}"]
     assert main(arguments) == 143
     assert "The same command continues" in capsys.readouterr().err
-    assert len(list(tmp_path.glob("parts/*"))) == 1
+    assert len(list(tmp_path.glob("parts/*.parquet"))) == 1
 
 
 def test_only_what_changed_is_run_again(benchmark_copy, table_file, in_process, capsys):
@@ -153,12 +154,60 @@ def test_other_code_is_noticed(benchmark_copy, table_file, in_process, capsys, m
     assert "12 of the searches" in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_damaged_part_is_made_again(benchmark, benchmark_copy, table_file, in_process, capsys):
-    part = sorted((benchmark_copy / "parts").iterdir())[0]
-    part.write_bytes(part.read_bytes()[:100])
+def flip(path, position):
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+
+
+def resign(part):
+    """Damage that the checksum was written after."""
+    part.write_bytes(part.read_bytes()[:-100])
+    write_checksum(part)
+
+
+def of_another_search(part):
+    other = next(path for path in part.parent.glob("*.parquet") if path != part)
+    part.write_bytes(other.read_bytes())
+    write_checksum(part)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda part: part.write_bytes(part.read_bytes()[:100]),
+        lambda part: flip(part, 200),
+        lambda part: flip(checksum_of(part), 5),
+        lambda part: checksum_of(part).unlink(),
+        lambda part: checksum_of(part).write_bytes(b"\xff" * 5000),
+        resign,
+        of_another_search,
+    ],
+)
+def test_a_damaged_part_is_made_again_and_named(benchmark, benchmark_copy, table_file, in_process, capsys, damage):
+    part = sorted((benchmark_copy / "parts").glob("*.parquet"))[0]
+    damage(part)
     run_benchmark(table_file, benchmark_copy)
-    assert "12 searches, 11 of them done before" in " ".join(capsys.readouterr().err.split())
+    said = " ".join(capsys.readouterr().err.split())
+    assert "12 searches, 11 of them done before" in said
+    assert part.name in said
+    assert "That search is run again." in said
     assert repeatable(benchmark_copy) == repeatable(benchmark)
+
+
+@pytest.mark.parametrize("position", range(4, 5000, 499))
+@pytest.mark.parametrize("command", ["validate", "report"])
+def test_a_flipped_byte_of_the_evaluations_is_refused(benchmark_copy, refused, position, command):
+    path = benchmark_copy / "evaluations.parquet"
+    flip(path, position % path.stat().st_size)
+    assert "evaluations.parquet does not match its checksum" in refused(command, str(benchmark_copy))
+
+
+def test_sha256sum_knows_the_checksums(benchmark):
+    for folder in (benchmark, benchmark / "parts"):
+        files = [path.name for path in folder.glob("*.sha256")]
+        assert files
+        subprocess.run(["sha256sum", "--check", "--strict", *files], cwd=folder, check=True, stdout=subprocess.DEVNULL)
 
 
 def test_an_agent_that_cannot_search_is_listed_with_its_reason(table_file, tmp_path, in_process, capsys):

@@ -6,6 +6,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from experiments.benchmarks.parquet import write_checksum
 from experiments.cli import main
 
 
@@ -16,6 +17,7 @@ def change(folder, row, **values):
     content = rows.to_pylist()
     content[row] |= values
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(content, schema=rows.schema), path)
+    write_checksum(path)
 
 
 def validate(folder, *arguments):
