@@ -9,7 +9,9 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from experiments.command_line import parse_options
 from quantenv import __version__
 from quantenv.errors import QuantenvError, unknown_name
 
@@ -24,33 +26,71 @@ class Command:
     """``module:function`` of a function from arguments to exit code."""
     summary: str
     """One line for `quantenv --help`."""
+    options: str | None = None
+    """``module:class`` of its options, where `target` imports torch: --help needs none."""
 
 
 COMMANDS = {
     "train": Command(
-        "experiments.train:main", "search with an agent, fine-tune the best allocation, compare with uniform"
+        "experiments.train:main",
+        "search with an agent, fine-tune the best allocation, compare with uniform",
+        "experiments.options:TrainOptions",
     ),
     "finetune": Command(
-        "experiments.finetune:main", "quantization-aware fine-tuning of a run's or any file's allocation"
+        "experiments.finetune:main",
+        "quantization-aware fine-tuning of a run's or any file's allocation",
+        "experiments.options:FinetuneOptions",
     ),
-    "validate": Command("experiments.validate:main", "evaluate a run's recorded allocations again and compare"),
+    "validate": Command(
+        "experiments.validate:main",
+        "evaluate a run's recorded allocations again and compare",
+        "experiments.options:ValidateOptions",
+    ),
     "benchmark": Command(
-        "experiments.benchmarks.command:main", "agents x tasks x budgets x seeds: every evaluation, and a leaderboard"
+        "experiments.benchmarks.command:main",
+        "agents x tasks x budgets x seeds: every evaluation, and a leaderboard",
+        "experiments.benchmarks.suite:BenchmarkOptions",
     ),
-    "report": Command("experiments.reports.command:main", "runs and benchmarks as one HTML page and pictures"),
-    "tune": Command("experiments.tune:main", "look for an agent's options, on seeds that no benchmark uses"),
-    "enumerate": Command("experiments.enumerate:main", "evaluate every allocation of a task into a table"),
+    "report": Command(
+        "experiments.reports.command:main",
+        "runs and benchmarks as one HTML page and pictures",
+        "experiments.tool_options:ReportOptions",
+    ),
+    "tune": Command(
+        "experiments.tune:main",
+        "look for an agent's options, on seeds that no benchmark uses",
+        "experiments.search_options:TuneOptions",
+    ),
+    "enumerate": Command(
+        "experiments.enumerate:main",
+        "evaluate every allocation of a task into a table",
+        "experiments.tool_options:EnumerateOptions",
+    ),
     "optimum": Command("experiments.optimum:main", "the best allocation of a table task within a budget, exactly"),
-    "pareto": Command("experiments.pareto:main", "the whole front of accuracy against a cost, in one run"),
-    "sensitivity": Command("experiments.sensitivity:main", "how much each layer alone harms at each bit-width"),
+    "pareto": Command(
+        "experiments.pareto:main",
+        "the whole front of accuracy against a cost, in one run",
+        "experiments.search_options:ParetoOptions",
+    ),
+    "sensitivity": Command(
+        "experiments.sensitivity:main",
+        "how much each layer alone harms at each bit-width",
+        "experiments.tool_options:SensitivityOptions",
+    ),
     "solve": Command("experiments.solve:main", "the exact optimum of a problem file or of a task's sensitivities"),
     "store": Command("experiments.store:main", "look at, export, merge or prune the store of evaluations"),
     "pretrain": Command(
-        "experiments.pretrain:main", "train the float network of cifar10, cifar100, fashionmnist or mnist"
+        "experiments.pretrain:main",
+        "train the float network of cifar10, cifar100, fashionmnist or mnist",
+        "experiments.tool_options:PretrainOptions",
     ),
     "tasks": Command("experiments.listing:list_tasks", "list the tasks"),
     "agents": Command("experiments.listing:list_agents", "list the agents and their options"),
-    "layers": Command("experiments.layers:main", "the quantizable layers of a torchvision network, or of yours"),
+    "layers": Command(
+        "experiments.layers:main",
+        "the quantizable layers of a torchvision network, or of yours",
+        "experiments.tool_options:LayersOptions",
+    ),
     "devices": Command("experiments.listing:list_devices", "list the devices"),
 }
 
@@ -72,14 +112,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if name not in COMMANDS:
             raise unknown_name("command", name, COMMANDS)
-        module, _, function = COMMANDS[name].target.partition(":")
-        return getattr(importlib.import_module(module), function)(rest)
+        command = COMMANDS[name]
+        if command.options is not None and {"-h", "--help"} & set(rest):
+            parse_options(_named(command.options), name, ["--help"])
+        return _named(command.target)(rest)
     except QuantenvError as error:
         sys.stderr.write(f"{PROGRAM}: {error}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write(f"{PROGRAM}: interrupted.\n")
         return 128 + signal.SIGINT
+
+
+def _named(name: str) -> Any:
+    """Imports what ``module:attribute`` names."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def _top_level(arguments: list[str]) -> None:

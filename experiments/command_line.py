@@ -1,26 +1,30 @@
 """Options: a frozen dataclass filled from its defaults, the shipped YAML, ``--config`` files, then the command line.
 
-jsonargparse does the merging: of the well-kept libraries it is the one that reads dataclasses, YAML files and the
-command line as one set of options, and checks all three against the same types; tyro has no YAML layer.
+Options are data. Every value is plain and is checked against the type of its field here; no library that would make
+objects of what a file says takes part.
 """
 
-import argparse
 import dataclasses
+import difflib
 import importlib.resources
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from quantenv.errors import QuantenvError, unknown_name
+from experiments.option_files import read_option_file, refuse_classes
+from experiments.option_text import from_text
+from quantenv.errors import QuantenvError
+from quantenv.typed import checked, members, short
 
 Options = TypeVar("Options")
 
-# The docstring under each dataclass field is the option's help.
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
+CONFIG, HELP, PRINT = "config", "help", "print_config"
 
 
 def parse_options(
@@ -43,31 +47,30 @@ def parse_options(
     Raises:
         QuantenvError: If an option is unknown, a value is of the wrong type or a file cannot be read.
     """
+    given = _tokens(arguments, kind, command)
+    if any(name == HELP for name, _ in given):
+        from experiments.option_help import print_help  # reads docstrings: only where they are shown
+
+        print_help(kind, command)
+        sys.exit(0)
+    kinds = _leaves(kind)
+    values: dict[str, Any] = {}
     shipped = importlib.resources.files("experiments.configs") / f"{command}.yaml"
-    parser = ArgumentParser(
-        prog=f"quantenv {command}",
-        description=(kind.__doc__ or "").strip(),
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    if any(dataclasses.fields(kind)):  # type: ignore[arg-type]
-        parser.add_argument("--config", action="config", help="YAML file of options, such as a run's config.yaml.")
-        parser.add_class_arguments(kind, as_group=False, as_positional=True)
-    # Not `default_config_files`: those would stand above the defaults that a caller gives.
-    below = _dotted(yaml.safe_load(shipped.read_text()) or {}, kind) if shipped.is_file() else {}
-    parser.set_defaults({**below, **(defaults or {})})
-    try:
-        parsed = parser.parse_args(_with_values(arguments, kind))
-    except argparse.ArgumentError as error:
-        raise _clear(str(error), kind, command) from error
-    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
-        if dataclasses.is_dataclass(field.type) and not isinstance(parsed[field.name], Namespace):
-            raise QuantenvError(
-                f"Option --{field.name} is {parsed[field.name]!r}; expected a mapping of its options, "
-                f"such as {{{dataclasses.fields(field.type)[0].name}: ...}}."
-            )
-    filled = parser.instantiate(parsed)
-    return kind(**{field.name: filled[field.name] for field in dataclasses.fields(kind)})  # type: ignore[arg-type]
+    if shipped.is_file():
+        values |= _from_mapping(yaml.safe_load(shipped.read_text(encoding="utf-8")) or {}, kind, command, shipped.name)
+    for name, value in (defaults or {}).items():
+        values[name] = checked(value, kinds[name], name)
+    for name, text in given:
+        if name == CONFIG:
+            values |= _from_mapping(read_option_file(text), kind, command, text)
+    for name, text in given:
+        if name not in (CONFIG, PRINT):
+            _set(values, name, text, kinds, kind, command)
+    options = _build(kind, values, command)
+    if any(name == PRINT for name, _ in given):
+        sys.stdout.write(to_yaml(options))
+        sys.exit(0)
+    return options
 
 
 def to_yaml(options: Any) -> str:
@@ -91,48 +94,166 @@ def flatten(options: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _dotted(values: Mapping[str, Any], kind: Any, prefix: str = "") -> dict[str, Any]:
-    """Returns options as YAML nests them by dotted name, as `flatten` does."""
-    nested = {field.name: field.type for field in dataclasses.fields(kind) if dataclasses.is_dataclass(field.type)}
+def positionals(kind: Any) -> list[str]:
+    """Returns the names of the fields that are given without their names, in order."""
+    return [f.name for f in dataclasses.fields(kind) if f.default is MISSING and f.default_factory is MISSING]
+
+
+def _tokens(arguments: Sequence[str], kind: Any, command: str) -> list[tuple[str, str]]:
+    """Splits a command line into names of options and their texts; a bare ``--all`` is true.
+
+    Raises:
+        QuantenvError: If an option lacks its value, or a value its option.
+    """
+    switches = {PRINT, *(name for name, leaf in _leaves(kind).items() if leaf is bool)}
+    unnamed = positionals(kind)
+    several = {field.name for field in dataclasses.fields(kind) if typing.get_origin(field.type) is list}
+    rest = list(arguments)
+    found: list[tuple[str, str]] = []
+    while rest:
+        argument = rest.pop(0)
+        if argument in ("-h", "--help"):
+            found.append((HELP, ""))
+        elif argument.startswith("--") and len(argument) > 2:
+            name, has_value, text = argument[2:].partition("=")
+            head, dot, tail = name.partition(".")
+            name = head.replace("-", "_") + dot + tail
+            following = rest[0] if rest else ""
+            bare = following not in ("true", "false") and (unnamed or not following or _is_option(following))
+            if name in switches and not has_value and bare:
+                text = "true"
+            elif not has_value:
+                if not rest or _is_option(following):
+                    _known(name, kind, command)
+                    raise QuantenvError(f"Option --{name} expects a value, as --{name}=VALUE.")
+                text = rest.pop(0)
+            found.append((name, text))
+        elif unnamed and not _is_option(argument):
+            found.append((unnamed[0], argument))
+            if unnamed[0] not in several:
+                unnamed.pop(0)
+        elif _is_option(argument):
+            raise _unknown(f"option {argument!r} of `quantenv {command}`", argument, _names(kind))
+        else:
+            raise QuantenvError(
+                f"`quantenv {command}` does not expect {short(argument)}; see `quantenv {command} --help`."
+            )
+    return found
+
+
+def _is_option(argument: str) -> bool:
+    return re.match(r"-+[a-zA-Z]", argument) is not None and argument != "-inf"
+
+
+def _leaves(kind: Any, prefix: str = "") -> dict[str, Any]:
+    """Returns the types of all options by dotted name."""
+    leaves: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(field.type):
+            leaves |= _leaves(field.type, f"{prefix}{field.name}.")
+        else:
+            leaves[f"{prefix}{field.name}"] = field.type
+    return leaves
+
+
+def _names(kind: Any) -> list[str]:
+    return [f"--{name}" for name in (CONFIG, HELP, PRINT, *_leaves(kind))]
+
+
+def _known(name: str, kind: Any, command: str) -> None:
+    """Raises QuantenvError unless an option of this dotted name exists, or a mapping that it could be an entry of."""
+    leaves = _leaves(kind)
+    head = name.partition(".")[0]
+    if name in leaves or name == CONFIG or (head in leaves and "." in name and _by_name(leaves[head]) is not None):
+        return
+    raise _unknown(f"option {short(f'--{name}')} of `quantenv {command}`", f"--{name}", _names(kind))
+
+
+def _unknown(what: str, name: str, known: Iterable[str]) -> QuantenvError:
+    """Builds the error for an unknown option, with the nearest one."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    hint = f"Did you mean {near[0]!r}?" if near else "`--help` lists those that there are."
+    return QuantenvError(f"Unknown {what}. {hint}")
+
+
+def _by_name(kind: Any) -> Any:
+    """Returns the type of a mapping's values, where an option may be a mapping."""
+    return next((typing.get_args(part)[1] for part in members(kind) if typing.get_origin(part) is dict), None)
+
+
+def _set(values: dict[str, Any], name: str, text: str, kinds: Mapping[str, Any], kind: Any, command: str) -> None:
+    """Sets an option, or one entry of an option that is a mapping, from its text."""
+    if name not in kinds and any(leaf.startswith(f"{name}.") for leaf in kinds):
+        first = next(leaf for leaf in kinds if leaf.startswith(f"{name}."))
+        raise QuantenvError(f"Option --{name} is several options: give each by its own name, such as --{first}=VALUE.")
+    _known(name, kind, command)
+    if name in positionals(kind) and typing.get_origin(kinds[name]) is list:
+        values[name] = [*values.get(name, []), text]
+        return
+    if name in kinds:
+        value = from_text(text, kinds[name], f"--{name}")
+        refuse_classes(value, f"--{name}")
+        values[name] = checked(value, kinds[name], f"--{name}")
+        return
+    head, _, entry = name.partition(".")
+    each = _by_name(kinds[head])
+    before = values.get(head, _default(kind, head))
+    changed = dict(before) if isinstance(before, Mapping) else {}
+    deeper = _by_name(each)
+    if deeper is not None and "." in entry:
+        entry, _, last = entry.partition(".")
+        value = {**changed.get(entry, {}), last: from_text(text, deeper, f"--{name}")}
+    else:
+        value = from_text(text, each, f"--{name}")
+    refuse_classes({entry: value}, f"--{head}")
+    values[head] = {**changed, entry: checked(value, each, f"--{name}")}
+
+
+def _from_mapping(content: Mapping[str, Any], kind: Any, command: str, where: str, prefix: str = "") -> dict[str, Any]:
+    """Returns options as a file nests them by dotted name, each of its type.
+
+    Raises:
+        QuantenvError: If one is unknown or of another type; the sentence names file and option.
+    """
+    fields = {field.name: field for field in dataclasses.fields(kind)}
     flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _dotted(value, nested[name], f"{prefix}{name}.") if name in nested else {f"{prefix}{name}": value}
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        if key not in fields:
+            known = [prefix + field for field in fields]
+            raise _unknown(f"option {short(name)} of `quantenv {command}` in {where}", name, known)
+        field = fields[key]
+        if not dataclasses.is_dataclass(field.type):
+            flat[name] = checked(value, field.type, f"{where}: {name}")
+        elif isinstance(value, Mapping):
+            flat |= _from_mapping(value, field.type, command, where, f"{name}.")
+        else:
+            first = dataclasses.fields(field.type)[0].name
+            raise QuantenvError(f"{where}: {name} is {short(value)}; expected options by name, as {{{first}: ...}}.")
     return flat
 
 
-def _with_values(arguments: Sequence[str], kind: Any) -> list[str]:
-    """Lets a bare ``--all`` mean ``--all=true``, and hyphens in an option's name mean underscores."""
-    arguments = [re.sub(r"^--[^=.]+", lambda name: "--" + name[0][2:].replace("-", "_"), each) for each in arguments]
-    switches = {f"--{field.name}" for field in dataclasses.fields(kind) if field.type is bool}
-    following = [*arguments, ""][1:]
-    return [
-        f"{argument}=true" if argument in switches and after not in ("true", "false") else argument
-        for argument, after in zip(arguments, following, strict=True)
-    ]
+def _default(kind: Any, name: str) -> Any:
+    field = next(field for field in dataclasses.fields(kind) if field.name == name)
+    return field.default_factory() if field.default_factory is not MISSING else field.default
 
 
-def _option_names(kind: Any, prefix: str = "--") -> Iterator[str]:
-    for field in dataclasses.fields(kind):
-        yield f"{prefix}{field.name}"
+def _build(kind: type[Options], values: Mapping[str, Any], command: str, prefix: str = "") -> Options:
+    """Makes a dataclass of options by dotted name.
+
+    Raises:
+        QuantenvError: If one without a default is missing, or the dataclass refuses a value.
+    """
+    filled: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        name = f"{prefix}{field.name}"
         if dataclasses.is_dataclass(field.type):
-            yield from _option_names(field.type, f"{prefix}{field.name}.")
-
-
-def _clear(message: str, kind: type, command: str) -> QuantenvError:
-    """Turns jsonargparse's message into one sentence in the words of the command line."""
-    known = ["--config", "--help", *_option_names(kind)]
-    unknown = re.match(r"unrecognized arguments: (\S+)", message)
-    if unknown:
-        option = unknown[1].split("=")[0]
-        if option.startswith("-"):
-            return unknown_name(f"option of `quantenv {command}`:", option, known)
-        return QuantenvError(f"`quantenv {command}` does not expect {option!r}; see `quantenv {command} --help`.")
-    in_file = re.match(r"Option '(\S+)' is not accepted", message)
-    if in_file:
-        return unknown_name(f"option in a configuration of `quantenv {command}`:", f"--{in_file[1]}", known)
-    message = re.sub(r"<class '(\w+)'>", r"\1", " ".join(message.split()))
-    message = re.sub(r"^Parser key \"([^\"]+)\": ?", r"Option --\1: ", message)
-    return QuantenvError(f"{message.rstrip('.')}; see `quantenv {command} --help`.")
+            filled[field.name] = _build(field.type, values, command, f"{name}.")  # type: ignore[arg-type]
+        elif name in values:
+            filled[field.name] = values[name]
+        elif name in positionals(kind):
+            raise QuantenvError(f"`quantenv {command}` needs {name.upper()}; see `quantenv {command} --help`.")
+    return kind(**filled)
 
 
 def _plain(value: Any) -> Any:

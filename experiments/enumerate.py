@@ -1,11 +1,9 @@
 """`quantenv enumerate`: every allocation of a task, evaluated once and kept in a table."""
 
 import datetime
-import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -14,42 +12,10 @@ from experiments.command_line import parse_options
 from experiments.console import announcements, results
 from experiments.progress import ProgressView
 from experiments.provenance import environment
-from experiments.task_source import SourceOptions
+from experiments.tool_options import EnumerateOptions
 from quantenv.errors import QuantenvError
 from quantenv.evaluate.enumeration import enumerate_task
-from quantenv.evaluate.workers import check_pool
 from quantenv.tasks import get_task
-
-
-@dataclass(frozen=True)
-class EnumerateOptions(SourceOptions):
-    """Evaluates every allocation of a task's weight bits on the search and the test split and writes a table.
-
-    Allocations are walked depth first, so each layer runs once for each distinct prefix of decisions. Layers that the
-    task ties get the same bits.
-    """
-
-    task: str = "digits"
-    """Task; `quantenv tasks` lists them."""
-    bits: str | list[int] = field(default_factory=lambda: [2, 4, 6, 8])
-    """Weight bits on offer, as 2,4,6,8."""
-    activation_bits: int = 8
-    """Bits of all activations."""
-    backend: str = "auto"
-    """Arithmetic: float, integer (int8 kernels), or auto: integer where this CPU has them."""
-    workers: int = os.cpu_count() or 1
-    """Workers that evaluate, one thread each."""
-    pool: str = "processes"
-    """What workers are: processes on this machine, or ray: actors on a Ray cluster (quantenv[ray])."""
-    ray_address: str | None = None
-    """Ray cluster to join, as host:port; by default $RAY_ADDRESS, or a new one on this machine."""
-    output: str | None = None
-    """File of the table; <task>.npz by default."""
-
-    def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise QuantenvError(f"--workers is {self.workers}; expected a whole number of at least 1.")
-        check_pool(self.pool, self.ray_address)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -4,37 +4,18 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from rich.table import Table
 
 from experiments.command_line import parse_options
 from experiments.console import results
+from experiments.tool_options import LayersOptions
 from quantenv.errors import QuantenvError
 from quantenv.layers import LayerSpec, describe
 from quantenv.quantize.graph import find_sites
 from quantenv.quantize.tracing import trace
 from quantenv.tasks.models import make_network
-
-
-@dataclass(frozen=True)
-class LayersOptions:
-    """Lists the quantizable layers of a network in the order in which they run, with random weights unless given.
-
-    The network is also traced, so what this lists can be quantized.
-    """
-
-    model: str | None = None
-    """torchvision:NAME, a classification network of torchvision; or module:function, a function of yours that returns
-    the network."""
-    input: str = "3,224,224"
-    """Shape of one input: channels,height,width."""
-    model_arguments: dict[str, Any] = field(default_factory=dict)
-    """Arguments of the network's constructor, as {num_classes: 10}."""
-    json: bool = False
-    """Print JSON instead of a table: a list of all that is known of each layer."""
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -1,12 +1,12 @@
 """Options of `train`, `finetune` and `validate`: the docstring under each field is its ``--help``."""
 
+import math
 from dataclasses import dataclass, field
-from typing import Any
 
 from experiments.task_source import SourceOptions
-from quantenv.errors import QuantenvError
 from quantenv.evaluate.workers import check_pool
-from quantenv.finetune import FinetuneConfig
+from quantenv.finetune.config import FinetuneConfig
+from quantenv.typed import MOST_SEED, MOST_THREADS, MOST_WORKERS, Scalar, check_fields, require_within
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class TrainOptions(SourceOptions):
     """Weights of accuracy and metrics for --reward weighted, as {accuracy: 1, latency: 0.1}."""
     pinned: str | dict[str, int] | None = None
     """Layers that are not decided: first_last (both at 8 bits), or bits by layer name as {classifier: 8}."""
-    haq: dict[str, Any] = field(default_factory=dict)
+    haq: dict[str, Scalar] = field(default_factory=dict)
     """Switches between HAQ's paper and its published code, such as {pins: over_budget}; the search is HAQ's where any
     is given, as --preset haq does. `quantenv.env.haq.HAQSwitches` explains them."""
     evaluator: str = "ptq"
@@ -67,7 +67,7 @@ class TrainOptions(SourceOptions):
     store: str | None = None
     """Where evaluations are kept, so that no run computes one again: the path of an SQLite file, an SQLAlchemy URL
     (without a password: options are saved with the run) or off. By default $QUANTENV_STORE, or the user's own file."""
-    agent_options: dict[str, Any] = field(default_factory=dict)
+    agent_options: dict[str, Scalar] = field(default_factory=dict)
     """Options of the agent by name, as {learning_rate: 0.001}, over those of experiments/configs/agents/<agent>.yaml;
     `quantenv agents --agent NAME` lists them."""
     init_from: str | None = None
@@ -95,9 +95,11 @@ class TrainOptions(SourceOptions):
     """Folder of a run to continue. It has its own options, so no others can be given."""
 
     def __post_init__(self) -> None:
-        for name in ("evaluations", "top_k", "threads", "workers"):
-            _require_at_least(1, self, name)
-        _require_at_least(0, self, "seed")
+        check_fields(self, "--")
+        require_within(self, 1, math.inf, "evaluations", "top_k")
+        require_within(self, 1, MOST_THREADS, "threads")
+        require_within(self, 1, MOST_WORKERS, "workers")
+        require_within(self, 0, MOST_SEED, "seed")
         check_pool(self.pool, self.ray_address)
 
 
@@ -124,7 +126,8 @@ class FinetuneOptions(SourceOptions):
     """Folder for finetune.json and finetuned.safetensors; by default ``finetune`` beside the allocation file."""
 
     def __post_init__(self) -> None:
-        _require_at_least(1, self, "threads")
+        check_fields(self, "--")
+        require_within(self, 1, MOST_THREADS, "threads")
 
 
 @dataclass(frozen=True)
@@ -147,11 +150,6 @@ class ValidateOptions:
     """Draws the sample, and the search of each row."""
 
     def __post_init__(self) -> None:
-        _require_at_least(0, self, "sample")
-        _require_at_least(0, self, "seed")
-
-
-def _require_at_least(least: int, options: Any, name: str) -> None:
-    value = getattr(options, name)
-    if value < least:
-        raise QuantenvError(f"--{name} is {value}; expected a whole number of at least {least}.")
+        check_fields(self, "--")
+        require_within(self, 0, MOST_SEED, "seed")
+        require_within(self, 0, math.inf, "sample")

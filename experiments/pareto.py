@@ -7,7 +7,7 @@ way the front is that of everything evaluated, and every evaluation counts.
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents import Agent, agent_names, make_agent
-from agents.base import BUILT_IN
+from agents import Agent, make_agent
 from experiments.agent_options import resolved_options
 from experiments.command_line import parse_options, to_yaml
 from experiments.console import announcements, results
@@ -24,79 +23,16 @@ from experiments.episodes import Episode, EpisodeLog
 from experiments.pareto_report import ParetoReport, draw, make_report, print_report
 from experiments.progress import ProgressView
 from experiments.recorder import EpisodeRecorder
+from experiments.search_options import NSGA2, ParetoOptions
 from experiments.signals import GracefulStop, Interrupted
-from experiments.task_source import SourceOptions, with_absolute_paths
+from experiments.task_source import with_absolute_paths
 from quantenv.env.budget_sweep import BudgetSweepEnv
 from quantenv.env.environment import QuantizationEnv
-from quantenv.errors import QuantenvError, unknown_name
+from quantenv.errors import QuantenvError
 from quantenv.evaluate import make_evaluator
 from quantenv.evaluate.store import OFF, open_store
 from quantenv.evaluate.tables import resolve_task
 from quantenv.files import write_text
-
-#: Built-in agents that learn a policy of what they observe; those of third parties are taken to.
-POLICIES = ("a2c", "ddpg", "ppo", "random", "recurrent-ppo", "reinforce", "sac", "td3", "trpo")
-
-#: The built-in optimiser that searches with two objectives.
-NSGA2 = "nsga2"
-
-
-@dataclass(frozen=True)
-class ParetoOptions(SourceOptions):
-    """Finds allocations from the cheapest to the dearest, each as accurate as can be at its cost, in one run.
-
-    Prints the front with its hypervolume: the accuracy that it offers on average over all budgets between its ends.
-    """
-
-    task: str = "digits_table"
-    """Network, weights and data to quantize; `quantenv tasks` lists them. On a table task the true front is known."""
-    agent: str = "reinforce"
-    """Who searches: a learner whose policy sees the budget, such as reinforce or ppo; or nsga2, with two objectives
-    (quantenv[search])."""
-    metric: str = "size"
-    """The cost that accuracy is traded against: size, bops, latency or energy."""
-    budget: float | str = 1.0
-    """Where the front ends: a ratio of the cost at 8 bits, in (0, 1], or an absolute limit such as 18KiB."""
-    levels: int = 16
-    """Budgets that a policy is trained and played at, evenly spaced."""
-    evaluations: int = 1000
-    """Allocations that may be evaluated. The first one has the fewest bits everywhere, so that every front starts
-    there; a policy's last ones are its greedy episode at each level."""
-    seed: int = 0
-    """Fixes everything random in the search: same seed, same front."""
-    device: str = "generic"
-    """Whose costs count: a name from `quantenv devices`, or the path of a YAML file."""
-    decisions: str = "weights"
-    """What is decided: weights (activations stay at 8 bits), weights+activations or joint."""
-    bits: list[int] | None = None
-    """Bit-widths to choose from, 1-8, as [2,4,8]; by default 2 to 8, or those of a table task."""
-    evaluator: str = "ptq"
-    """How an allocation's accuracy is measured: ptq, ptq-float, ptq-integer or finetune."""
-    store: str | None = None
-    """Where evaluations are kept; see `quantenv train --help`."""
-    agent_options: dict[str, Any] = field(default_factory=dict)
-    """Options of the agent by name, as for `quantenv train`."""
-    threads: int = 1
-    """Threads of torch."""
-    runs: str = "runs"
-    """Folder in which fronts are kept, as <task>/pareto/<agent>-<seed>-<time>."""
-    json: bool = False
-    """Print JSON instead of text."""
-
-    def __post_init__(self) -> None:
-        if self.agent not in (NSGA2, *POLICIES) and self.agent in BUILT_IN:
-            raise QuantenvError(
-                f"Agent {self.agent!r} searches under one budget, so one run of it gives no front: use {NSGA2}, or a "
-                f"learner: {', '.join(POLICIES)}."
-            )
-        if self.agent not in agent_names():
-            raise unknown_name("agent", self.agent, (NSGA2, *POLICIES))
-        least = 2 if self.agent == NSGA2 else self.levels + 2
-        if self.evaluations < least:
-            raise QuantenvError(
-                f"--evaluations is {self.evaluations}: agent {self.agent!r} needs at least {least} (the first corner, "
-                "a search, and one for each level of a policy)."
-            )
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -5,7 +5,6 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -17,8 +16,9 @@ from experiments.console import announcements, results
 from experiments.progress import ProgressView
 from experiments.run_folder import make_new
 from experiments.signals import GracefulStop, Interrupted
-from experiments.task_source import SourceOptions, with_absolute_paths
-from quantenv.errors import QuantenvError, unknown_name
+from experiments.task_source import with_absolute_paths
+from experiments.tool_options import IMAGE_FOLDER, PretrainOptions
+from quantenv.errors import QuantenvError
 from quantenv.evaluate.ptq import evaluate_logits
 from quantenv.files import write_text
 from quantenv.tasks import Task, check_source
@@ -28,39 +28,6 @@ from quantenv.tasks.small_images import DATA_SETS, DEFAULT_NETWORK, pretrained_f
 from quantenv.tensor_file import WEIGHTS_FORMAT, write_tensors
 
 #: The task of the user's images.
-IMAGE_FOLDER = "imagefolder"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PretrainOptions(PretrainConfig, SourceOptions):
-    """Trains a float network from scratch, for a task to use: SGD with Nesterov momentum under a cosine.
-
-    A checkpoint is kept after every epoch; training goes on from it to the same weights as without interruption.
-    """
-
-    task: str = "cifar10"
-    """cifar10, cifar100, fashionmnist, mnist or imagefolder; --data and --model say more, --weights has no meaning.
-    An imagefolder may have any network; quantenv.tasks.cifar_networks:resnet32, for one, is for small images."""
-    output: str | None = None
-    """File of the trained weights, written when training has ended; by default where the task looks for them. Task
-    imagefolder looks nowhere: give it this file as --weights."""
-    threads: int = 1
-    """Threads of torch. Other counts can sum in another order."""
-    runs: str = "runs"
-    """Folder in which trainings are kept, as <task>/pretrain/<model>-<seed>-<time>: options, checkpoint, curves."""
-    resume: str | None = None
-    """Folder of a training to continue. It has its own options, so no others can be given, but for --processes."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.threads < 1:
-            raise QuantenvError(f"--threads is {self.threads}; expected a whole number of at least 1.")
-        if self.task not in (*DATA_SETS, IMAGE_FOLDER):
-            raise unknown_name("task to pretrain:", self.task, (*DATA_SETS, IMAGE_FOLDER))
-        if self.weights is not None:
-            raise QuantenvError("`quantenv pretrain` trains from scratch: leave --weights out.")
-        if self.task == IMAGE_FOLDER and self.output is None and self.resume is None:
-            raise QuantenvError("--task imagefolder needs --output, the file for the trained weights.")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -7,8 +7,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from experiments.command_line import parse_options, to_yaml
 from experiments.options import TrainOptions
 from quantenv.errors import QuantenvError
@@ -109,12 +107,6 @@ class RunFolder:
         Raises:
             QuantenvError: If the file is damaged or an option is unknown.
         """
-        try:
-            content = yaml.safe_load(self.config.read_text())
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise QuantenvError(f"{self.config} cannot be read as YAML: restore it.") from error
-        if not isinstance(content, dict):
-            raise QuantenvError(f"{self.config} is empty or damaged: restore it.")
         return parse_options(TrainOptions, "train", ["--config", str(self.config)])
 
     def write_json(self, path: Path, content: Any) -> None:

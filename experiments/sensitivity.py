@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -12,8 +12,7 @@ from rich.table import Table
 from experiments.command_line import parse_options
 from experiments.console import announcements, results
 from experiments.progress import ProgressView
-from experiments.task_source import SourceOptions
-from quantenv.errors import QuantenvError
+from experiments.tool_options import SensitivityOptions
 from quantenv.evaluate.table import EvaluationTable
 from quantenv.evaluate.tables import resolve_task
 from quantenv.sensitivity import Sensitivity, Settings, kinds, measure
@@ -21,44 +20,6 @@ from quantenv.sensitivity.kinds import KINDS
 from quantenv.tasks import Task
 
 ALL = "all"
-
-
-@dataclass(frozen=True)
-class SensitivityOptions(SourceOptions):
-    """Measures how much each layer alone harms a network at each bit-width, on the search split.
-
-    One layer's weights, or its input activations, deviate from 8 bits everywhere. What was measured is kept in one file
-    per network, data, scheme and settings, and measured again when any of them changes; an interrupted measurement
-    goes on where it ended.
-    """
-
-    task: str = "digits"
-    """Task, or table of one; `quantenv tasks` lists them."""
-    kind: str | None = None
-    """accuracy, loss, kl, sqnr, fisher, hessian, or all; kl if left out, for tables loss."""
-    images: int | None = None
-    """Samples of the search split for accuracy, loss, kl and sqnr, the first ones; all if left out."""
-    gradient_images: int = Settings.gradient_images
-    """Samples of the search split for fisher and hessian."""
-    relative_error: float = Settings.relative_error
-    """Standard error of a Hessian trace, as a share of its size, that ends its probing."""
-    probes: int = Settings.probes
-    """Probes at most for one trace."""
-    seed: int = Settings.seed
-    """Seed of the probes."""
-    threads: int = 1
-    """Threads of torch."""
-    json: bool = False
-    """Print JSON instead of tables."""
-
-    def __post_init__(self) -> None:
-        if self.threads < 1:
-            raise QuantenvError(f"--threads is {self.threads}; expected a whole number of at least 1.")
-
-    @property
-    def settings(self) -> Settings:
-        """How a network is measured."""
-        return Settings(self.images, self.gradient_images, self.relative_error, self.probes, self.seed)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -18,6 +18,7 @@ from experiments.console import results
 from experiments.problem_file import FileProblem, Option, ProblemFile, option_key, read_problem_file
 from experiments.task_source import SOURCE, SourceOptions
 from quantenv.errors import InfeasibleBudgetError, QuantenvError, unknown_name
+from quantenv.typed import check_fields, require_within
 
 #: Objectives that differ by this share are the same but for rounding.
 SAME = 1e-9
@@ -61,8 +62,8 @@ class SolveOptions(SourceOptions):
     """Of a task: layers that are not decided: first_last (both at 8 bits), or bits by layer name."""
 
     def __post_init__(self) -> None:
-        if self.top < 1:
-            raise QuantenvError(f"--top is {self.top}; expected a whole number of at least 1.")
+        check_fields(self, "--")
+        require_within(self, 1, math.inf, "top")
         if self.time_limit is not None and not self.time_limit > 0:
             raise QuantenvError(f"--time_limit is {self.time_limit:g}; expected a number of seconds above 0.")
         if self.time_limit is not None and self.top > 1:

@@ -11,7 +11,6 @@ import importlib.resources
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,12 @@ import yaml
 from agents import agent_class
 from experiments.agent_options import read_sections, resolved_options
 from experiments.benchmarks.jobs import Record, Refusal
-from experiments.benchmarks.suite import FIRST_TUNING_SEED, Job
+from experiments.benchmarks.suite import FIRST_TUNING_SEED
 from experiments.benchmarks.workers import run_all
 from experiments.command_line import parse_options
 from experiments.console import announcements
 from experiments.progress import ProgressView
+from experiments.search_options import TuneOptions
 from experiments.signals import GracefulStop, Interrupted
 from quantenv.errors import QuantenvError, unknown_name
 from quantenv.files import write_text
@@ -36,73 +36,6 @@ BATCH = 8
 DIGITS = 3
 
 Space = Mapping[str, Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class TuneOptions:
-    """Looks for an agent's options on a task with Optuna's TPE, and writes the best found as YAML.
-
-    A trial's score is the mean, over budgets and tuning seeds, of the accuracy lost after all evaluations: regret on a
-    table task, else the error of the best feasible allocation. The same command continues a tuning that was
-    interrupted, or one with fewer trials.
-    """
-
-    agent: str = "reinforce"
-    """Whose options; `quantenv agents` lists them."""
-    task: str = "resnet20_table"
-    """Task, or path of a table."""
-    metric: str = "size"
-    """Budgeted metric: size, bops, latency or energy."""
-    budgets: list[float] = field(default_factory=lambda: [0.35, 0.45, 0.6])
-    """Ratios of the cost at 8 bits, in (0, 1]."""
-    seeds: int = 3
-    """Searches with each budget, seeded 1000, 1001, ...: a benchmark's seeds stay below."""
-    evaluations: int = 500
-    """Counted evaluations of each search."""
-    trials: int = 40
-    """Choices of options to try in all, the options in force among them."""
-    space: str | None = None
-    """YAML file of spaces by agent; by default the shipped one, experiments/configs/spaces.yaml."""
-    agent_options: dict[str, Any] = field(default_factory=dict)
-    """Options of the agent that are not varied, as {hidden: 128}."""
-    device: str = "generic"
-    """Whose costs count: a name from `quantenv devices`, or the path of a YAML file."""
-    decisions: str = "weights"
-    """What the agent decides: weights, weights+activations or joint."""
-    constraint: str = "mask"
-    """How the budget is held: mask, project, reject or lagrangian."""
-    seed: int = 0
-    """Of Optuna's draws."""
-    workers: int = 2
-    """Searches that run at the same time, each in a process of its own with one thread. Results do not depend on it."""
-    output: str | None = None
-    """Folder of the tuning; by default runs/tune/<task>/<agent>."""
-
-    def __post_init__(self) -> None:
-        for name in ("seeds", "evaluations", "trials", "workers"):
-            if getattr(self, name) < 1:
-                raise QuantenvError(f"--{name} is {getattr(self, name)}; expected a whole number of at least 1.")
-        if not self.budgets:
-            raise QuantenvError("--budgets is empty; expected at least one ratio in (0, 1].")
-
-    def jobs(self, agent_options: Mapping[str, Any]) -> list[Job]:
-        """Lists the searches that judge a choice of the agent's options."""
-        return [
-            Job(
-                task=self.task,
-                metric=self.metric,
-                budget=budget,
-                agent=self.agent,
-                seed=FIRST_TUNING_SEED + index,
-                evaluations=self.evaluations,
-                device=self.device,
-                decisions=self.decisions,
-                constraint=self.constraint,
-                agent_options=dict(agent_options),
-            )
-            for budget in self.budgets
-            for index in range(self.seeds)
-        ]
 
 
 def main(arguments: Sequence[str]) -> int:

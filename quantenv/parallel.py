@@ -30,14 +30,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from quantenv.compute import DEVICES
 from quantenv.errors import QuantenvError
 from quantenv.signals import blocked
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-#: Where networks are trained.
-DEVICES = ("cpu", "cuda")
 #: Seconds between two looks at whether to stop.
 POLL = 0.1
 #: Seconds in which processes that fail because of another one's failure do so, too.
@@ -251,19 +250,6 @@ def check_processes(processes: int, compute: str) -> None:
     if processes > 1 and importlib.util.find_spec("accelerate") is None:
         raise QuantenvError(
             "Several processes need Hugging Face Accelerate: install quantenv[accelerate], or leave processes out."
-        )
-
-
-def check_divides(processes: int, batch_size: int) -> None:
-    """Checks that processes can have equally many samples of a batch.
-
-    Raises:
-        QuantenvError: If they cannot.
-    """
-    if batch_size % processes:
-        raise QuantenvError(
-            f"batch_size is {batch_size}, which {processes} processes cannot share equally: choose a multiple of "
-            f"{processes}."
         )
 
 

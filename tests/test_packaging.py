@@ -39,7 +39,23 @@ STOREYS = (
         "quantenv.attention",
         "quantenv.multiplications",
     ),
-    ("quantenv.errors", "quantenv.files", "quantenv.signals", "quantenv.parallel"),
+    (
+        "quantenv.errors",
+        "quantenv.files",
+        "quantenv.signals",
+        "quantenv.parallel",
+        "quantenv.archives",
+        "quantenv.arrays",
+        "quantenv.compute",
+        "quantenv.locks",
+        "quantenv.plain_yaml",
+        "quantenv.reading",
+        "quantenv.records",
+        "quantenv.schema_errors",
+        "quantenv.tensor_file",
+        "quantenv.typed",
+        "quantenv.weights",
+    ),
 )
 
 

@@ -1,5 +1,6 @@
 """What a benchmark runs: its options, and the searches they stand for."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -8,6 +9,7 @@ from agents import agent_names
 from experiments.agent_options import resolved_options
 from experiments.options import TrainOptions
 from quantenv.errors import QuantenvError, unknown_name
+from quantenv.typed import MOST_WORKERS, Scalar, check_fields, require_within
 
 POOLS = ("processes", "ray")
 
@@ -48,7 +50,7 @@ class BenchmarkOptions:
     """What agents decide: weights, weights+activations or joint."""
     constraint: str = "mask"
     """How the budget is held: mask, project, reject or lagrangian."""
-    agent_options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    agent_options: dict[str, dict[str, Scalar]] = field(default_factory=dict)
     """Options by agent, as {ppo: {learning_rate: 0.001}}, over those of experiments/configs/agents/<agent>.yaml."""
     workers: int = 2
     """Searches that run at the same time, each in a process of its own with one thread. Results do not depend on it."""
@@ -62,9 +64,9 @@ class BenchmarkOptions:
     """Run the quick suite, experiments/configs/benchmark_quick.yaml; options given besides it still count."""
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "evaluations", "workers", "resamples"):
-            if getattr(self, name) < 1:
-                raise QuantenvError(f"--{name} is {getattr(self, name)}; expected a whole number of at least 1.")
+        check_fields(self, "--")
+        require_within(self, 1, math.inf, "seeds", "evaluations", "resamples")
+        require_within(self, 1, MOST_WORKERS, "workers")
         for name in ("agents", "tasks", "budgets", "checkpoints"):
             values = getattr(self, name)
             if values is not None and (not values or len(set(values)) < len(values)):

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.command_line import parse_options
@@ -15,29 +14,9 @@ from experiments.reports.page import page
 from experiments.reports.pictures import save_picture
 from experiments.reports.sections import make_sections
 from experiments.reports.sources import read_folders
+from experiments.tool_options import ReportOptions
 from quantenv.errors import QuantenvError
 from quantenv.files import write_text
-
-
-@dataclass(frozen=True)
-class ReportOptions:
-    """Draws runs and benchmarks: Pareto fronts, anytime curves, bits by layer, patterns, leaderboards, and a verdict.
-
-    Writes one HTML page that needs no network, and every figure as a PNG beside it.
-    """
-
-    folders: list[str]
-    """Folders of runs and of benchmarks, any number of either."""
-    output: str = "report.html"
-    """The page; its pictures are called as it is, with their names behind."""
-    measure: bool = True
-    """Whether networks may be evaluated for what folders do not hold: uniform allocations, answers of the proxy,
-    sensitivities. Seconds for small networks, minutes for others, and never twice: results are kept. Tables need
-    none."""
-
-    def __post_init__(self) -> None:
-        if Path(self.output).suffix.lower() not in (".html", ".htm"):
-            raise QuantenvError(f"--output is {self.output}; expected the path of a page, such as report.html.")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -3,14 +3,19 @@
 import math
 from dataclasses import asdict, dataclass, fields
 
+from quantenv.compute import DEVICES, check_divides
 from quantenv.errors import QuantenvError, unknown_name
-from quantenv.parallel import DEVICES, check_divides
-from quantenv.quantize.trained import activation_quantizer, weight_quantizer
+from quantenv.typed import MOST_SEED, MOST_WORKERS, check_fields, require_within
 
 #: What to compile.
 COMPILE = (NEVER, AUTO, QUANTIZERS, NETWORK) = ("never", "auto", "quantizers", "network")
+#: Names of `quantenv.quantize.trained`'s quantizers, which are not imported for them: options need no torch.
+WEIGHT_QUANTIZERS = ("lsq", "linear", "mid-rise", "dorefa", "k-means")
+ACTIVATION_QUANTIZERS = ("lsq", "linear", "dorefa", "pact", "lsq+")
 #: Where batch norms are while training.
 NORMS = (FOLDED, LIVE) = ("folded", "live")
+#: Stands before a field's name in messages.
+BEFORE = "Fine-tuning's "
 #: Fields of a recipe that were there when evaluations were first stored: part of every identity. Those that came
 #: later are left out at the values that they came with.
 _FIRST = (
@@ -88,23 +93,15 @@ class FinetuneConfig:
     for each GPU. Results differ from one process's in their last digits only."""
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("epochs", 0, math.inf),
-            ("batch_size", 1, math.inf),
-            ("learning_rate", 0.0, math.inf),
-            ("step_learning_rate", 0.0, math.inf),
-            ("momentum", 0.0, 1.0),
-            ("weight_decay", 0.0, math.inf),
-            ("clip", 0.0, math.inf),
-            ("distillation", 0.0, 1.0),
-            ("ema", 0.0, 1.0),
-            ("crop", 0, math.inf),
-            ("choose_from", 0, self.epochs),
-            ("processes", 1, math.inf),
-        ):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise QuantenvError(f"Fine-tuning's {name} is {value}; expected a number from {low} to {high}.")
+        check_fields(self, BEFORE)
+        require_within(self, 0, math.inf, "epochs", "crop", before=BEFORE)
+        require_within(self, 1, math.inf, "batch_size", before=BEFORE)
+        rates = ("learning_rate", "step_learning_rate", "weight_decay", "clip")
+        require_within(self, 0.0, math.inf, *rates, before=BEFORE)
+        require_within(self, 0.0, 1.0, "momentum", "distillation", "ema", before=BEFORE)
+        require_within(self, 0, self.epochs, "choose_from", before=BEFORE)
+        require_within(self, 0, MOST_SEED, "seed", before=BEFORE)
+        require_within(self, 1, MOST_WORKERS, "processes", before=BEFORE)
         if self.ema == 1:
             raise QuantenvError("Fine-tuning's ema is 1, which would never move; expected less, such as 0.999.")
         if self.compile not in COMPILE:
@@ -114,9 +111,10 @@ class FinetuneConfig:
         if self.compute not in DEVICES:
             raise unknown_name("device to train on", self.compute, DEVICES)
         check_divides(self.processes, self.batch_size)
-        if self.weight_quantizer is not None:
-            weight_quantizer(self.weight_quantizer)
-        activation_quantizer(self.activation_quantizer)
+        if self.weight_quantizer is not None and self.weight_quantizer not in WEIGHT_QUANTIZERS:
+            raise unknown_name("quantizer of weights", self.weight_quantizer, WEIGHT_QUANTIZERS)
+        if self.activation_quantizer not in ACTIVATION_QUANTIZERS:
+            raise unknown_name("quantizer of activations", self.activation_quantizer, ACTIVATION_QUANTIZERS)
 
     @property
     def augmented(self) -> bool:

@@ -3,12 +3,15 @@
 import functools
 import importlib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from quantenv.errors import QuantenvError, unknown_name
 from quantenv.locks import PREPARING
-from quantenv.tasks.base import SPLITS, Split, Task
-from quantenv.tasks.datasets import task_from_datasets
 from quantenv.tasks.source import TaskSource
+
+if TYPE_CHECKING:
+    from quantenv.tasks.base import SPLITS, Split, Task
+    from quantenv.tasks.datasets import task_from_datasets
 
 __all__ = [
     "SPLITS",
@@ -20,6 +23,21 @@ __all__ = [
     "task_from_datasets",
     "task_names",
 ]
+
+#: What needs torch, by the module that it is in.
+_WITH_TORCH = {
+    "SPLITS": "quantenv.tasks.base",
+    "Split": "quantenv.tasks.base",
+    "Task": "quantenv.tasks.base",
+    "task_from_datasets": "quantenv.tasks.datasets",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what needs torch when it is first asked for."""
+    if name in _WITH_TORCH:
+        return getattr(importlib.import_module(_WITH_TORCH[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @dataclass(frozen=True)
@@ -82,7 +100,7 @@ def task_descriptions() -> dict[str, str]:
     return {name: task.description for name, task in _TASKS.items()}
 
 
-def get_task(name: str, source: TaskSource | None = None) -> Task:
+def get_task(name: str, source: TaskSource | None = None) -> "Task":
     """Makes a registered task; its float network is trained or loaded from the cache.
 
     Args:
@@ -121,7 +139,7 @@ def check_source(name: str, source: TaskSource) -> None:
 
 
 @functools.cache
-def _make(name: str, source: TaskSource) -> Task:
+def _make(name: str, source: TaskSource) -> "Task":
     module, _, function = _TASKS[name].factory.partition(":")
     factory = getattr(importlib.import_module(module), function)
     task: Task = factory(source) if _TASKS[name].takes else factory()

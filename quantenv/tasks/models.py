@@ -8,12 +8,11 @@ from typing import Any
 from torch import nn
 
 from quantenv.errors import QuantenvError, unknown_name
+from quantenv.tasks.source import DEFAULT
 from quantenv.tasks.state_dicts import load_weights
 from quantenv.tasks.vision import torchvision
 
 TORCHVISION = "torchvision"
-#: The weights that torchvision publishes for a network, its best.
-DEFAULT = "DEFAULT"
 
 
 def make_network(

@@ -5,7 +5,6 @@ Images stay in memory; random crops and flips are drawn for a whole batch at onc
 
 import math
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,63 +13,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from quantenv.errors import QuantenvError
-from quantenv.parallel import Processes, ProcessShare, Share, check_divides, check_processes
+from quantenv.parallel import Processes, ProcessShare, Share, check_processes
 from quantenv.tasks.augmentation import augment
 from quantenv.tasks.base import Split
+from quantenv.tasks.pretrain_config import PretrainConfig
 from quantenv.tasks.shared_norm import share_batch_norms
 from quantenv.tensor_file import read_tensors, write_tensors
 
 FORMAT = "quantenv-pretraining-1"
 REMEDY = "Remove it to begin anew."
-
-
-@dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
-    """SGD with Nesterov momentum under a cosine, on randomly cropped and flipped images."""
-
-    epochs: int = 160
-    """Passes over the training images."""
-    batch_size: int = 128
-    """Images of one step; the last, smaller batch of an epoch is dropped."""
-    learning_rate: float = 0.1
-    """Of the first step; decays to 0 by a cosine."""
-    momentum: float = 0.9
-    """Nesterov momentum."""
-    weight_decay: float = 5e-4
-    """Decay of the weights; biases and batch norms have none."""
-    label_smoothing: float = 0.0
-    """Share of the target that is spread over all classes; 0 to 1."""
-    crop_padding: int = 4
-    """Pixels around each image, of the mean colour, within which it is moved at random; 0 leaves it in its place."""
-    flip: bool | None = None
-    """Whether every other image is mirrored left to right, at random; by default where it means the same then."""
-    bf16: bool = False
-    """Multiply in bfloat16; weights stay in float32. Faster where the hardware has it."""
-    compute: str = "cpu"
-    """Where it trains: cpu or cuda. The same seed gives the same weights to the bit on a CPU only."""
-    processes: int = 1
-    """Processes that train together (quantenv[accelerate]), each on its share of every batch: with --compute cuda, one
-    for each GPU. Batch norms see the whole batch; weights differ from one process's in their last digits only."""
-    seed: int = 0
-    """Of initial weights, order of images, crops and flips."""
-
-    def __post_init__(self) -> None:
-        for name, low, high in (
-            ("epochs", 1, math.inf),
-            ("batch_size", 2, math.inf),
-            ("learning_rate", 0.0, math.inf),
-            ("momentum", 0.0, 1.0),
-            ("weight_decay", 0.0, math.inf),
-            ("label_smoothing", 0.0, 1.0),
-            ("crop_padding", 0, math.inf),
-            ("processes", 1, math.inf),
-            ("seed", 0, math.inf),
-        ):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise QuantenvError(f"--{name} is {value}; expected a number from {low} to {high}.")
-        check_processes(self.processes, self.compute)
-        check_divides(self.processes, self.batch_size)
 
 
 class Pretraining:
@@ -86,12 +37,14 @@ class Pretraining:
             share: What of every batch is trained on here, by default all; several processes train without this one.
 
         Raises:
-            QuantenvError: If a batch is larger than the training split.
+            QuantenvError: If a batch is larger than the training split, or what is to train on is not here.
         """
         if config.batch_size > len(train):
             raise QuantenvError(
                 f"--batch_size is {config.batch_size}; the training split has only {len(train)} images."
             )
+        if share is None:
+            check_processes(config.processes, config.compute)
         self._share = share or Share("cpu" if config.processes > 1 else config.compute)
         self._device = self._share.device
         self.network = network.to(self._device)

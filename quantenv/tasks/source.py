@@ -1,11 +1,15 @@
 """What a task is made from besides its name: the data, network and weights that a user brings."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from quantenv.errors import QuantenvError
-from quantenv.tasks.models import DEFAULT
+from quantenv.typed import check_fields, require_within
+
+#: The weights that torchvision publishes for a network, its best.
+DEFAULT = "DEFAULT"
 
 
 @dataclass(frozen=True)
@@ -32,15 +36,14 @@ class TaskSource:
     """Channels that each of them has at least."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "--")
+        require_within(self, 1, math.inf, "image_size", "max_images", "least_channels")
         groups = self.channel_groups
-        numbers = {name: getattr(self, name) for name in ("image_size", "max_images", "least_channels")}
-        numbers |= {
-            f"channel_groups.{name}": count for name, count in (groups if isinstance(groups, Mapping) else {}).items()
-        }
-        numbers |= {"channel_groups": groups} if isinstance(groups, int) else {}
-        for name, value in numbers.items():
-            if value is not None and value < 1:
-                raise QuantenvError(f"--{name} is {value}; expected a whole number of at least 1.")
+        by_name = groups.items() if isinstance(groups, Mapping) else [("", groups)]
+        for name, count in by_name:
+            if count is not None and count < 1:
+                option = f"channel_groups.{name}" if name else "channel_groups"
+                raise QuantenvError(f"--{option} is {count}; expected a whole number of at least 1.")
         if self.least_channels is not None and groups is None:
             raise QuantenvError("--least_channels is about channel groups: give --channel_groups, or leave it out.")
 

@@ -90,7 +90,7 @@ def test_flatten_joins_names_with_dots():
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("nmae: x\n", "Did you mean '--name'"),
+        ("nmae: x\n", "Did you mean 'name'"),
         ("inner: [1]\n", "inner"),
         ("name: [", "pars"),
         ("inner: {epochs: x}", "x"),

@@ -50,7 +50,7 @@ def test_config_of_another_version_names_the_unknown_option(tmp_path):
     folder = RunFolder.create(TrainOptions(runs=str(tmp_path)))
     content = yaml.safe_load(folder.config.read_text()) | {"evaluation": 3}
     folder.config.write_text(yaml.safe_dump(content))
-    with pytest.raises(QuantenvError, match=r"'--evaluation'\. Did you mean '--evaluations'"):
+    with pytest.raises(QuantenvError, match=r"'evaluation' of .*config\.yaml\. Did you mean 'evaluations'"):
         folder.options()
 
 

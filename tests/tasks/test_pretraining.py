@@ -168,7 +168,7 @@ def test_one_step_is_nesterovs():
         ({"momentum": 1.5}, "--momentum is 1.5"),
         ({"learning_rate": math.nan}, "--learning_rate is nan"),
         ({"batch_size": 49}, "training split has only 48"),
-        ({"compute": "abacus"}, "expected cpu or cuda"),
+        ({"compute": "abacus"}, "Known: cpu, cuda"),
         ({"processes": 3}, "batch_size is 10, which 3 processes cannot share"),
     ],
 )
