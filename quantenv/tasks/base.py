@@ -5,36 +5,47 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import nn
 
 from quantenv.attention import with_plain_attention
 from quantenv.channel_groups import Channels, split_layers
-from quantenv.errors import QuantenvError, UnsupportedLayerError
+from quantenv.errors import QuantenvError, UnsupportedLayerError, unknown_name
 from quantenv.files import content_hash
 from quantenv.layers import LayerSpec, describe
 from quantenv.quantize.identity import network_content, tensor_digest
+from quantenv.tasks.outputs import count_classes
+from quantenv.tasks.samples import check_classes, class_indices, plain_tensor
 
 SPLITS = ("train", "calibration", "search", "test")
 
 
 @dataclass(frozen=True)
 class Split:
-    """Samples held in memory."""
+    """Samples held in memory.
+
+    Raises:
+        QuantenvError: If inputs are no dense tensor of floats, or labels no whole numbers, one for each of them.
+    """
 
     inputs: torch.Tensor
-    """Float32 inputs, already normalised, shape (N, ...)."""
+    """Float32 inputs, already normalised, shape (N, ...). Other floats are converted, gradients left behind."""
     labels: torch.Tensor
-    """Class indices, int64, shape (N,)."""
+    """Class indices from 0, int64, shape (N,). Other whole numbers, and (N, 1), are converted."""
 
     def __post_init__(self) -> None:
-        if len(self.inputs) != len(self.labels) or not len(self.inputs):
+        count = len(self.inputs) if getattr(self.inputs, "shape", ()) else 0
+        labels = class_indices(self.labels, count)
+        inputs = plain_tensor(self.inputs, "A split's tensor of inputs")
+        if not inputs.is_floating_point():
             raise QuantenvError(
-                f"A split needs as many labels as inputs and at least one sample: "
-                f"got {len(self.inputs)} inputs and {len(self.labels)} labels."
+                f"A split's inputs are {inputs.dtype}; expected float32, as the network takes them. Scale and "
+                "normalise images; of what the network takes as whole numbers give the same numbers by .float()."
             )
+        object.__setattr__(self, "inputs", inputs.float())
+        object.__setattr__(self, "labels", labels)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -47,7 +58,9 @@ class Task:
     The splits ``train``, ``search`` and ``test`` must be disjoint; ``calibration`` may lie within ``train``.
 
     Raises:
-        QuantenvError: If a split is missing, or search or test samples occur in another split.
+        QuantenvError: If a split is missing or unknown, search or test samples occur in another split, an input is not
+            finite, or the network has no output for a label.
+        UnsupportedLayerError: If the network does not make logits (B, classes) of a batch of samples, each by itself.
         QuantenvError: On first use of `layers`, if the channel groups are no partition of a layer's output channels.
         UnsupportedLayerError: On first use of `layers`, if the network cannot be quantized.
     """
@@ -70,24 +83,63 @@ class Task:
     are whole. `quantenv.sensitivity.group_channels` measures them."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise QuantenvError(f"A task's name is {self.name!r}; expected a text.")
+        if not isinstance(self.network, nn.Module):
+            raise QuantenvError(
+                f"The network of task {self.name!r} is a {type(self.network).__name__}; expected a torch.nn.Module."
+            )
         missing = [name for name in SPLITS if name not in self.splits]
         if missing:
             raise QuantenvError(
                 f"Task {self.name!r} lacks the split{'s' if len(missing) > 1 else ''} {', '.join(missing)}; "
                 f"a task needs {', '.join(SPLITS)}."
             )
+        for name, split in self.splits.items():
+            if name not in SPLITS:
+                raise unknown_name(f"split of task {self.name!r}:", name, SPLITS)
+            if not isinstance(split, Split):
+                raise QuantenvError(
+                    f"The split {name!r} of task {self.name!r} is a {type(split).__name__}; expected a Split of inputs "
+                    "and labels. quantenv.tasks.task_from_datasets makes them of data sets."
+                )
+        self._check_samples()
         seen: dict[bytes, str] = {}
-        for split in ("train", "search", "test"):
-            samples = {sample_digest(row) for row in self.splits[split].inputs}
+        for name in ("train", "search", "test"):
+            samples = {sample_digest(row) for row in self.splits[name].inputs}
             for sample in samples:
                 if sample in seen:
                     raise QuantenvError(
-                        f"Task {self.name!r}: the splits {seen[sample]!r} and {split!r} share a sample; "
+                        f"Task {self.name!r}: the splits {seen[sample]!r} and {name!r} share a sample; "
                         "search and test accuracy would be training accuracy. Remove duplicates first."
                     )
-            seen.update(dict.fromkeys(samples, split))
+            seen.update(dict.fromkeys(samples, name))
         plain = with_plain_attention(self.network)
         object.__setattr__(self, "network", (_copy(plain) if plain is self.network else plain).eval())
+        few = torch.cat([self.splits[name].inputs[:1] for name in ("train", "search", "test")])
+        classes = count_classes(self.network, few)
+        for name in SPLITS:
+            check_classes(self.splits[name].labels, classes, partial(self._name_of, name))
+
+    def _check_samples(self) -> None:
+        """Checks that inputs are finite and of one shape."""
+        shape = self.splits["train"].inputs.shape[1:]
+        for name in SPLITS:
+            inputs = self.splits[name].inputs
+            if inputs.shape[1:] != shape:
+                raise QuantenvError(
+                    f"Inputs of task {self.name!r} differ in shape: {tuple(shape)} in the split 'train' and "
+                    f"{tuple(inputs.shape[1:])} in {name!r}."
+                )
+            if not all(bound.isfinite() for bound in inputs.aminmax()):
+                index = int(torch.nonzero(~inputs.flatten(1).isfinite().all(1))[0])
+                raise QuantenvError(
+                    f"{self._name_of(name, index)} holds NaN or infinity, which no accuracy can be measured on: "
+                    "mend or leave out that sample."
+                )
+
+    def _name_of(self, split: str, index: int) -> str:
+        return f"Sample {index} of the split {split!r} of task {self.name!r}"
 
     @cached_property
     def layers(self) -> tuple[LayerSpec, ...]:

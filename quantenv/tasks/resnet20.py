@@ -6,7 +6,6 @@ The folder (``$QUANTENV_DATA``) holds `cifar10_jpeg.zip`, the CIFAR-10 images re
 
 import io
 import os
-import pickle
 import zipfile
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from torch import nn
 
 from quantenv.errors import QuantenvError
 from quantenv.tasks.base import Split, Task
+from quantenv.tasks.state_dicts import load_weights
 
 DATA_VARIABLE = "QUANTENV_DATA"
 IMAGES, WEIGHTS = "cifar10_jpeg.zip", "resnet20_cifar10_jpeg.pt"
@@ -107,12 +107,11 @@ def make_resnet20(test: int = TEST) -> Task:
             "Task 'resnet20_table' needs none."
         )
     network = ResNet20()
+    load_weights(network, Path(folder) / WEIGHTS)
     try:
-        state = torch.load(Path(folder) / WEIGHTS, weights_only=True)
-        network.load_state_dict(state)
         with zipfile.ZipFile(Path(folder) / IMAGES) as archive:
             train, held_out = _read(archive, "train"), _read(archive, "test")
-    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, RuntimeError, ValueError, SyntaxError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise QuantenvError(f"Cannot read the data of task 'resnet20' in {folder}: {reason}") from error
     rng = np.random.default_rng(SPLIT_SEED)

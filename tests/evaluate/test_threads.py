@@ -29,6 +29,7 @@ from quantenv.quantize import QuantizedNetwork, calibrate
 from quantenv.quantize.integer import integer_obstacle
 from quantenv.quantize.tracing import trace
 from quantenv.tasks import Split, Task, get_task
+from quantenv.tasks.digits import DigitsNet
 from tests.networks import branched
 
 THREADS = 4
@@ -175,7 +176,7 @@ def test_a_task_is_made_once(monkeypatch):
 
     def make():
         time.sleep(0.02)
-        made.append(Task("slow", branched(), get_task("digits").splits))
+        made.append(Task("slow", DigitsNet(), get_task("digits").splits))
         return made[-1]
 
     monkeypatch.setattr("quantenv.tasks.digits.make_slow", make, raising=False)

@@ -45,7 +45,12 @@ def test_identity_depends_on_weights_and_splits():
     assert Task("t", branched(), splits(search=split(30))).identity != task.identity
 
 
+class Pool(torch.nn.Module):
+    def forward(self, x):
+        return x.mean((2, 3))
+
+
 def test_unsupported_networks_are_refused_on_first_use():
-    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ConvTranspose2d(4, 4, 3))
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ConvTranspose2d(4, 4, 3), Pool())
     with pytest.raises(UnsupportedLayerError, match="'1' is a ConvTranspose2d"):
         _ = Task("t", network, splits()).layers

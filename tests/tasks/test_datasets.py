@@ -90,7 +90,7 @@ class Growing(Words):
     ("train", "held_out", "options", "sentence"),
     [
         (Stream(), data(4, 1), {}, "train .* has no length"),
-        (data(4, 0), Words(), {}, "no pair of a tensor and a class"),
+        (data(4, 0), Words(), {}, "is a str, not a tensor"),
         (data(4, 0), Growing(), {"search_samples": 1}, "differ in shape"),
         (data(4, 0), data(1, 1), {}, "has one sample"),
         (data(4, 0), data(4, 0), {}, "occur elsewhere"),

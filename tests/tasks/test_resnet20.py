@@ -68,12 +68,12 @@ def test_missing_and_damaged_data_are_clear_errors(folder, monkeypatch, tmp_path
     with pytest.raises(QuantenvError, match="set QUANTENV_DATA to the folder"):
         make_resnet20()
     monkeypatch.setenv("QUANTENV_DATA", str(tmp_path))
-    with pytest.raises(QuantenvError, match="Cannot read the data of task 'resnet20'"):
+    with pytest.raises(QuantenvError, match="Cannot read the weights"):
         make_resnet20()
     (tmp_path / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes())
     (tmp_path / IMAGES).write_bytes((folder / IMAGES).read_bytes()[:5000])
     with pytest.raises(QuantenvError, match="Cannot read the data"):
         make_resnet20()
     (tmp_path / WEIGHTS).write_bytes(b"no weights")
-    with pytest.raises(QuantenvError, match="Cannot read the data"):
+    with pytest.raises(QuantenvError, match="Cannot read the weights"):
         make_resnet20()
