@@ -5,10 +5,11 @@ contains the best grid of b - 1 bits, so more bits never have a larger error on 
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 
-from quantenv.quantize.quantizers import Grid, activation_bounds, quantize, weight_bounds
+from quantenv.quantize.quantizers import Grid, activation_bounds, power_of_two, quantize, weight_bounds
 
 BITS = range(1, 9)
 #: Clipping ratios tried for activations, as fractions of the extremes.
@@ -35,6 +36,8 @@ def weight_grids(weight: torch.Tensor) -> dict[int, Grid]:
     """
     shape = (-1,) + (1,) * (weight.dim() - 1)
     flat = weight.detach().flatten(1)
+    unit = power_of_two(flat.abs().amax(1))
+    flat = flat / unit[:, None]
     largest = flat.abs().amax(1)
     channels = max(1, SEARCHED_AT_ONCE // flat.shape[1])
     grids = {1: Grid(1, flat.abs().mean(1).view(shape), *weight_bounds(1))}
@@ -43,7 +46,7 @@ def weight_grids(weight: torch.Tensor) -> dict[int, Grid]:
         parts = zip(*(x.split(channels) for x in (flat, largest, grids[bits - 1].scale.view(-1))), strict=True)
         scale = torch.cat([_weight_scale(rows, bits, high, coarser) for rows, high, coarser in parts])
         grids[bits] = Grid(bits, scale.view(shape), *weight_bounds(bits))
-    return grids
+    return {bits: _rescaled(grid, unit.view(shape)) for bits, grid in grids.items()}
 
 
 def _weight_scale(flat: torch.Tensor, bits: int, largest: torch.Tensor, coarser: torch.Tensor) -> torch.Tensor:
@@ -79,6 +82,8 @@ def activation_grids(samples: torch.Tensor) -> dict[int, Grid]:
         scale 1.
     """
     flat = samples.detach().flatten().float()
+    unit = power_of_two(flat.abs().max())
+    flat = flat / unit
     lowest, highest = flat.min().clamp(max=0), flat.max().clamp(min=0)
     flat = flat[:: max(1, len(flat) // MAX_SAMPLES)]
     signed = bool(lowest < 0)
@@ -98,7 +103,7 @@ def activation_grids(samples: torch.Tensor) -> dict[int, Grid]:
             candidates.append(Grid(bits, _positive(previous.scale), *activation_bounds(bits, zero_point)))
         errors = torch.stack([(quantize(flat, grid) - flat).square().mean() for grid in candidates])
         grids[bits] = candidates[int(errors.argmin())]
-    return grids
+    return {bits: _rescaled(grid, unit) for bits, grid in grids.items()}
 
 
 def _signed_candidates(bits: int, lowest: torch.Tensor, highest: torch.Tensor) -> list[Grid]:
@@ -113,6 +118,12 @@ def _signed_candidates(bits: int, lowest: torch.Tensor, highest: torch.Tensor) -
         zero_point = int((-low / scale).round().clamp(1, levels))
         grids.append(Grid(bits, scale, *activation_bounds(bits, zero_point)))
     return grids
+
+
+def _rescaled(grid: Grid, unit: torch.Tensor) -> Grid:
+    """Returns the grid of values that were divided by a unit."""
+    scale = grid.scale * unit
+    return replace(grid, scale=scale if grid.sign else _positive(scale))
 
 
 def _positive(scale: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ their count.
 
 import torch
 
-from quantenv.quantize.quantizers import Codebook
+from quantenv.quantize.quantizers import Codebook, power_of_two
 
 BITS = range(1, 9)
 #: Lloyd iterations of one codebook at most; few bits converge in fewer.
@@ -32,7 +32,8 @@ def codebooks(weight: torch.Tensor) -> dict[int, Codebook]:
     """
     shape = (-1,) + (1,) * (weight.dim() - 1)
     flat = weight.detach().flatten(1)
-    scale = flat.square().mean(1, keepdim=True).sqrt()
+    unit = power_of_two(flat.abs().amax(1, keepdim=True))
+    scale = (flat / unit).square().mean(1, keepdim=True).sqrt() * unit
     line = _Line((flat / torch.where(scale > 0, scale, 1.0))[scale[:, 0] > 0].flatten())
     found: dict[int, Codebook] = {}
     for bits in BITS:

@@ -144,6 +144,15 @@ def quantize(x: torch.Tensor, grid: WeightRounding) -> torch.Tensor:
     return x.div(grid.scale).round_().clamp_(grid.low, grid.high).mul_(grid.scale)
 
 
+def power_of_two(largest: torch.Tensor) -> torch.Tensor:
+    """Returns powers of two near magnitudes >= 0, 1 for zeros: to divide by them changes no digit of any value.
+
+    Squares of what was divided by them stay within float32, whatever its unit.
+    """
+    exponents = torch.frexp(largest).exponent.clamp(-120, 126)  # beyond, not all values could be divided exactly
+    return torch.pow(2.0, exponents.double()).to(largest.dtype)
+
+
 class Quantizer(nn.Module):
     """Rounds one tensor to at most ``2**bits`` values, differentiably: what every trained quantizer is.
 

@@ -19,6 +19,7 @@ from quantenv.quantize.quantizers import (
     LSQQuantizer,
     Quantizer,
     Rounding,
+    power_of_two,
     scaled_gradient,
     straight_through,
 )
@@ -119,9 +120,11 @@ class MidRiseQuantizer(GridQuantizer):
     def adopt(self, weight: torch.Tensor) -> torch.Tensor:
         """Sets each channel's step to that of least squared error, of evenly spaced ones; returns the weight."""
         rows = weight.detach().flatten(1)
+        unit = power_of_two(rows.abs().amax(1))
+        rows = rows / unit[:, None]
         steps = rows.abs().amax(1) / (self.high + 0.5) * torch.linspace(0.02, 1, 99)[:, None].to(rows)  # (99, O)
         errors = torch.stack([(self._rounded(rows, step[:, None]) - rows).square().sum(1) for step in steps])
-        self.scale.copy_(steps.gather(0, errors.argmin(0)[None]).view(self.scale.shape))
+        self.scale.copy_((steps.gather(0, errors.argmin(0)[None]) * unit).view(self.scale.shape))
         return weight.detach().clone()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

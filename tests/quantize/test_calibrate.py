@@ -1,10 +1,11 @@
 from itertools import pairwise
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantenv.quantize import activation_grids, quantize, weight_grids
+from quantenv.quantize import activation_grids, codebooks, quantize, weight_grids
 
 TENSORS = st.tuples(st.integers(0, 2**31), st.sampled_from(["normal", "heavy", "uniform", "relu", "negative"]))
 
@@ -95,3 +96,38 @@ def test_signed_data_have_zero_on_the_grid():
     grids = activation_grids(make(0, "normal") + 1)
     assert grids[1].sign
     assert all(grids[bits].low < 0 <= grids[bits].high for bits in range(2, 9))
+
+
+@pytest.mark.parametrize("unit", [2.0**-100, 2.0**-60, 2.0**60, 2.0**120])
+@pytest.mark.parametrize("kind", ["normal", "relu"])
+def test_grids_follow_the_unit_of_values_to_the_bit(unit, kind):
+    x = make(3, kind)
+    for found, wanted in (
+        (weight_grids(x * unit), weight_grids(x)),
+        (activation_grids(x * unit), activation_grids(x)),
+    ):
+        for bits, grid in wanted.items():
+            assert torch.equal(found[bits].scale, grid.scale * unit)
+            assert (found[bits].low, found[bits].high) == (grid.low, grid.high)
+    for bits, book in codebooks(x).items():
+        again = codebooks(x * unit)[bits]
+        assert torch.equal(again.scale, book.scale * unit)
+        assert torch.equal(again.values, book.values)
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0, -3.0, 1e-30, 1e30, 3.4e38, -3.4e38])
+def test_constants_are_kept(value):
+    x = torch.full((2, 50), value)
+    for grids in (weight_grids(x), activation_grids(x)):
+        for bits in range(2, 9):
+            assert torch.allclose(quantize(x, grids[bits]), x, rtol=1e-5, atol=0)
+
+
+def test_values_too_small_for_a_step_become_zero():
+    x = torch.full((2, 50), 1e-42)  # a denormal number
+    for grids in (weight_grids(x), activation_grids(x)):
+        for grid in grids.values():
+            assert torch.isfinite(quantize(x, grid)).all()
+            assert quantize(x, grid).abs().max() < 1e-37
+    values = torch.cat([torch.randn(2, 50), torch.randn(2, 50) * 1e-42, torch.zeros(2, 50)])
+    assert quantize(values, weight_grids(values)[8])[:2].sub(values[:2]).abs().max() < 0.02
