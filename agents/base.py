@@ -2,19 +2,23 @@
 
 import ast
 import dataclasses
+import functools
 import importlib
 import importlib.util
 import math
 from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import gymnasium
 import numpy as np
 from gymnasium.vector import VectorEnv
 
 from quantenv.errors import QuantenvError, unknown_name
+from quantenv.typed import MOST_SEED, check_fields, checked, short
+
+Config = TypeVar("Config")
 
 #: Receives training metrics by name, in SB3's style: ``{"train/policy_loss": 0.1}``.
 Log = Callable[[Mapping[str, float]], None]
@@ -154,15 +158,74 @@ def make_agent(name: str, env: gymnasium.Env, seed: int = 0, config: Any = None)
     Raises:
         QuantenvError: If the name or a field of the mapping is unknown, or a value has a wrong type or range.
     """
-    kind = agent_class(name)
+    config = make_config(name, config)
+    return agent_class(name)(env, checked_seed(seed), config)
+
+
+def make_config(name: str, config: Any = None) -> Any:
+    """Makes the config of a registered agent, so that mistakes in its options are found before it has a network.
+
+    Args:
+        name: One of `agent_names`.
+        config: As for `make_agent`.
+
+    Raises:
+        QuantenvError: As `make_agent`.
+    """
+    return in_force(config, agent_class(name).config_class, f"agent {name!r}")
+
+
+def in_force(config: Any, kind: type[Config], agent: str = "this agent") -> Config:
+    """Returns an agent's config.
+
+    Args:
+        config: Instance of `kind`, a mapping of fields that differ from its defaults, or None for the defaults.
+        kind: The agent's `config_class`.
+        agent: How messages call the agent.
+
+    Raises:
+        QuantenvError: If it is something else, a field of the mapping is unknown, or one holds another type than it
+            should.
+    """
     if isinstance(config, Mapping):
-        config = _fill(kind.config_class, name, config)
-    elif config is not None and not isinstance(config, kind.config_class):
+        return _fill(kind, agent, config)
+    if config is not None and not isinstance(config, kind):
         raise QuantenvError(
-            f"Agent {name!r} is configured by a {kind.config_class.__name__} or a mapping of its fields, "
+            f"{agent[:1].upper()}{agent[1:]} is configured by a {kind.__name__} or a mapping of its fields, "
             f"not by a {type(config).__name__}."
         )
-    return kind(env, seed, config)
+    config = kind() if config is None else config
+    check_fields(config, f"{kind.__name__}: ")
+    return config
+
+
+def checked_seed(seed: Any) -> int:
+    """Returns an agent's seed, NumPy's whole numbers as Python's.
+
+    Raises:
+        QuantenvError: If it is no whole number that NumPy, torch and Stable-Baselines3 all take.
+    """
+    value = checked(seed, int, "An agent's seed")
+    if not 0 <= value <= MOST_SEED:
+        raise QuantenvError(f"An agent's seed is {value}; expected a whole number from 0 to {MOST_SEED}.")
+    return value
+
+
+def counts_evaluations(learn: Callable[[Any, int, Log], None]) -> Callable[[Any, int, Log], None]:
+    """Wraps an agent's `learn`: it is only called with a whole number of evaluations, 0 or more.
+
+    Raises:
+        QuantenvError: In the wrapped method, for any other number.
+    """
+
+    @functools.wraps(learn)
+    def checking(self: Any, evaluations: int, log: Log) -> None:
+        count = checked(evaluations, int, "The number of evaluations to learn from")
+        if count < 0:
+            raise QuantenvError(f"The number of evaluations to learn from is {count}; expected 0 or more.")
+        learn(self, count, log)
+
+    return checking
 
 
 def describe() -> dict[str, str]:
@@ -235,10 +298,11 @@ def require_in_range(config: Any, low: float, high: float, *names: str) -> None:
     """Checks fields of an agent's config.
 
     Raises:
-        QuantenvError: If a field lies outside [low, high] or is NaN.
+        QuantenvError: If a field is no number, lies outside [low, high] or is NaN.
     """
+    kinds = {field.name: field.type for field in dataclasses.fields(config)}
     for name in names:
-        value = getattr(config, name)
+        value = checked(getattr(config, name), kinds[name], f"{type(config).__name__}: {name}")
         if not low <= value <= high:
             bounds = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
             raise QuantenvError(f"{type(config).__name__}: {name} must be {bounds}, not {value!r}.")
@@ -256,16 +320,11 @@ def _fill(config_class: type, agent: str, options: Mapping[str, Any]) -> Any:
     fields = {field.name: field for field in dataclasses.fields(config_class)}
     values: dict[str, Any] = {}
     for name, value in options.items():
+        if name not in fields and not fields:
+            raise QuantenvError(f"There are no options of {agent}: leave {short(name)} out.")
         if name not in fields:
-            raise unknown_name(f"option of agent {agent!r}", name, fields)
-        expected = type(fields[name].default)
-        if expected is float and type(value) is int:
-            value = float(value)
-        if type(value) is not expected:
-            raise QuantenvError(
-                f"Option {name!r} of agent {agent!r} must be of type {expected.__name__}, not {value!r}."
-            )
-        values[name] = value
+            raise unknown_name(f"option of {agent}", name, fields)
+        values[name] = checked(value, fields[name].type, f"Option {name!r} of {agent}")
     return config_class(**values)
 
 

@@ -23,7 +23,16 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
-from agents.base import Log, finite_reward, problem_size, require_in_range, vectorize
+from agents.base import (
+    Log,
+    checked_seed,
+    counts_evaluations,
+    finite_reward,
+    in_force,
+    problem_size,
+    require_in_range,
+    vectorize,
+)
 from agents.checkpoint import load_modules, save_modules
 from quantenv.env.wrappers import ContinuousBits
 
@@ -142,7 +151,8 @@ class DDPGAgent:
 
     def __init__(self, env: gymnasium.Env, seed: int = 0, config: DDPGConfig | None = None) -> None:
         """See `agents.base.Agent`."""
-        self.config = config or DDPGConfig()
+        self.config = in_force(config, DDPGConfig)
+        seed = checked_seed(seed)
         features, n_actions, decisions = problem_size(env)
         self.env = ContinuousBits(env)
         dims = int(np.prod(self.env.action_space.shape or ()))  # D: 1, or 2 for joint decisions
@@ -161,6 +171,7 @@ class DDPGAgent:
         self._options = self.env.continuous(np.arange(n_actions))  # (A, D)
         self._baseline: float | None = None
 
+    @counts_evaluations
     def learn(self, evaluations: int, log: Log) -> None:
         """Acts for this many episodes; after the warm-up, each batch of them is followed by updates."""
         while evaluations:

@@ -33,7 +33,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from agents.base import Log, require_in_range
+from agents.base import Log, counts_evaluations, require_in_range
 from agents.baselines.base import AskTellAgent, Results
 from agents.baselines.choices import Choices
 from agents.baselines.next_best import next_best
@@ -106,6 +106,7 @@ class DifferentiableAgent(AskTellAgent):
         self._loss = math.nan
         self._build()
 
+    @counts_evaluations
     def learn(self, evaluations: int, log: Log) -> None:
         """Spends its share of the evaluations on gradients and the rest on what they lead to."""
         self._allowance += self.config.share * evaluations

@@ -11,7 +11,7 @@ from typing import ClassVar
 import gymnasium
 import numpy as np
 
-from agents.base import Log
+from agents.base import Log, checked_seed, counts_evaluations, in_force
 from agents.checkpoint import FORMAT, read_agent
 from quantenv.errors import QuantenvError
 from quantenv.tensor_file import write_tensors
@@ -31,12 +31,14 @@ class RandomAgent:
     def __init__(self, env: gymnasium.Env, seed: int = 0, config: RandomConfig | None = None) -> None:
         """See `agents.base.Agent`."""
         self.env = env
-        self.config = config or RandomConfig()
+        self.config = in_force(config, RandomConfig)
+        seed = checked_seed(seed)
         self._seed = seed
         self._generator = np.random.default_rng(seed)
         self._episodes = 0
         self.start_episode()
 
+    @counts_evaluations
     def learn(self, evaluations: int, log: Log) -> None:
         """Finishes this many random episodes; there is nothing to learn or log."""
         for _ in range(evaluations):

@@ -24,7 +24,16 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from agents.base import Log, finite_reward, problem_size, require_in_range, vectorize
+from agents.base import (
+    Log,
+    checked_seed,
+    counts_evaluations,
+    finite_reward,
+    in_force,
+    problem_size,
+    require_in_range,
+    vectorize,
+)
 from agents.checkpoint import load_modules, save_modules
 
 #: Hidden and cell state of the LSTM, each (layers, B, H).
@@ -122,7 +131,8 @@ class ReinforceAgent:
     def __init__(self, env: gymnasium.Env, seed: int = 0, config: ReinforceConfig | None = None) -> None:
         """See `agents.base.Agent`."""
         self.env = env
-        self.config = config or ReinforceConfig()
+        self.config = in_force(config, ReinforceConfig)
+        seed = checked_seed(seed)
         features, actions, self._decisions = problem_size(env)
         with torch.random.fork_rng(devices=[]):  # initial weights come from torch's global generator
             torch.manual_seed(seed)
@@ -136,6 +146,7 @@ class ReinforceAgent:
         self._totals = np.zeros(0)  # returns of the latest episodes
         self._state: State | None = None  # of the LSTM, within an episode that `act` plays
 
+    @counts_evaluations
     def learn(self, evaluations: int, log: Log) -> None:
         """Acts for this many episodes, and updates whenever a batch of them is complete."""
         while evaluations:

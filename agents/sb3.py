@@ -22,7 +22,7 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import VecEnv
 from torch.distributions import Distribution
 
-from agents.base import Log, finite_reward, problem_size, vectorize
+from agents.base import Log, checked_seed, counts_evaluations, finite_reward, in_force, problem_size, vectorize
 from agents.checkpoint import load_modules, save_modules
 from quantenv.errors import QuantenvError
 
@@ -38,7 +38,8 @@ class OnPolicyAgent(ABC):
     def __init__(self, env: gymnasium.Env, seed: int = 0, config: Any = None) -> None:
         """See `agents.base.Agent`."""
         self.env = env
-        self.config = config or self.config_class()
+        self.config: Any = in_force(config, self.config_class)
+        seed = checked_seed(seed)
         _, _, self._length = problem_size(env)
         self._seed = seed
         self._episodes = 0
@@ -52,6 +53,7 @@ class OnPolicyAgent(ABC):
     def _build(self, envs: VecEnv, seed: int) -> Any:
         """Makes SB3's algorithm, whose rollouts take one step in every copy for each decision of an episode."""
 
+    @counts_evaluations
     def learn(self, evaluations: int, log: Log) -> None:
         """Acts for this many episodes; a last rollout that they do not fill is not learned from."""
         self.model.set_logger(Logger(folder=None, output_formats=[Forward(log)]))

@@ -15,7 +15,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
-from agents.base import Log, finite_reward, problem_size, vectorize
+from agents.base import Log, checked_seed, counts_evaluations, finite_reward, in_force, problem_size, vectorize
 from agents.checkpoint import load_modules, save_modules
 from agents.sb3 import Forward, LockstepVecEnv, PrivateRandomness, UpdateCallback
 from quantenv.env.wrappers import ContinuousBits
@@ -33,13 +33,14 @@ class OffPolicyAgent(ABC):
     def __init__(self, env: gymnasium.Env, seed: int = 0, config: Any = None) -> None:
         """See `agents.base.Agent`."""
         self.env = env
-        self.config = config or self.config_class()
+        self.config: Any = in_force(config, self.config_class)
+        seed = checked_seed(seed)
         _, _, self._length = problem_size(env)
         self._seed = seed
         self._episodes = 0
         self._bits = ContinuousBits(env)
         self._randomness = PrivateRandomness()
-        copies = self.config.episodes_per_batch
+        copies: int = self.config.episodes_per_batch
         with self._randomness.active():
             self.model = self._build(
                 ContinuousVecEnv(LockstepVecEnv(vectorize(env, copies), seed), self._bits),
@@ -57,6 +58,7 @@ class OffPolicyAgent(ABC):
     def _build(self, envs: VecEnv, **options: Any) -> Any:
         """Makes SB3's algorithm with these options and its own."""
 
+    @counts_evaluations
     def learn(self, evaluations: int, log: Log) -> None:
         """Acts for this many episodes; after the warm-up, each batch of them is followed by updates.
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from agents.base import Log, require_in_range, vectorize
+from agents.base import Log, counts_evaluations, require_in_range, vectorize
 from agents.baselines.choices import Choices
 from agents.baselines.ilp import solve
 from agents.baselines.ilp_agents import proxy_knapsack
@@ -92,6 +92,7 @@ class ReinforceWarmAgent(ReinforceAgent):
         """What the sensitivities cost to measure, in evaluations."""
         return self._warm_start.cost
 
+    @counts_evaluations
     def learn(self, evaluations: int, log: Log) -> None:
         """Clones the solution before the first evaluation, then learns as REINFORCE."""
         self._warm_start.clone_once(self._log_probabilities, self.policy.parameters(), log)
@@ -122,6 +123,7 @@ class PPOWarmAgent(PPOAgent):
         """What the sensitivities cost to measure, in evaluations."""
         return self._warm_start.cost
 
+    @counts_evaluations
     def learn(self, evaluations: int, log: Log) -> None:
         """Clones the solution before the first evaluation, then learns as PPO."""
         self._warm_start.clone_once(self._log_probabilities, self.model.policy.parameters(), log)

@@ -63,6 +63,8 @@ def words(kind: Any) -> str:
         return _MANY.get(arguments[0], f"a list of {words(arguments[0])}")
     if origin in (dict, Mapping):
         return f"{words(arguments[1])} by name, as {{name: value}}"
+    if members(kind) == (kind,):
+        return f"a value of type {getattr(kind, '__name__', kind)}"
     parts = [words(part) for part in members(kind)]
     return ", ".join(parts[:-1]) + " or " + parts[-1]
 

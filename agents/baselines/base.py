@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from gymnasium.vector import VectorEnv
 
-from agents.base import Log, vectorize
+from agents.base import Log, checked_seed, counts_evaluations, in_force, vectorize
 from agents.baselines.problem import Problem
 from agents.baselines.proxy import measuring_cost
 from agents.checkpoint import FORMAT, REMEDY, read_agent
@@ -103,7 +103,8 @@ class AskTellAgent(ABC):
     def __init__(self, env: gymnasium.Env, seed: int = 0, config: Any = None) -> None:
         """See `agents.base.Agent`. Baselines measure what they need on the first `ask`, not here."""
         self.env = env
-        self.config = self.config_class() if config is None else config
+        self.config: Any = in_force(config, self.config_class)
+        seed = checked_seed(seed)
         self.problem = Problem(env)
         self.generator = np.random.default_rng(seed)
         self.best: Found | None = None
@@ -130,6 +131,7 @@ class AskTellAgent(ABC):
         """Returns the optimiser's own training metrics after `tell`, by name; the default has none."""
         return {}
 
+    @counts_evaluations
     def learn(self, evaluations: int, log: Log) -> None:
         """Asks, evaluates and tells until exactly this many further episodes have finished.
 

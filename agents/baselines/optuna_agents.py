@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import gymnasium
 import numpy as np
 
-from agents.base import Log, require_in_range
+from agents.base import Log, counts_evaluations, require_in_range
 from agents.baselines.base import AskTellAgent, Results
 from agents.baselines.choices import Choices
 from agents.baselines.repair import Repair, random_picks
@@ -131,6 +131,7 @@ class _OptunaAgent(AskTellAgent):
         study.set_user_attr("bits", self._parameters.bits)
         return study
 
+    @counts_evaluations
     def learn(self, evaluations: int, log: Log) -> None:
         """Searches as `agents.baselines.base.AskTellAgent` does, with Optuna kept quiet."""
         with self._optuna.quiet():

@@ -5,6 +5,7 @@ import sys
 from dataclasses import is_dataclass
 
 import gymnasium
+import numpy as np
 import pytest
 
 import agents
@@ -83,10 +84,14 @@ def test_config_by_mapping():
     ("name", "config", "message"),
     [
         ("ppo", {"hiden": 3}, "Unknown option of agent 'ppo' 'hiden'. Did you mean 'hidden'"),
-        ("ppo", {"hidden": "many"}, "'hidden' of agent 'ppo' must be of type int, not 'many'"),
+        ("ppo", {"hidden": "many"}, "Option 'hidden' of agent 'ppo' is 'many'; expected a whole number"),
         ("ddpg", {"tau": 1.5}, "DDPGConfig: tau must be between 0 and 1, not 1.5"),
         ("ddpg", {"steps_per_update": 0}, "steps_per_update must be at least 1, not 0"),
-        ("reinforce", {"learning_rate": float("nan")}, "learning_rate must be at least 0, not nan"),
+        (
+            "reinforce",
+            {"learning_rate": float("nan")},
+            "learning_rate.* is nan; expected a number that is neither",
+        ),
         ("reinforce", 3, "configured by a ReinforceConfig or a mapping of its fields, not by a int"),
         ("ppo", {"episodes_per_update": 5, "episodes_per_minibatch": 2}, "must divide"),
     ],
@@ -100,3 +105,47 @@ def test_bad_config_is_one_clear_error(name, config, message):
 def test_another_environment_is_refused(name):
     with pytest.raises(QuantenvError, match="QuantizationEnv"):
         agents.make_agent(name, gymnasium.make("Pendulum-v1"))
+
+
+SEEDS = (-1, 2**32, 2**64, 1.5, True, None, "1", float("nan"), np.int64(-1), np.float32(2))
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_seeds_that_not_every_library_takes_are_refused_by_every_agent(name):
+    kind, env = agents.agent_class(name), make_env()
+    for seed in SEEDS:
+        for make in (lambda seed: agents.make_agent(name, env, seed), lambda seed: kind(env, seed=seed)):
+            with pytest.raises(QuantenvError, match=r"seed is .*; expected a whole number"):
+                make(seed)
+    if name == "differentiable":  # needs a task: see its own tests
+        return
+    for seed in (0, 2**32 - 1, np.int64(7), np.uint32(2**32 - 1)):
+        kind(env, seed=seed)
+
+
+@pytest.mark.parametrize("name", [name for name in BUILT_IN if name != "differentiable"])
+def test_evaluations_to_learn_from_are_a_whole_number(name):
+    env = make_env()
+    agent = agents.make_agent(name, env, config={"cloning_steps": 1} if name.endswith("-warm") else {})
+    for evaluations in (-1, 1.5, 2.0, True, None, "3", float("inf"), np.float64(3), 10**30):
+        with pytest.raises(QuantenvError, match="number of evaluations to learn from is"):
+            agent.learn(evaluations, lambda metrics: None)
+    agent.learn(0, lambda metrics: None)
+    assert not env.bits
+    agent.learn(np.int64(3), lambda metrics: None)
+    assert len(env.bits) in (1, 2, 3)  # uniform has no more to propose
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in BUILT_IN if agents.agent_class(name).config_class.__dataclass_fields__]
+)
+@pytest.mark.parametrize("value", [None, "x", float("nan"), float("inf"), True, [1], 10**400])
+def test_no_option_of_any_agent_takes_another_type(name, value):
+    kind = agents.agent_class(name).config_class
+    for field in kind.__dataclass_fields__.values():
+        if (field.type is bool and value is True) or (field.type is str and value == "x"):
+            continue
+        with pytest.raises(QuantenvError, match=field.name):
+            base.in_force({field.name: value}, kind)
+        with pytest.raises(QuantenvError, match=field.name):
+            base.in_force(kind(**{field.name: value}), kind)

@@ -103,7 +103,7 @@ def test_help_explains_every_option(command, capsys, monkeypatch):
         (["train", "--constraint=masc"], "Did you mean 'mask'"),
         (["train", "--evaluator=ptk"], "Did you mean 'ptq'"),
         (["train", "--agent_options.hiden=3"], "Did you mean 'hidden'"),
-        (["train", "--agent_options.hidden=many"], "must be of type int"),
+        (["train", "--agent_options.hidden=many"], "is 'many'; expected a whole number"),
         (["train", "--pinned.stam=8"], "Did you mean 'stem'"),
         (["train", "--budget=1.5"], "1.5"),
         (["train", "--budget=-0.1"], "-0.1"),
