@@ -14,6 +14,7 @@ from typing import Any
 from experiments.command_line import parse_options
 from quantenv import __version__
 from quantenv.errors import QuantenvError, unknown_name
+from quantenv.own_code import only_named_functions
 
 PROGRAM = "quantenv"
 
@@ -115,7 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = COMMANDS[name]
         if command.options is not None and {"-h", "--help"} & set(rest):
             parse_options(_named(command.options), name, ["--help"])
-        return _named(command.target)(rest)
+        with only_named_functions():
+            return _named(command.target)(rest)
     except QuantenvError as error:
         sys.stderr.write(f"{PROGRAM}: {error}\n")
         return 2

@@ -20,9 +20,13 @@ import yaml
 from experiments.option_files import read_option_file, refuse_classes
 from experiments.option_text import from_text
 from quantenv.errors import QuantenvError
+from quantenv.own_code import name_on_command_line
 from quantenv.typed import checked, members, short
 
 Options = TypeVar("Options")
+
+#: Options that may name a function of the user's own.
+FUNCTIONS = ("model", "task")
 
 CONFIG, HELP, PRINT = "config", "help", "print_config"
 
@@ -66,6 +70,8 @@ def parse_options(
     for name, text in given:
         if name not in (CONFIG, PRINT):
             _set(values, name, text, kinds, kind, command)
+            if name in FUNCTIONS:
+                name_on_command_line(text)
     options = _build(kind, values, command)
     if any(name == PRINT for name, _ in given):
         sys.stdout.write(to_yaml(options))

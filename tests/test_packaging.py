@@ -48,6 +48,7 @@ STOREYS = (
         "quantenv.arrays",
         "quantenv.compute",
         "quantenv.locks",
+        "quantenv.own_code",
         "quantenv.plain_yaml",
         "quantenv.reading",
         "quantenv.records",

@@ -1,6 +1,5 @@
 """Networks by name: ``torchvision:resnet18``, or ``your_package.your_module:make_network``."""
 
-import importlib
 import urllib.error
 from collections.abc import Mapping
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from quantenv.errors import QuantenvError, unknown_name
+from quantenv.own_code import own_function
 from quantenv.tasks.source import DEFAULT
 from quantenv.tasks.state_dicts import load_weights
 from quantenv.tasks.vision import torchvision
@@ -48,7 +48,7 @@ def make_network(
     if classes is not None and not published:
         given.setdefault("num_classes", classes)
     try:
-        network = _torchvision(name, published, given) if module == TORCHVISION else _own(model, module, name, given)
+        network = _torchvision(name, published, given) if module == TORCHVISION else _own(model, given)
     except (TypeError, ValueError) as error:
         if isinstance(error, QuantenvError):
             raise
@@ -77,12 +77,8 @@ def _torchvision(name: str, published: bool, arguments: dict[str, Any]) -> nn.Mo
     return network
 
 
-def _own(model: str, module: str, name: str, arguments: dict[str, Any]) -> nn.Module:
-    try:
-        make = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise QuantenvError(f"Cannot import model {model!r}: {error}. Is it installed, or on PYTHONPATH?") from error
-    network = make(**arguments)
+def _own(model: str, arguments: dict[str, Any]) -> nn.Module:
+    network = own_function(model, "model")(**arguments)
     if not isinstance(network, nn.Module):
         raise QuantenvError(f"Model {model!r} returned a {type(network).__name__}; expected a torch.nn.Module.")
     return network
