@@ -2,24 +2,11 @@
 
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any
 
-from quantenv.errors import QuantenvError
-
-#: The longest piece of a value that a message quotes.
-SHOWN = 80
-
-
-def shown(value: object) -> str:
-    """Returns a value as a message quotes it, cut if it is long."""
-    try:
-        text = repr(value)
-    except ValueError:  # a whole number of thousands of digits has no text
-        text = f"a {type(value).__name__} of too many digits"
-    text = " ".join(text.split())
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 4]} ..."
+from quantenv.errors import QuantenvError, shown, unknown_name
 
 
 def plain(value: Any) -> Any:
@@ -102,6 +89,35 @@ def listed(values: Any, name: str, of: str) -> list[Any]:
     return [plain(item) for item in items]
 
 
+def one_of(value: object, kind: str, known: Iterable[str]) -> str:
+    """Returns one of the known names.
+
+    Raises:
+        QuantenvError: If it is none of them.
+    """
+    if not isinstance(value, str) or value not in (known := list(known)):
+        raise unknown_name(kind, value, known)
+    return value
+
+
+def named(values: object, name: str, of: str) -> dict[str, Any]:
+    """Returns a mapping from names, as a dictionary of its own.
+
+    Args:
+        values: The mapping; None is an empty one.
+        name: What the message calls it.
+        of: What it maps names to, for the message.
+
+    Raises:
+        QuantenvError: If it is something else.
+    """
+    if values is None:
+        return {}
+    if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
+        raise QuantenvError(f"{name} is {shown(values)}: expected a mapping from names to {of}.")
+    return dict(values)
+
+
 def switch(value: object, name: str) -> bool:
     """Returns a truth value, Python's or NumPy's.
 
@@ -129,8 +145,4 @@ def read_options(options: object) -> dict[str, Any]:
     Raises:
         QuantenvError: If they are no mapping from names.
     """
-    if options is None:
-        return {}
-    if not isinstance(options, Mapping) or not all(isinstance(name, str) for name in options):
-        raise QuantenvError(f"options is {shown(options)}: expected None or a mapping from names of options.")
-    return dict(options)
+    return named(options, "options", "values")

@@ -20,6 +20,20 @@ class UnsupportedLayerError(QuantenvError):
     """The network holds a layer that cannot be quantized here."""
 
 
+#: The longest piece of a value that a message quotes.
+SHOWN = 80
+
+
+def shown(value: object) -> str:
+    """Returns a value as messages quote it: its `repr` on one line, cut if it is long."""
+    try:
+        text = repr(value[: 2 * SHOWN] if isinstance(value, str) else value)
+    except ValueError:  # a whole number of thousands of digits is not printed
+        text = f"{type(value).__name__} with too many digits to print"
+    text = " ".join(text.split())
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 4]} ..."
+
+
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> QuantenvError:
     """Builds the error for a name that is not registered, with the nearest registered names.
 
@@ -32,6 +46,7 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> QuantenvError
         The error, to be raised by the caller.
     """
     known = sorted(known)
-    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+    text = name if isinstance(name, str) else shown(name)
+    near = difflib.get_close_matches(text[:SHOWN], known, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-    return QuantenvError(f"Unknown {kind} {str(name)!r}.{hint} Known: {', '.join(known)}.")
+    return QuantenvError(f"Unknown {kind} {shown(text)}.{hint} Known: {', '.join(known)}.")

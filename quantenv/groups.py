@@ -5,6 +5,7 @@ The name of a layer that is cut into channel groups stands for all of them.
 
 from collections.abc import Sequence
 
+from quantenv.arguments import listed
 from quantenv.channel_groups import indices_of
 from quantenv.errors import QuantenvError, unknown_name
 from quantenv.layers import LayerSpec
@@ -28,13 +29,13 @@ def resolve_groups(tied: Tied, layers: Sequence[LayerSpec]) -> tuple[tuple[int, 
     names = [layer.name for layer in layers]
     groups: list[tuple[int, ...]] = []
     seen: set[int] = set()
-    for group in tied or ():
-        if isinstance(group, str) or not group:
-            raise QuantenvError(
-                f"tied holds the group {group!r}: expected sequences of layer names, such as [[{names[0]!r}, ...]]."
-            )
+    what = f"groups of layer names, such as [[{names[0]!r}, ...]]"
+    for group in () if tied is None else listed(tied, "tied", what):
+        listed_names = listed(group, "A group of tied", f"layer names: tied takes {what}")
+        if not listed_names:
+            raise QuantenvError(f"tied holds an empty group: it takes {what}.")
         members: list[int] = []
-        for name in group:
+        for name in listed_names:
             indices = indices_of(name, layers)
             if not indices:
                 raise unknown_name("tied layer", name, names)

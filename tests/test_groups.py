@@ -22,8 +22,8 @@ def test_groups_stand_where_their_first_layer_does():
         ([["layer0", "layr1"]], "Unknown tied layer 'layr1'. Did you mean 'layer1'"),
         ([["layer0", "layer1"], ["layer1"]], "'layer1' is tied more than once"),
         ([["layer0", "layer0"]], "'layer0' is tied more than once"),
-        ([[]], "the group \\[\\]"),
-        (["layer0"], "the group 'layer0': expected sequences"),
+        ([[]], "an empty group: it takes groups of layer names"),
+        (["layer0"], "A group of tied is 'layer0': expected a list of layer names"),
     ],
 )
 def test_bad_groups_are_named(tied, message):

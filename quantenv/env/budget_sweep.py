@@ -6,15 +6,19 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from quantenv.arguments import plain, read_options, read_seed, whole_number
 from quantenv.env.environment import QuantizationEnv
 from quantenv.env.masks import Masks
 from quantenv.env.observations import Observer, check_sensitivity, describe_groups
 from quantenv.env.subject import TaskLike
-from quantenv.errors import QuantenvError
+from quantenv.errors import QuantenvError, shown
 from quantenv.hardware.budget import Budget
 
 #: The observation's last feature: where the episode's budget lies between the cheapest allocation and the highest one.
 BUDGET_SHARE = "budget_share"
+
+#: Each budget has masks of its own, which are made beforehand.
+MOST_LEVELS = 10_000
 
 #: What a single budget is needed for, and what stands in the way of another one in each episode.
 _FIXED = {"reward": "accuracy", "regret": False}
@@ -39,20 +43,19 @@ class BudgetSweepEnv(QuantizationEnv):
 
         Args:
             task: As for `QuantizationEnv`.
-            levels: Budgets, at least 2.
+            levels: Budgets, 2 to `MOST_LEVELS`.
             budget: The highest one, as for `QuantizationEnv`; of one metric.
             **options: Further arguments of `QuantizationEnv`, but for `reward` and `regret`.
 
         Raises:
-            QuantenvError: If `levels` is below 2, there is not one budget, the cheapest allocation leaves nothing of
-                it, or an option cannot be combined with changing budgets.
+            QuantenvError: If `levels` is out of range, there is not one budget, the cheapest allocation leaves nothing
+                of it, or an option cannot be combined with changing budgets.
         """
         for name, value in _FIXED.items():
-            if options.get(name, value) != value:
-                raise QuantenvError(f"{name}={options[name]!r} needs a fixed budget: leave it out.")
+            if name in options and plain(options[name]) != value:
+                raise QuantenvError(f"{name}={shown(options[name])} needs a fixed budget: leave it out.")
         super().__init__(task, budget=budget, **options)
-        if levels < 2:
-            raise QuantenvError(f"levels is {levels}: expected at least 2 budgets.")
+        levels = whole_number(levels, "levels", 2, MOST_LEVELS)
         if len(self.budgets) != 1:
             raise QuantenvError(f"A sweep is over one budget, not {len(self.budgets)}: give one metric.")
         costs = self.group_costs[self.budgeted[0]]
@@ -98,18 +101,15 @@ class BudgetSweepEnv(QuantizationEnv):
             options: ``{"level": i}`` sets the level of this episode.
 
         Raises:
-            QuantenvError: If there is no such level.
+            QuantenvError: If there is no such level, or the seed or the options are malformed.
         """
+        seed = read_seed(seed)
+        level = read_options(options).get("level")
+        if level is not None:
+            level = whole_number(level, "level", 0, len(self._levels) - 1)
         if seed is not None:
             self._generator = np.random.default_rng((seed, *self._stream))
-        level = (options or {}).get("level")
-        if level is None:
-            level = int(self._generator.integers(len(self._levels)))
-        elif not (isinstance(level, int | np.integer) and 0 <= level < len(self._levels)):
-            raise QuantenvError(
-                f"Level {level!r} does not exist: give a whole number from 0 to {len(self._levels) - 1}."
-            )
-        self.level = int(level)
+        self.level = int(self._generator.integers(len(self._levels))) if level is None else level
         self.budgets, self.masks, self.observer = self._levels[self.level]
         self.limits = self.level_limits[self.level : self.level + 1]
         return super().reset(seed=seed, options=options)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from quantenv.arguments import named, one_of, real_number
 from quantenv.env.projection import project
 from quantenv.env.walk import Walk
 from quantenv.errors import QuantenvError, unknown_name
@@ -142,16 +143,13 @@ def make_constraint(name: str, options: Mapping[str, Any] | None = None) -> Cons
     Raises:
         QuantenvError: If the name or an option is unknown, or a value is out of range.
     """
-    if name not in CONSTRAINTS:
-        raise unknown_name("constraint", name, CONSTRAINTS)
+    one_of(name, "constraint", CONSTRAINTS)
     known = [option.name for option in fields(CONSTRAINTS[name]) if option.init]
     values = {}
-    for key, value in dict(options or {}).items():
+    for key, value in named(options, "constraint_options", "numbers").items():
         if not known:
             raise QuantenvError(f"Constraint {name!r} takes no options, but was given {key!r}: leave it out.")
         if key not in known:
             raise unknown_name(f"option of constraint {name!r}:", key, known)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise QuantenvError(f"{key} is {value!r}: expected a number.")
-        values[key] = float(value)
+        values[key] = real_number(value, key)
     return CONSTRAINTS[name](**values)

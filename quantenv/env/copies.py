@@ -9,10 +9,10 @@ from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from quantenv.arguments import listed, plain, read_options, read_seed, shown, whole_number
+from quantenv.arguments import listed, plain, read_options, read_seed, whole_number
 from quantenv.env.environment import QuantizationEnv
 from quantenv.env.information import BatchInformation
-from quantenv.errors import QuantenvError
+from quantenv.errors import QuantenvError, shown
 
 #: Which copies something is about: all of them, or their indices, int64 (R,).
 Rows = slice | np.ndarray

@@ -1,15 +1,16 @@
 """The decisions of an episode, laid out: modes, pins, tied layers, channel groups and what a device supports."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from quantenv.allocation import MAX_BITS, MIN_BITS
+from quantenv.arguments import listed, one_of, plain
 from quantenv.channel_groups import indices_of, parts_of, whole
 from quantenv.env.spreads import spread_bits, spreads_of
 from quantenv.env.walk import Kind, Walk, preference
-from quantenv.errors import QuantenvError, unknown_name
+from quantenv.errors import QuantenvError, shown, unknown_name
 from quantenv.groups import Tied, resolve_groups
 from quantenv.hardware.devices import Device
 from quantenv.layers import LayerSpec
@@ -28,30 +29,31 @@ FIXED_ACTIVATIONS = ("weights", "hierarchical")
 Pins = Mapping[str, int | tuple[int, int]] | Literal["first_last"] | None
 
 
-def check_bits(bits: Sequence[int]) -> tuple[int, ...]:
+def check_bits(bits: Any) -> tuple[int, ...]:
     """Returns the bit options in ascending order.
 
     Args:
-        bits: The bit-widths on offer, whole numbers from 1 to 8, without repetition, in any order.
+        bits: The bit-widths on offer, whole numbers from 1 to 8, without repetition, in any order: a list, a tuple, a
+            range, or an array of one dimension.
 
     Raises:
         QuantenvError: If there are none, one is repeated, or one is not a whole number from 1 to 8.
     """
-    for bit in bits:
-        check_bit(bit, "bits")
-    if not bits or len(set(bits)) != len(bits):
+    options = [check_bit(bit, "bits") for bit in listed(bits, "bits", "bit-widths, for example (2, 4, 8)")]
+    if not options or len(set(options)) != len(options):
         raise QuantenvError(
-            f"bits is {tuple(bits)!r}: give at least one bit-width, each of them once, for example (2, 4, 8)."
+            f"bits is {shown(bits)}: give at least one bit-width, each of them once, for example (2, 4, 8)."
         )
-    return tuple(sorted(int(bit) for bit in bits))
+    return tuple(sorted(options))
 
 
 def check_bit(bit: object, what: str) -> int:
     """Returns one bit-width as an int, or raises QuantenvError unless it is a whole number from 1 to 8."""
-    whole = isinstance(bit, int | np.integer) and not isinstance(bit, bool)
-    if not whole or not MIN_BITS <= int(bit) <= MAX_BITS:  # type: ignore[call-overload]
-        raise QuantenvError(f"{what} holds {bit!r}: expected whole numbers from {MIN_BITS} to {MAX_BITS}.")
-    return int(bit)  # type: ignore[call-overload]
+    width = plain(bit)
+    whole = isinstance(width, int) and not isinstance(width, bool)
+    if not whole or not MIN_BITS <= width <= MAX_BITS:
+        raise QuantenvError(f"{what} holds {shown(bit)}: expected whole numbers from {MIN_BITS} to {MAX_BITS}.")
+    return width
 
 
 def resolve_pins(pinned: Pins, layers: Sequence[LayerSpec], device: Device) -> dict[int, tuple[int, int]]:
@@ -69,23 +71,24 @@ def resolve_pins(pinned: Pins, layers: Sequence[LayerSpec], device: Device) -> d
     """
     names = [layer.name for layer in layers]
     if pinned is None:
-        wanted: dict[str, int | tuple[int, int]] = {}
-    elif pinned == "first_last":
-        wanted = {whole(layers[0]).name: MAX_BITS, whole(layers[-1]).name: MAX_BITS}
+        wanted: dict[str, Any] = {}
     elif isinstance(pinned, Mapping):
         wanted = dict(pinned)
+    elif isinstance(pinned, str) and pinned == "first_last":
+        wanted = {whole(layers[0]).name: MAX_BITS, whole(layers[-1]).name: MAX_BITS}
     else:
         raise QuantenvError(
-            f"pinned is {pinned!r}: expected None, 'first_last' or a mapping such as {{{names[0]!r}: 8}}."
+            f"pinned is {shown(pinned)}: expected None, 'first_last' or a mapping such as {{{names[0]!r}: 8}}."
         )
     pins: dict[int, tuple[int, int]] = {}
     for name, bits in wanted.items():
         indices = indices_of(name, layers)
         if not indices:
             raise unknown_name("pinned layer", name, names)
-        pair = bits if isinstance(bits, tuple | list) else (bits, bits)
+        given = plain(bits)
+        pair = given if isinstance(given, tuple | list) else (given, given)
         if len(pair) != 2:
-            raise QuantenvError(f"pinned[{name!r}] is {bits!r}: expected one bit-width or (weights, activations).")
+            raise QuantenvError(f"pinned[{name!r}] is {shown(bits)}: expected one bit-width or (weights, activations).")
         weight, activation = (check_bit(bit, f"pinned[{name!r}]") for bit in pair)
         if not device.supports[weight - 1, activation - 1]:
             raise QuantenvError(
@@ -125,8 +128,7 @@ def make_walk(
             not pinned alike, if the device supports none of the options, if channel groups of a layer could get
             different activation bits, or if decisions are hierarchical and there are no channel groups, or layers tied.
     """
-    if mode not in DECISIONS:
-        raise unknown_name("decisions", mode, DECISIONS)
+    one_of(mode, "decisions", DECISIONS)
     choices = check_bits(bits)
     fixed = check_bit(activation_bits, "activation_bits")
     if mode not in FIXED_ACTIVATIONS and fixed != MAX_BITS:

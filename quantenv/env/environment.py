@@ -1,16 +1,19 @@
 """QuantizationEnv: choosing the bits of every layer of a network, as a Gymnasium environment."""
 
+import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from quantenv.allocation import Allocation, channels_in
-from quantenv.arguments import read_options, read_seed
+from quantenv.arguments import read_options, read_seed, switch, whole_number
 from quantenv.env.constraints import make_constraint
 from quantenv.env.decisions import Pins, make_walk
 from quantenv.env.information import Information, info_fields
@@ -20,7 +23,7 @@ from quantenv.env.regret import Regret
 from quantenv.env.rendering import allocation_text
 from quantenv.env.rewards import make_reward
 from quantenv.env.subject import Subject, TaskLike
-from quantenv.errors import QuantenvError
+from quantenv.errors import QuantenvError, shown
 from quantenv.evaluate.base import Evaluation, Evaluator
 from quantenv.groups import Tied
 from quantenv.hardware.budget import check_feasible, parse_budgets
@@ -154,9 +157,14 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
             QuantenvError: If a name is unknown or a value is out of range.
             InfeasibleBudgetError: If no allocation meets the budget.
         """
-        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
-            raise QuantenvError(f"render_mode is {render_mode!r}: expected None, 'ansi' or 'rgb_array'.")
+        if render_mode is not None and not (
+            isinstance(render_mode, str) and render_mode in self.metadata["render_modes"]
+        ):
+            raise QuantenvError(f"render_mode is {shown(render_mode)}: expected None, 'ansi' or 'rgb_array'.")
+        if not isinstance(device, str | os.PathLike):
+            raise QuantenvError(f"device is {shown(device)}: expected a device's name, or the path of its YAML file.")
         self.render_mode = render_mode
+        self._spec: EnvSpec | None = None
         self.constraint_rule = make_constraint(constraint, constraint_options)
         """What becomes of options and allocations that break a budget."""
         self.constraint = constraint
@@ -218,6 +226,8 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
         """Open options of every decision."""
         self.feature_names = feature_names(observation, tuple(limits))
         """Names of the observation's features, in order."""
+        if sensitivity is not None:
+            check_sensitivity(sensitivity, self.layers)  # whether or not it is shown
         harms = None
         if "sensitivity" in self.feature_names:
             harms = check_sensitivity(subject.sensitivity() if sensitivity is None else sensitivity, self.layers)
@@ -226,7 +236,7 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
             self.feature_names, describe_groups(self.layers, self.walk), self.walk, of_groups, limits, harms
         )
         """Writes the observations."""
-        self.regret = Regret(self.table, self.budgets, self.tables, self.walk) if regret else None
+        self.regret = Regret(self.table, self.budgets, self.tables, self.walk) if switch(regret, "regret") else None
         """What the best feasible allocation of the table is, if asked for."""
         self.observation_space = self.observer.space
         self.action_space = spaces.Discrete(self.walk.n_actions)  # type: ignore[assignment]
@@ -256,6 +266,21 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
         """Costs of the pinned layers, float64 (K,)."""
         self._decision = -1  # no episode has begun
         self._bits = self.walk.start.copy()
+
+    @property
+    def spec(self) -> EnvSpec | None:
+        """What `gymnasium.make` made this of, with the number of decisions as ``max_episode_steps``.
+
+        So wrappers such as `TimeAwareObservation` know it, while Gymnasium's `TimeLimit` is not there: it would call
+        the last step truncated, too.
+        """
+        return self._spec
+
+    @spec.setter
+    def spec(self, spec: EnvSpec | None) -> None:
+        if spec is not None and spec.max_episode_steps is None:
+            spec = dataclasses.replace(spec, max_episode_steps=self.n_decisions)
+        self._spec = spec
 
     # What is decided --------------------------------------------------------------------------------------
 
@@ -332,12 +357,7 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
         if not 0 <= self._decision < self.walk.n_decisions:
             raise ResetNeeded("No episode is running: call reset() first.")
         usual = type(action) in (int, np.int64) and 0 <= action < self.walk.n_actions
-        if not usual and not self.action_space.contains(action):  # which is slow
-            raise QuantenvError(
-                f"Action {action!r} is not in {self.action_space}: "
-                f"expected a whole number from 0 to {self.walk.n_actions - 1}."
-            )
-        taken = self._decide(int(action))
+        taken = self._decide(int(action) if usual else whole_number(action, "The action", 0, self.walk.n_actions - 1))
         if self._decision < self.walk.n_decisions:
             return self._answer(taken, self.no_reward, {})
         evaluation = self.evaluator.evaluate([self._settle()])[0]

@@ -12,13 +12,14 @@ import numpy as np
 from gymnasium import spaces
 
 from quantenv.allocation import MAX_BITS, Allocation
+from quantenv.arguments import named
 from quantenv.env.constraints import Constraint
 from quantenv.env.environment import QuantizationEnv
 from quantenv.env.masks import cost_of, within
 from quantenv.env.projection import project
 from quantenv.env.subject import TaskLike
 from quantenv.env.walk import Walk
-from quantenv.errors import QuantenvError, unknown_name
+from quantenv.errors import QuantenvError, shown, unknown_name
 from quantenv.evaluate.base import Evaluation
 from quantenv.hardware.budget import check_feasible
 
@@ -64,12 +65,13 @@ class HAQSwitches:
         if isinstance(values, HAQSwitches):
             return values
         known = {option.name: type(option.default) for option in fields(cls)}
-        for name, value in dict(values).items():
+        given = named(values, "switches", "what they are")
+        for name, value in given.items():
             if name not in known:
                 raise unknown_name("switch of HAQ:", name, known)
             if type(value) is not known[name]:
-                raise QuantenvError(f"Switch {name} of HAQ is {value!r}; expected a {known[name].__name__}.")
-        return cls(**values)
+                raise QuantenvError(f"Switch {name} of HAQ is {shown(value)}; expected a {known[name].__name__}.")
+        return cls(**given)
 
     def __post_init__(self) -> None:
         if self.pins not in PINS:
@@ -101,7 +103,7 @@ class HAQEnv(QuantizationEnv):
             QuantenvError: If an option contradicts HAQ, or a switch has no effect on this kind of decisions.
             InfeasibleBudgetError: If no allocation meets the budget, pins included.
         """
-        self.switches = HAQSwitches.of(switches or {})
+        self.switches = HAQSwitches.of({} if switches is None else switches)
         """Where the search follows the published code."""
         alternating = options.setdefault("decisions", "weights+activations") == "weights+activations"
         if options["decisions"] == "hierarchical":
@@ -110,10 +112,9 @@ class HAQEnv(QuantizationEnv):
             if getattr(self.switches, name) and not alternating:
                 raise QuantenvError(f"Switch {name} of HAQ is about decisions='weights+activations': leave it out.")
         for name, only in (("constraint", "project"), ("reward", "accuracy"), ("pinned", None)):
-            if options.setdefault(name, only) != only:
-                raise QuantenvError(
-                    f"{name}={options[name]!r} is not HAQ's search, where it is {only!r}: leave it out."
-                )
+            given = options.setdefault(name, only)
+            if given is not only and not (isinstance(given, str) and given == only):
+                raise QuantenvError(f"{name}={shown(given)} is not HAQ's search, where it is {only!r}: leave it out.")
         if "reward_scale" in options:
             raise QuantenvError("HAQ's reward_scale is 0.1: leave it out, or set the switch accuracy_in_points.")
         options["pinned"] = "first_last" if self.switches.pins == "always" else None

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from quantenv.arguments import listed, one_of
 from quantenv.env.environment import QuantizationEnv
 from quantenv.env.subject import TaskLike
-from quantenv.errors import QuantenvError, unknown_name
+from quantenv.errors import QuantenvError, shown
 from quantenv.evaluate.base import Evaluation
 
 #: The objective that is not a cost.
@@ -53,12 +54,12 @@ class MultiObjectiveEnv(QuantizationEnv):
         super().__init__(task, budget=budget, **options)
         if self.constraint not in ("mask", "project"):
             raise QuantenvError(f"Constraint {self.constraint!r} needs a scalar reward: use mask or project.")
-        for objective in objectives:
-            if objective not in (ACCURACY, *self.tables):
-                raise unknown_name("objective", objective, (ACCURACY, *self.tables))
-        if not objectives or len(set(objectives)) != len(objectives):
-            raise QuantenvError(f"objectives is {tuple(objectives)!r}: give at least one, each of them once.")
-        self.objectives = tuple(objectives)
+        names = listed(objectives, "objectives", "objectives, for example ('accuracy', 'size')")
+        for objective in names:
+            one_of(objective, "objective", (ACCURACY, *self.tables))
+        if not names or len(set(names)) != len(names):
+            raise QuantenvError(f"objectives is {shown(objectives)}: give at least one, each of them once.")
+        self.objectives = tuple(names)
         """Names of the reward's entries."""
         bounds = np.array(
             [(0.0, 1.0) if name == ACCURACY else (-1.0, 0.0) for name in self.objectives], dtype=np.float32

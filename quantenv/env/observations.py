@@ -17,9 +17,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from gymnasium import spaces
 
+from quantenv.arguments import one_of, plain
 from quantenv.channel_groups import parts_of, whole
 from quantenv.env.walk import Walk
-from quantenv.errors import QuantenvError, unknown_name
+from quantenv.errors import QuantenvError, shown
 from quantenv.hardware.budget import TOLERANCE
 from quantenv.layers import LayerSpec
 
@@ -72,12 +73,9 @@ def feature_names(observation: str, budgeted: Sequence[str]) -> tuple[str, ...]:
     Raises:
         QuantenvError: If the name is unknown.
     """
-    if observation == "haq":
-        return HAQ
-    if observation == "blog":
-        return BLOG
+    one_of(observation, "observation", OBSERVATIONS)
     if observation != "full":
-        raise unknown_name("observation", observation, OBSERVATIONS)
+        return HAQ if observation == "haq" else BLOG
     episode = (f"{kind}_{metric}" for metric in budgeted for kind in ("budget_left", "reducible"))
     return (*dict.fromkeys(HAQ + BLOG), *episode)
 
@@ -120,7 +118,12 @@ def check_sensitivity(sensitivity: np.ndarray, layers: Sequence[LayerSpec]) -> n
     Raises:
         QuantenvError: If there is not one finite number >= 0 per layer.
     """
-    values = np.asarray(sensitivity, dtype=np.float64)
+    try:
+        values = np.asarray(plain(sensitivity), dtype=np.float64)
+    except (TypeError, ValueError):  # text, complex numbers, rows of different lengths
+        raise QuantenvError(
+            f"sensitivity is {shown(sensitivity)}: expected one number per quantizable layer, ({len(layers)},)."
+        ) from None
     if values.shape != (len(layers),):
         raise QuantenvError(
             f"sensitivity has shape {values.shape}: expected one number per quantizable layer, ({len(layers)},)."

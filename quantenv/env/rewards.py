@@ -1,12 +1,12 @@
 """The penalty-free reward of a finished allocation: two forms, chosen by name."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import numpy as np
 
+from quantenv.arguments import finite_number, named, one_of
 from quantenv.errors import QuantenvError, unknown_name
 
 REWARDS = ("accuracy", "weighted")
@@ -71,20 +71,18 @@ def make_reward(
         QuantenvError: If a name is unknown, or the scale or weights are out of range, missing or without
         effect.
     """
-    if name not in REWARDS:
-        raise unknown_name("reward", name, REWARDS)
-    if not (math.isfinite(scale) and scale > 0):
-        raise QuantenvError(f"reward_scale is {scale}: expected a finite number > 0.")
+    one_of(name, "reward", REWARDS)
+    scale = finite_number(scale, "reward_scale", above=0)
     if name == "accuracy":
         if weights is not None:
             raise QuantenvError("reward_weights have no effect on reward='accuracy': use reward='weighted'.")
-        return AccuracyReward(float(scale), reference_accuracy)
+        return AccuracyReward(scale, reference_accuracy)
+    weights = named(weights, "reward_weights", "numbers")
     if not weights:
         raise QuantenvError("reward='weighted' needs reward_weights, for example {'accuracy': 1, 'latency': 0.1}.")
     for key, weight in weights.items():
         if key not in ("accuracy", *units):
             raise unknown_name("metric in reward_weights:", key, ("accuracy", *units))
-        if not (isinstance(weight, int | float) and math.isfinite(weight) and weight >= 0):
-            raise QuantenvError(f"reward_weights[{key!r}] is {weight!r}: expected a finite number >= 0.")
+        weights[key] = finite_number(weight, f"reward_weights[{key!r}]", low=0)
     cost_weights = np.array([weights.get(metric, 0.0) / unit for metric, unit in units.items()])
-    return WeightedReward(float(scale), float(weights.get("accuracy", 1.0)), cost_weights)
+    return WeightedReward(scale, weights.get("accuracy", 1.0), cost_weights)

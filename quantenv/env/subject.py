@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Union
 
 import numpy as np
 
-from quantenv.errors import QuantenvError
+from quantenv.errors import QuantenvError, shown
 from quantenv.evaluate.base import Evaluator
 from quantenv.evaluate.table import EvaluationTable
 from quantenv.evaluate.table_evaluator import TableEvaluator
@@ -31,6 +31,11 @@ class Subject:
         Raises:
             QuantenvError: If a name is unknown, or the evaluator needs a task and there is none.
         """
+        if not (task is None or isinstance(task, str | EvaluationTable) or hasattr(task, "network")):
+            raise QuantenvError(
+                f"task is {shown(task)}: expected a name, a table or a Task, which quantenv.tasks.task_from_datasets "
+                "makes of a network and data."
+            )
         self._task = task
         self.evaluator = self._find(evaluator, store)
         """What prices allocations in accuracy."""
@@ -115,8 +120,12 @@ class Subject:
             from quantenv.evaluate import make_evaluator
 
             return make_evaluator(evaluator, self.resolve(f"evaluator={evaluator!r} needs one"), store)
-        if not hasattr(evaluator, "evaluate"):
-            raise QuantenvError(f"evaluator is {evaluator!r}: expected a name such as 'ptq', or an Evaluator object.")
+        if isinstance(evaluator, type) or not all(
+            hasattr(evaluator, name) for name in ("evaluate", "layers", "reference")
+        ):
+            raise QuantenvError(
+                f"evaluator is {shown(evaluator)}: expected a name such as 'ptq', or an Evaluator object."
+            )
         return evaluator
 
     def resolve(self, purpose: str) -> "Task | EvaluationTable":

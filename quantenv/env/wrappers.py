@@ -6,8 +6,9 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from quantenv.arguments import plain
 from quantenv.env.environment import QuantizationEnv
-from quantenv.errors import QuantenvError
+from quantenv.errors import QuantenvError, shown
 
 
 class ContinuousBits(gymnasium.ActionWrapper):
@@ -47,18 +48,21 @@ class ContinuousBits(gymnasium.ActionWrapper):
         Raises:
             QuantenvError: If the shape is wrong or a number is not finite.
         """
-        return int(self.actions(np.asarray(action)[None])[0])
+        return int(self.actions([plain(action)])[0])
 
-    def actions(self, numbers: np.ndarray) -> np.ndarray:
+    def actions(self, numbers: Any) -> np.ndarray:
         """Turns numbers in [0, 1], shape (B, 1) or (B, 2), into indices of actions, int64 (B,).
 
         Raises:
             QuantenvError: If the shape is wrong or a number is not finite.
         """
-        values = np.asarray(numbers, dtype=np.float64)
-        if values.shape[1:] != (self._dims,) or not np.isfinite(values).all():
+        try:
+            values = np.asarray(plain(numbers), dtype=np.float64)
+        except (TypeError, ValueError):  # text, complex numbers, rows of different lengths
+            values = np.full((1, 0), np.nan)
+        if values.ndim != 2 or values.shape[1] != self._dims or not np.isfinite(values).all():
             raise QuantenvError(
-                f"Continuous actions {numbers!r}: expected {self._dims} finite number(s) in [0, 1] for each, "
+                f"Continuous actions are {shown(numbers)}: expected {self._dims} finite number(s) in [0, 1] for each, "
                 f"shape (B, {self._dims})."
             )
         least, most = self._bits[0], self._bits[-1]
@@ -74,7 +78,13 @@ class ContinuousBits(gymnasium.ActionWrapper):
 
         Returns:
             float32 (T, 1), or (T, 2) for joint decisions: the centre of each option's interval.
+
+        Raises:
+            QuantenvError: If they are no indices of actions, such as the -1 that stands in infos before the end.
         """
-        actions = np.asarray(actions)
-        indices = np.stack(np.divmod(actions, len(self._bits)), axis=1) if self._dims == 2 else actions[:, None]
+        executed = np.asarray(plain(actions))
+        count = len(self._bits) ** self._dims
+        if executed.ndim != 1 or executed.dtype.kind not in "iu" or ((executed < 0) | (executed >= count)).any():
+            raise QuantenvError(f"Executed actions are {shown(actions)}: expected whole numbers from 0 to {count - 1}.")
+        indices = np.stack(np.divmod(executed, len(self._bits)), axis=1) if self._dims == 2 else executed[:, None]
         return self._centres[indices]

@@ -4,11 +4,13 @@ import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
 
-from quantenv.errors import InfeasibleBudgetError, QuantenvError, unknown_name
+from quantenv.arguments import listed, one_of, plain, real_number
+from quantenv.errors import InfeasibleBudgetError, QuantenvError, shown
 from quantenv.hardware.costs import CostTable
 from quantenv.hardware.quantities import BASE_UNITS, METRICS, format_quantity, parse_quantity
 
@@ -18,7 +20,7 @@ __all__ = ["Budget", "BudgetLike", "check_feasible", "format_quantity", "parse_b
 #: equal to the cheapest allocation's cost must stay feasible.
 TOLERANCE = 1e-9
 
-#: One budget as users write it: a ratio, or text.
+#: One budget as users write it: a ratio (any number of Python's, NumPy's or torch's), or text.
 BudgetLike = float | str
 
 
@@ -36,15 +38,16 @@ class Budget:
     """The bound, absolute, SI units."""
 
     def __post_init__(self) -> None:
-        if self.metric not in METRICS:
-            raise unknown_name("metric", self.metric, METRICS)
-        if not (math.isfinite(self.limit) and self.limit > 0):
-            raise QuantenvError(f"The {self.metric} budget is {self.limit:g}; expected a positive, finite limit.")
+        one_of(self.metric, "metric", METRICS)
+        limit = real_number(self.limit, f"The {self.metric} budget")
+        if not (math.isfinite(limit) and limit > 0):
+            raise QuantenvError(f"The {self.metric} budget is {limit:g}; expected a positive, finite limit.")
+        object.__setattr__(self, "limit", limit)
 
 
 def parse_budgets(
-    metric: str | Sequence[str],
-    budget: BudgetLike | Sequence[BudgetLike] | Mapping[str, BudgetLike],
+    metric: Any,
+    budget: Any,
     tables: Mapping[str, CostTable],
 ) -> tuple[Budget, ...]:
     """Reads one budget or several.
@@ -53,9 +56,10 @@ def parse_budgets(
     ``"0.4"``), or an absolute limit with a unit (``"18KiB"``, ``"3ms"``, ``"2mJ"``, ``"1.2GBOPs"``).
 
     Args:
-        metric: One metric, a sequence of metrics, or ``"size,bops"``. Ignored when `budget` names metrics itself.
-        budget: One budget for one metric; as many as metrics, as a sequence or as ``"0.4,0.5"``; or a mapping from
-            metrics to budgets, also as ``"size=0.4,latency=3ms"``.
+        metric: One metric, a list, tuple or array of them, or ``"size,bops"``. Ignored when `budget` names metrics
+            itself.
+        budget: One budget for one metric; as many as metrics, as a list, a tuple, an array or ``"0.4,0.5"``; or a
+            mapping from metrics to budgets, also as ``"size=0.4,latency=3ms"``.
         tables: The network's cost tables on the device, by metric.
 
     Returns:
@@ -75,8 +79,7 @@ def parse_budgets(
         raise QuantenvError("No budget was given: name at least one metric and its budget, such as size=0.4.")
     names = [name for name, _ in pairs]
     for name in names:
-        if name not in METRICS:
-            raise unknown_name("metric", name, METRICS)
+        one_of(name, "metric", METRICS)
         if names.count(name) > 1:
             raise QuantenvError(f"Metric {name!r} has more than one budget: give one.")
         if name not in tables:
@@ -139,20 +142,24 @@ def _named_pairs(text: str) -> list[tuple[str, BudgetLike]]:
     return pairs
 
 
-def _paired(metric: str | Sequence[str], budget: BudgetLike | Sequence[BudgetLike]) -> list[tuple[str, BudgetLike]]:
-    metrics, budgets = _items(metric), _items(budget)
+def _paired(metric: Any, budget: Any) -> list[tuple[str, BudgetLike]]:
+    metrics, budgets = _items(metric, "metric", "metrics"), _items(budget, "budget", "budgets")
     if len(metrics) != len(budgets):
+        names = ", ".join(map(str, metrics[: len(METRICS)]))
         raise QuantenvError(
-            f"Got {len(metrics)} metric(s) ({', '.join(map(str, metrics))}) but {len(budgets)} budget(s): "
+            f"Got {len(metrics)} metric(s) ({names}) but {len(budgets)} budget(s): "
             "give one budget for each metric, for example metric='size,bops' and budget='0.4,0.5'."
         )
     return list(zip(metrics, budgets, strict=True))
 
 
-def _items(value: Any) -> list[Any]:
-    if isinstance(value, str):
-        return _split(value)
-    return list(value) if isinstance(value, Sequence) else [value]
+def _items(value: Any, name: str, of: str) -> list[Any]:
+    given = plain(value)
+    if isinstance(given, str):
+        return _split(given)
+    if isinstance(given, numbers.Number) or given is None:
+        return [given]
+    return listed(given, name, of)
 
 
 def _split(text: str) -> list[str]:
@@ -161,21 +168,24 @@ def _split(text: str) -> list[str]:
 
 def _limit(metric: str, value: object, reference: float) -> float:
     unit = ""
-    if isinstance(value, str):
-        number, unit = parse_quantity(metric, value)
-    elif isinstance(value, numbers.Real) and not isinstance(value, bool):
-        number = float(value)
+    given = plain(value)
+    if isinstance(given, str):
+        number, unit = parse_quantity(metric, given)
+    elif isinstance(given, numbers.Real | Decimal) and not isinstance(given, bool):
+        number = real_number(given, f"The {metric} budget")
     else:
         raise QuantenvError(
-            f"The {metric} budget is {value!r}; expected a ratio in (0, 1] or text with a unit, such as '0.4'."
+            f"The {metric} budget is {shown(value)}; expected a ratio in (0, 1] or text with a unit, such as '0.4'."
         )
     if unit:
         if not (math.isfinite(number) and number > 0):
-            raise QuantenvError(f"The {metric} budget {value!r} is out of range; expected a positive, finite limit.")
+            raise QuantenvError(
+                f"The {metric} budget {shown(value)} is out of range; expected a positive, finite limit."
+            )
         return number
     if not 0 < number <= 1:  # also refuses nan
         raise QuantenvError(
-            f"The {metric} budget {value} is no ratio of the 8-bit cost, which lies in (0, 1]; "
+            f"The {metric} budget {shown(given)} is no ratio of the 8-bit cost, which lies in (0, 1]; "
             f"an absolute limit needs a unit, such as {format_quantity(metric, reference / 2)!r}."
         )
     if reference == 0:

@@ -3,7 +3,8 @@
 import math
 import re
 
-from quantenv.errors import QuantenvError, unknown_name
+from quantenv.arguments import one_of
+from quantenv.errors import QuantenvError, shown, unknown_name
 
 #: Every metric, in the order in which tables and reports list them.
 METRICS = ("size", "bops", "latency", "energy")
@@ -27,6 +28,9 @@ OTHER_UNITS: dict[str, dict[str, float]] = {
     "energy": {},
 }
 
+#: The longest text that is a quantity.
+LONGEST = 100
+
 _QUANTITY = re.compile(r"(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(?P<unit>[^\W\d_]*)", re.ASCII)
 
 
@@ -36,8 +40,7 @@ def units_of(metric: str) -> dict[str, float]:
     Raises:
         QuantenvError: If the metric is unknown.
     """
-    if metric not in METRICS:
-        raise unknown_name("metric", metric, METRICS)
+    one_of(metric, "metric", METRICS)
     return PRINTED_UNITS[metric] | OTHER_UNITS[metric]
 
 
@@ -58,10 +61,10 @@ def parse_quantity(metric: str, text: str) -> tuple[float, str]:
     """
     units = units_of(metric)
     plain = text.strip().replace("\N{MICRO SIGN}", "u").replace("\N{GREEK SMALL LETTER MU}", "u")
-    match = _QUANTITY.fullmatch(plain)
+    match = _QUANTITY.fullmatch(plain) if len(plain) <= LONGEST else None
     if match is None:
         raise QuantenvError(
-            f"The {metric} budget {text!r} is not a number; expected a ratio in (0, 1] such as '0.4', "
+            f"The {metric} budget {shown(text)} is not a number; expected a ratio in (0, 1] such as '0.4', "
             f"or a number with a unit ({', '.join(units)})."
         )
     number, unit = float(match["number"]), match["unit"]
@@ -72,7 +75,7 @@ def parse_quantity(metric: str, text: str) -> tuple[float, str]:
     for other in METRICS:
         if unit in units_of(other):
             raise QuantenvError(
-                f"The {metric} budget {text!r} has a unit of {other}; {metric} is measured in {', '.join(units)}."
+                f"The {metric} budget {shown(text)} has a unit of {other}; {metric} is measured in {', '.join(units)}."
             )
     raise unknown_name(f"unit of {metric}", unit, units)
 

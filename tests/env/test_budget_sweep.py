@@ -135,7 +135,7 @@ def test_same_seed_same_episode():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"levels": 1}, "at least 2"),
+        ({"levels": 1}, "from 2 to 10000"),
         ({"reward": "weighted"}, "needs a fixed budget"),
         ({"regret": True}, "needs a fixed budget"),
         ({"metric": ("size", "bops"), "budget": (0.9, 0.9)}, "over one budget, not 2"),
