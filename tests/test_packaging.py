@@ -45,6 +45,7 @@ STOREYS = (
         "quantenv.signals",
         "quantenv.parallel",
         "quantenv.archives",
+        "quantenv.arguments",
         "quantenv.arrays",
         "quantenv.compute",
         "quantenv.locks",
