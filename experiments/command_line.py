@@ -27,6 +27,8 @@ Options = TypeVar("Options")
 
 #: Options that may name a function of the user's own.
 FUNCTIONS = ("model", "task")
+#: The option that names a Ray cluster to join.
+CLUSTER = "ray_address"
 
 CONFIG, HELP, PRINT = "config", "help", "print_config"
 
@@ -67,6 +69,7 @@ def parse_options(
     for name, text in given:
         if name == CONFIG:
             values |= _from_mapping(read_option_file(text), kind, command, text)
+            _refuse_cluster(values, given, text)
     for name, text in given:
         if name not in (CONFIG, PRINT):
             _set(values, name, text, kinds, kind, command)
@@ -77,6 +80,31 @@ def parse_options(
         sys.stdout.write(to_yaml(options))
         sys.exit(0)
     return options
+
+
+def read_options(kind: type[Options], command: str, path: str | Path, instead: Mapping[str, Any]) -> Options:
+    """Reads the options that a folder was made with.
+
+    Args:
+        kind: Dataclass of the options.
+        command: Name of the command that made the folder.
+        path: The folder's file of options.
+        instead: Options that are as given here, whatever the file says of them.
+
+    Raises:
+        QuantenvError: As `parse_options`.
+    """
+    values = _from_mapping(read_option_file(path), kind, command, str(path))
+    return _build(kind, {**values, **instead}, command)
+
+
+def _refuse_cluster(values: Mapping[str, Any], given: Sequence[tuple[str, str]], where: str) -> None:
+    """Raises QuantenvError if a file names a Ray cluster that the command line does not: a cluster runs code here."""
+    if values.get(CLUSTER) is not None and all(name != CLUSTER for name, _ in given):
+        raise QuantenvError(
+            f"{where}: {CLUSTER} is {short(values[CLUSTER])}, and a Ray cluster may run code here: name it on the "
+            f"command line with --{CLUSTER}, or leave it out."
+        )
 
 
 def to_yaml(options: Any) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from experiments.command_line import flatten, parse_options, to_yaml
+from experiments.command_line import flatten, parse_options, read_options, to_yaml
 from experiments.console import announcements, results
 from experiments.progress import ProgressView
 from experiments.run_folder import make_new
@@ -150,7 +150,7 @@ def _resumed(given: PretrainOptions, folder: Path, arguments: Sequence[str]) -> 
     config = folder / "config.yaml"
     if not config.is_file():
         raise QuantenvError(f"{folder} is no folder of a training: it holds no {config.name}.")
-    own = parse_options(PretrainOptions, "pretrain", ["--config", str(config)])
+    own = read_options(PretrainOptions, "pretrain", config, {})
     processes = parse_options(PretrainOptions, "pretrain", arguments, defaults={"processes": own.processes}).processes
     return dataclasses.replace(own, processes=processes)
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from experiments.command_line import parse_options, to_yaml
+from experiments.command_line import read_options, to_yaml
 from experiments.options import TrainOptions
 from quantenv.errors import QuantenvError
 from quantenv.files import write_text
@@ -107,7 +107,8 @@ class RunFolder:
         Raises:
             QuantenvError: If the file is damaged or an option is unknown.
         """
-        return parse_options(TrainOptions, "train", ["--config", str(self.config)])
+        # Which cluster evaluates is for each command to say, and never for a folder.
+        return read_options(TrainOptions, "train", self.config, {"ray_address": None})
 
     def write_json(self, path: Path, content: Any) -> None:
         """Writes one of the run's JSON files, atomically."""

@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from experiments.benchmarks.jobs import Record
 from experiments.benchmarks.parquet import COLUMNS, DamagedFile, read_description, read_table, write_table, write_tables
 from experiments.benchmarks.suite import BenchmarkOptions, Job
-from experiments.command_line import parse_options, to_yaml
+from experiments.command_line import read_options, to_yaml
 from quantenv.errors import QuantenvError
 from quantenv.files import content_hash, write_text
 from quantenv.reading import Schema, fit
@@ -97,13 +96,7 @@ class BenchmarkFolder:
         Raises:
             QuantenvError: If the file is damaged.
         """
-        try:
-            sound = isinstance(yaml.safe_load(self.suite.read_text()), dict)
-        except (OSError, ValueError, yaml.YAMLError):
-            sound = False
-        if not sound:
-            raise QuantenvError(f"{self.suite} cannot be read as YAML: restore it.")
-        return parse_options(BenchmarkOptions, "benchmark", ["--config", str(self.suite)])
+        return read_options(BenchmarkOptions, "benchmark", self.suite, {})
 
     def write_options(self, options: BenchmarkOptions) -> None:
         """Writes the options."""

@@ -1,6 +1,5 @@
 """`quantenv report`: runs and benchmarks as one HTML page and PNGs."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
         QuantenvError: For a mistake in the options, a folder that is neither a run's nor a benchmark's, a damaged
             file, or a page that cannot be written.
     """
-    options = parse_options(ReportOptions, "report", _with_folders(arguments))
+    options = parse_options(ReportOptions, "report", arguments)
     require_plotly()
     sources = read_folders(options.folders)
     groups = group(sources)
@@ -59,18 +58,3 @@ def main(arguments: Sequence[str]) -> int:
         results().print(sentence, markup=False)
     results().print(f"{output}, and {len(figures)} pictures beside it.", markup=False, soft_wrap=True)
     return 0
-
-
-def _with_folders(arguments: Sequence[str]) -> list[str]:
-    """Makes one list of all folders on the command line, which is what the parser expects."""
-    folders, others = [], []
-    rest = iter(arguments)
-    for argument in rest:
-        if not argument.startswith("-"):
-            folders.append(argument)
-        elif argument in ("--output", "--config"):
-            others.append(argument)
-            others += [value for value in [next(rest, None)] if value is not None]
-        else:
-            others.append(argument)
-    return [json.dumps(folders), *others] if folders else others
