@@ -9,6 +9,7 @@ import dataclasses
 import importlib
 import importlib.resources
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,9 +30,13 @@ from experiments.search_options import TuneOptions
 from experiments.signals import GracefulStop, Interrupted
 from quantenv.errors import QuantenvError, unknown_name
 from quantenv.files import write_text
+from quantenv.plain_yaml import shorten
+from quantenv.reading import parse_json
 
 #: Trials that are drawn together.
 BATCH = 8
+#: File of a tuning's trials, in its folder.
+DATABASE = "tuning.sqlite"
 #: Digits to which numbers are rounded before they are tried.
 DIGITS = 3
 
@@ -57,12 +62,7 @@ def main(arguments: Sequence[str]) -> int:
     in_force = _in_force(options.agent, base, space)
     folder = Path(options.output or f"runs/tune/{Path(options.task).stem}/{options.agent}")
     folder.mkdir(parents=True, exist_ok=True)
-    study = optuna.create_study(
-        storage=f"sqlite:///{folder / 'tuning.sqlite'}",
-        study_name="quantenv",
-        direction="minimize",
-        load_if_exists=True,
-    )
+    study = open_study(folder)
     _check_same(study, folder, options, base, space)
     try:
         with GracefulStop() as stop:
@@ -75,6 +75,30 @@ def main(arguments: Sequence[str]) -> int:
     announcements().print(f"Written to {folder / 'best.yaml'}.", markup=False)
     sys.stdout.write(text)
     return 0
+
+
+def open_study(folder: Path) -> Any:
+    """Opens or begins the study of a folder.
+
+    Raises:
+        QuantenvError: If its database is damaged or something else, or Optuna is not installed.
+    """
+    optuna = _optuna()
+    damaged = f"{folder / DATABASE} is damaged, or no database of a tuning: restore it, or choose another --output."
+    try:
+        study = optuna.create_study(
+            storage=f"sqlite:///{folder / DATABASE}", study_name="quantenv", direction="minimize", load_if_exists=True
+        )
+        finished, recorded = _finished(optuna, study), study.user_attrs.get("tuning", "{}")
+    except Exception as error:  # Optuna and the database raise many kinds, according to the cell that is wrong
+        raise QuantenvError(f"{damaged} ({shorten(str(error), 200)})") from error
+    sound = all(isinstance(trial.user_attrs.get("agent_options"), dict) for trial in finished)
+    done = [trial for trial in finished if trial.state == optuna.trial.TrialState.COMPLETE]
+    if not sound or not all(trial.value is not None and math.isfinite(trial.value) for trial in done):
+        raise QuantenvError(damaged)
+    if not isinstance(recorded, str) or not isinstance(parse_json(recorded, str(folder / DATABASE)), dict):
+        raise QuantenvError(damaged)
+    return study
 
 
 def find_space(options: TuneOptions) -> Space:

@@ -141,6 +141,7 @@ def _read_safetensors(content: bytes, path: Path, kind: str) -> dict[str, torch.
 
 
 def _unreadable(path: Path, kind: str, reason: str) -> QuantenvError:
+    reason = "".join(character if character.isprintable() else "?" for character in reason)
     return QuantenvError(
         f"Cannot read the {kind} {path}: {reason}. Expected a file of torch.save(network.state_dict(), ...) or of "
         "safetensors."

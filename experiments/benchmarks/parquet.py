@@ -133,11 +133,13 @@ def _write(path: Path, write: Callable[[Any], object]) -> None:
 
 def _checked(path: Path) -> bytes:
     """Reads a file that is as it was written."""
-    content = read_bytes(path, what="Parquet file", limit=LIMIT, error=DamagedFile)
+    check_readable(path, what="Parquet file", error=DamagedFile)
+    if (size := path.stat().st_size) > LIMIT:
+        raise DamagedFile(f"{path} has {size:,} bytes, more than {LIMIT:,}: it is no file of evaluations.")
+    content = path.read_bytes()
     beside = checksum_of(path)
     if not beside.exists():
         raise DamagedFile(f"{path} has no checksum beside it ({beside.name}): it is unfinished, or of an old version.")
-    check_readable(beside, what="checksum", error=DamagedFile)
     if read_bytes(beside, what="checksum", limit=1000, error=DamagedFile) != _line(path, content).encode():
         raise DamagedFile(f"{path} does not match its checksum in {beside.name}: one of them was changed or damaged.")
     return content
