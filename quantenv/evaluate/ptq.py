@@ -14,6 +14,7 @@ from quantenv.files import content_hash
 from quantenv.quantize import PrefixRunner, QuantizedNetwork, calibrate_task, parse_scheme
 from quantenv.quantize.corrections import reestimated
 from quantenv.quantize.integer import IntegerNetwork, integer_obstacle
+from quantenv.quantize.verification import check_kernels
 from quantenv.tasks import Split, Task
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,8 @@ class PTQEvaluator:
         self.scheme = parse_scheme(task.scheme)
         self.backend = choose_backend(backend, self.scheme.integer_obstacle)
         self.network = BACKENDS[self.backend](calibrate_task(task))
+        if isinstance(self.network, IntegerNetwork):
+            check_kernels(self.network)
         self.batch = batch_size(self.network, self.backend)
         self._runner = PrefixRunner(self.network)
         self.identity = content_hash(

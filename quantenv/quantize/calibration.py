@@ -12,7 +12,7 @@ from torch import fx, nn
 from quantenv.allocation import Allocation
 from quantenv.attention import with_plain_attention
 from quantenv.channel_groups import Channels, channels_of, parts_of, split_layers, whole
-from quantenv.errors import QuantenvError, UnsupportedLayerError
+from quantenv.errors import QuantenvError
 from quantenv.layers import LayerSpec, describe
 from quantenv.locks import PREPARING
 from quantenv.quantize.calibrate import MAX_SAMPLES, activation_grids, weight_grids
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from quantenv.tasks import Task
 
 CALIBRATION_BATCH = 64
-#: Samples that a network and its trace are compared on, and the difference that rounding may make, as a fraction of
-#: the outputs' norm.
-CHECKED, TOLERANCE = 4, 0.01
 LINEAR = Scheme()
 
 
@@ -142,15 +139,19 @@ def calibrate(
 
     Raises:
         UnsupportedLayerError: If a layer cannot be quantized, the network cannot be traced, or its trace computes
-            something else.
+            something else, or so does what is rewritten for quantization, before anything is rounded.
         QuantenvError: If the network puts out NaN or infinity on the calibration inputs, or a layer has channel groups
             that are no partition, or that the scheme cannot have.
     """
+    from quantenv.quantize.verification import check_rewritten, check_trace  # which stand on calibrations
+
     check_grouping(scheme, channels)
     network = with_plain_attention(network)
     layers = describe(network, inputs[:1])
     graph = trace(network)
-    _check_same(network, graph, inputs[:CHECKED])
+    training = network.training
+    check_trace(network.eval(), graph, inputs, CALIBRATION_BATCH)
+    network.train(training)
     gains = {
         layer.name: _folded_gain(network, graph, layer.name)
         for layer in layers
@@ -171,7 +172,7 @@ def calibrate(
                     f"{type(network).__name__} puts out NaN or infinity on the calibration inputs; "
                     "check its weights and the inputs' normalisation."
                 )
-    return Calibration(
+    calibration = Calibration(
         graph=graph,
         layers=split_layers(layers, channels or {}),
         sites=sites,
@@ -180,21 +181,8 @@ def calibrate(
         scheme=scheme,
         gains=gains,
     )
-
-
-def _check_same(network: nn.Module, graph: nn.Module, inputs: torch.Tensor) -> None:
-    """Compares a network with its trace: what forward() does beside computing on tensors, a trace does not show."""
-    training = network.training
-    with torch.no_grad():
-        expected = network.eval()(inputs)
-        found = graph(inputs)
-    network.train(training)
-    if torch.isfinite(expected).all() and (found - expected).norm() > TOLERANCE * expected.norm():
-        raise UnsupportedLayerError(
-            f"Traced with torch.fx, {type(network).__name__} puts out something else: at most {TOLERANCE:.0%} was "
-            f"expected, {float((found - expected).norm() / expected.norm()):.0%} found. Its forward() must be a "
-            "function of its input alone, the same for every batch, and change no view of a tensor in place."
-        )
+    check_rewritten(calibration)
+    return calibration
 
 
 def calibrate_task(task: "Task") -> Calibration:

@@ -67,7 +67,7 @@ def fingerprint(network: nn.Module, inputs: torch.Tensor) -> str:
     digits = _DIGITS
     with torch.no_grad():
         try:
-            with _InDoublePrecision():
+            with InDoublePrecision():
                 outputs = network(chosen.double() if chosen.is_floating_point() else chosen)
         except (RuntimeError, TypeError, ValueError):  # it insists on a type
             outputs, digits = network(chosen), _FEWER_DIGITS
@@ -204,7 +204,7 @@ class _Description:
         )
 
 
-class _InDoublePrecision(TorchFunctionMode):
+class InDoublePrecision(TorchFunctionMode):
     """Has every operation on floats compute in double precision, whatever types a network casts to."""
 
     def __torch_function__(

@@ -112,6 +112,11 @@ class IntegerLayer(Switched):
         """The layer in float, which knows bits and grids."""
         return self._layer[0]
 
+    @property
+    def output(self) -> Grid | None:
+        """The grid of the codes that it puts out; None if it puts out float sums."""
+        return self._output
+
     def setting(self, bits: Bits) -> Setting:
         """Returns the layer's setting, and the target's."""
         (target,) = self._target

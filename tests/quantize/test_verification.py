@@ -1,0 +1,123 @@
+"""What is prepared computes what the user's network does: whatever differs before anything is rounded is refused."""
+
+import pytest
+import torch
+from torch import nn
+
+from quantenv.errors import UnsupportedLayerError
+from quantenv.evaluate.ptq import PTQEvaluator
+from quantenv.quantize import calibrate
+from quantenv.quantize.integer import IntegerLayer, IntegerNetwork
+from quantenv.quantize.network import SwitchedLayer, rewire
+from quantenv.quantize.tracing import trace
+from quantenv.quantize.verification import check_kernels, check_rewritten, check_trace, name_of
+from quantenv.tasks import get_task
+from tests.networks import branched
+
+INPUTS = torch.randn(40, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+@torch.fx.wrap
+def rarely(x):
+    """Changes what hardly any batch shows."""
+    return x.where(INPUTS[33, 0, 0, 0] != x[:, :1, :1, :1], 2 * x)
+
+
+class Rare(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.traced = branched(), False
+
+    def forward(self, x):
+        return self.inner(x if self.traced else rarely(x))
+
+
+def test_all_calibration_inputs_are_compared():
+    network = Rare().eval()
+    network.traced = True
+    graph = trace(network)
+    network.traced = False
+    check_trace(network, graph, INPUTS[:33], 16)
+    with pytest.raises(UnsupportedLayerError, match=r"Rare puts out something else, first in Conv2d 'inner\.stem'"):
+        check_trace(network, graph, INPUTS, 16)
+
+
+@pytest.mark.parametrize("layer", ["stem", "block.grouped", "block.depthwise", "head"])
+def test_the_first_layer_that_differs_from_the_network_is_named(layer):
+    network, graph = branched(), trace(branched())
+    check_trace(network, graph, INPUTS, 16)
+    graph.get_submodule(layer).weight.data *= 1.01
+    with pytest.raises(UnsupportedLayerError, match=f"first in {type(graph.get_submodule(layer)).__name__} '{layer}'"):
+        check_trace(network, graph, INPUTS, 16)
+
+
+def test_float_arithmetic_is_no_difference():
+    network = branched()
+    for scale in (1e-12, 1e12):  # of batch norms that all but cancel, too
+        network.stem_norm.running_var.fill_(1e-20)
+        network.stem.weight.data *= scale
+        calibrate(network, INPUTS)
+
+
+@pytest.mark.parametrize("layer", ["stem", "left", "head"])
+def test_the_first_layer_that_is_rewritten_to_something_else_is_named(layer, monkeypatch):
+    calibration = calibrate(branched(), INPUTS)
+    wrong = calibration.graph.get_submodule(layer).weight.shape
+
+    def forward(self, x):
+        return right(self, x) * (1.001 if self.float_weight.shape == wrong else 1)
+
+    right = SwitchedLayer.forward
+    monkeypatch.setattr(SwitchedLayer, "forward", forward)
+    with pytest.raises(UnsupportedLayerError, match=f"'{layer}' puts out something else once it is rewritten"):
+        check_rewritten(calibration)
+
+
+def test_an_operation_that_is_lost_is_named(monkeypatch):
+    def without_adding(calibration, make_site, make_layer):
+        module = rewire(calibration, make_site, make_layer)
+        for node in module.graph.nodes:
+            if node.name == "add_1":
+                node.args = (node.args[0], node.args[0])
+        module.recompile()
+        return module
+
+    calibration = calibrate(branched(), INPUTS)
+    monkeypatch.setattr("quantenv.quantize.verification.rewire", without_adding)
+    with pytest.raises(UnsupportedLayerError, match="add behind Conv2d 'left' puts out"):
+        check_rewritten(calibration)
+
+
+def test_operations_are_named_by_the_layer_in_front_of_them():
+    graph = trace(branched())
+    names = [name_of(node, graph) for node in graph.graph.nodes]
+    assert names[0] == "The network's input"
+    assert "Conv2d 'block.depthwise'" in names
+    assert "add behind Conv2d 'block.depthwise'" in names
+
+
+@pytest.mark.parametrize("layer", ["stem", "head"])
+def test_kernels_that_compute_something_else_are_refused(layer, monkeypatch):
+    monkeypatch.setattr("quantenv.quantize.integer.integer_obstacle", lambda: None)  # slow or not
+    network = IntegerNetwork(calibrate(branched(), INPUTS))
+    check_kernels(network)
+    shape = network.calibration.graph.get_submodule(layer).weight.shape
+
+    def pack(self, weight_bits, activation_bits):
+        packed, scales = right(self, weight_bits, activation_bits)
+        return packed, scales * (1.5 if self.layer.float_weight.shape == shape else 1)
+
+    right = IntegerLayer._pack
+    monkeypatch.setattr(IntegerLayer, "_pack", pack)
+    broken = IntegerNetwork(network.calibration)
+    with pytest.raises(UnsupportedLayerError, match=f"'{layer}' puts out something else than the same rounding"):
+        check_kernels(broken)
+
+
+def test_evaluators_on_kernels_check_them(monkeypatch):
+    monkeypatch.setattr("quantenv.evaluate.ptq.integer_obstacle", lambda: None)
+    monkeypatch.setattr("quantenv.quantize.integer.integer_obstacle", lambda: None)
+    checked = []
+    monkeypatch.setattr("quantenv.evaluate.ptq.check_kernels", checked.append)
+    evaluator = PTQEvaluator(get_task("digits"), "integer")
+    assert checked == [evaluator.network]
