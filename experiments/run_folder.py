@@ -76,7 +76,8 @@ class RunFolder:
         Raises:
             QuantenvError: If the folder cannot be made.
         """
-        parent = Path(options.runs) / Path(options.task).stem / options.agent
+        task = options.task.replace(":", ".") if ":" in options.task else Path(options.task).stem
+        parent = Path(options.runs) / task / options.agent
         stem = f"{options.seed}-{datetime.now():%Y%m%d-%H%M%S}"
         try:
             parent.mkdir(parents=True, exist_ok=True)

@@ -6,10 +6,13 @@ name stood on a command line itself: this one, or an earlier one of the same use
 """
 
 import importlib
+import importlib.machinery
 import importlib.util
 import json
 import os
 import re
+import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -40,15 +43,37 @@ def own_function(name: str, what: str) -> Callable[..., Any]:
             f"A file names the {what} {name!r}, a function that was never named on a command line here: files run no "
             f"code. If you trust it, name it once yourself, as in `quantenv {_COMMANDS[what]} {name}`."
         )
+    top = module.partition(".")[0]
+    if top not in sys.modules and importlib.util.find_spec(top) is None:
+        sys.path.append(os.getcwd())  # for good: worker processes get it, and what the function itself imports later
     try:
         function: Any = importlib.import_module(module)
         for part in attribute.split("."):
             function = getattr(function, part)
     except (ImportError, AttributeError) as error:
-        raise QuantenvError(f"Cannot import {what} {name!r}: {error}. Is it installed, or on PYTHONPATH?") from error
+        raise QuantenvError(
+            f"Cannot import {what} {name!r}: {error}. Is it installed, on PYTHONPATH, or in this folder?"
+        ) from error
+    except QuantenvError:
+        raise
+    except Exception as error:  # importing runs the user's code, which may fail in any way
+        raise QuantenvError(f"Cannot import {what} {name!r}: {reason_of(error)}.") from error
     if not callable(function):
         raise QuantenvError(f"The {what} {name!r} is a {type(function).__name__}; expected a function.")
     return function
+
+
+def is_function_name(text: str) -> bool:
+    """Whether a text has the form ``module:function``."""
+    return _NAME.fullmatch(text) is not None
+
+
+def reason_of(error: BaseException) -> str:
+    """Returns what an error of the user's code says, and where in it: ``KeyError: 3 (mine.py, line 12)``."""
+    said = (str(error).splitlines() or [""])[0].rstrip(".")[:200]
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}{': ' * bool(said)}{said}{where}"
 
 
 #: How a user names one.
@@ -97,8 +122,9 @@ def _named() -> dict[str, str]:
 
 def _origin(module: str) -> str:
     """Returns where a module's outermost package lies, which finding does not run; empty if it is in no file."""
-    with suppress(ImportError, ValueError):
-        spec = importlib.util.find_spec(module.partition(".")[0])
+    top = module.partition(".")[0]
+    with suppress(ImportError, ValueError, OSError):
+        spec = importlib.util.find_spec(top) or importlib.machinery.PathFinder.find_spec(top, [os.getcwd()])
         if spec is not None:
             return next(filter(None, [spec.origin, *(spec.submodule_search_locations or ())]), "")
     return ""

@@ -68,10 +68,10 @@ def get_table(name: str) -> EvaluationTable:
 
 
 def resolve_task(name: str, source: "TaskSource | None" = None) -> "Task | EvaluationTable":
-    """Returns a table or a registered task by name; the network of a task may have to be trained.
+    """Returns a table or a task by name; the network of a task may have to be trained.
 
     Args:
-        name: The name.
+        name: A registered name, the path of a table, or ``module:function`` of the user's.
         source: Data, network and weights of a task that does not bring its own, and its channel groups.
 
     Raises:
@@ -81,9 +81,9 @@ def resolve_task(name: str, source: "TaskSource | None" = None) -> "Task | Evalu
         if source is not None and source.given:
             raise QuantenvError(f"Table {name!r} holds all that is known of its task: leave --{source.given[0]} out.")
         return get_table(name)
-    from quantenv.tasks import get_task, task_names  # torch, which tables do without
+    from quantenv.tasks import get_task, is_task, task_names  # torch, which tables do without
 
-    if name not in task_names():
+    if not is_task(name):
         raise unknown_name("task", name, (*task_names(), *TABLES))
     from quantenv.sensitivity.channel_groups import grouped_as
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from quantenv.errors import QuantenvError, unknown_name
 from quantenv.locks import PREPARING
+from quantenv.own_code import is_function_name
+from quantenv.tasks.own import description, make_own_task, third_party
 from quantenv.tasks.source import TaskSource
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ __all__ = [
     "Task",
     "TaskSource",
     "get_task",
+    "is_task",
     "task_descriptions",
     "task_from_datasets",
     "task_names",
@@ -91,30 +94,38 @@ _TASKS = {
 
 
 def task_names() -> tuple[str, ...]:
-    """Returns the names of the registered tasks."""
-    return tuple(_TASKS)
+    """Returns the names of the registered tasks, those of other distributions (group ``quantenv.tasks``) included."""
+    return tuple(dict.fromkeys((*_TASKS, *third_party())))
 
 
 def task_descriptions() -> dict[str, str]:
     """Returns a line about each registered task, without making any."""
-    return {name: task.description for name, task in _TASKS.items()}
+    others = {name: description(entry) for name, entry in third_party().items()}
+    return others | {name: task.description for name, task in _TASKS.items()}
+
+
+def is_task(name: str) -> bool:
+    """Whether a task is registered under a name, or the name is that of a function of the user's."""
+    return name in task_names() or is_function_name(name)
 
 
 def get_task(name: str, source: TaskSource | None = None) -> "Task":
-    """Makes a registered task; its float network is trained or loaded from the cache.
+    """Makes a registered task, or one of the user's; its float network is trained or loaded from the cache.
 
     Args:
-        name: A name from `task_names`.
+        name: A name from `task_names`; or ``module:function``, a function of yours without arguments that returns the
+            task.
         source: What the user brings, for tasks that do not bring it themselves.
 
     Returns:
         The task; the same object for the same name and source.
 
     Raises:
-        QuantenvError: If no such task is registered, or it is made of other things.
+        QuantenvError: If no such task is registered, it is made of other things, or a function of the user's cannot be
+            imported, fails or returns no task.
     """
-    if name not in _TASKS:
-        raise unknown_name("task", name, _TASKS)
+    if not is_task(name):
+        raise unknown_name("task", name, task_names())
     source = source or TaskSource()
     check_source(name, source)
     with PREPARING:
@@ -133,13 +144,15 @@ def check_source(name: str, source: TaskSource) -> None:
             "quantenv.sensitivity.group_channels cuts them afterwards."
         )
     for option in source.given:
-        if option not in _TASKS[name].takes:
+        if name not in _TASKS or option not in _TASKS[name].takes:
             able = ", ".join(other for other, task in _TASKS.items() if option in task.takes)
             raise QuantenvError(f"Task {name!r} takes no --{option}: leave it out, or use one that does ({able}).")
 
 
 @functools.cache
 def _make(name: str, source: TaskSource) -> "Task":
+    if name not in _TASKS:
+        return make_own_task(name)
     module, _, function = _TASKS[name].factory.partition(":")
     factory = getattr(importlib.import_module(module), function)
     task: Task = factory(source) if _TASKS[name].takes else factory()

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from quantenv.errors import QuantenvError, unknown_name
-from quantenv.own_code import own_function
+from quantenv.own_code import own_function, reason_of
 from quantenv.tasks.source import DEFAULT
 from quantenv.tasks.state_dicts import load_weights
 from quantenv.tasks.vision import torchvision
@@ -78,7 +78,13 @@ def _torchvision(name: str, published: bool, arguments: dict[str, Any]) -> nn.Mo
 
 
 def _own(model: str, arguments: dict[str, Any]) -> nn.Module:
-    network = own_function(model, "model")(**arguments)
+    function = own_function(model, "model")
+    try:
+        network = function(**arguments)
+    except QuantenvError:
+        raise
+    except Exception as error:  # the function is the user's, which may fail in any way
+        raise QuantenvError(f"Cannot make {model} of the arguments {arguments}: {reason_of(error)}.") from error
     if not isinstance(network, nn.Module):
         raise QuantenvError(f"Model {model!r} returned a {type(network).__name__}; expected a torch.nn.Module.")
     return network
