@@ -1,38 +1,48 @@
-"""Episodes on file: `episodes.jsonl`, one line for each evaluation, appended and never rewritten."""
+"""Episodes on file: `episodes.jsonl`, one line for each evaluation, appended and never rewritten.
+
+Each line's checksum depends on that of the line before it, so that no line is changed, lost, repeated or moved unseen.
+"""
 
 import json
+import math
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from quantenv.allocation import Allocation
+import msgspec
+
+from quantenv.allocation import Allocation, Bits
 from quantenv.errors import QuantenvError
 from quantenv.layers import LayerSpec
+from quantenv.reading import LINE_LIMIT, Schema, check_readable, fit, parse_json
+from quantenv.records import KEY, open_record, sealed
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+NonNegative = Annotated[float, msgspec.Meta(ge=0)]
 
 
-@dataclass(frozen=True)
-class Episode:
+class Episode(Schema, frozen=True):
     """One finished episode: what was evaluated and what came of it, on the search split."""
 
-    evaluation: int
+    evaluation: Positive
     """Number of the evaluation, from 1."""
-    bits: tuple[tuple[int, int], ...]
+    bits: Annotated[tuple[tuple[Bits, Bits], ...], msgspec.Meta(min_length=1)]
     """(weight bits, activation bits) of each layer."""
-    correct: int
+    correct: Count
     """Samples classified correctly."""
-    samples: int
+    samples: Positive
     """Samples evaluated."""
-    loss: float
+    loss: NonNegative
     """Mean cross-entropy in nats."""
     reward: float
-    """Reward of the episode."""
-    costs: dict[str, float]
+    """Reward of the episode; minus infinity, null in the file, where the constraint ``reject`` says so."""
+    costs: Annotated[dict[str, NonNegative], msgspec.Meta(min_length=1)]
     """Cost in every metric of the device, in SI units."""
     feasible: bool
     """Whether every budget is met."""
-    penalty_lambda: float | None = None
+    penalty_lambda: NonNegative | None = None
     """Price of a violation in this episode; None unless the constraint is ``lagrangian``."""
 
     @property
@@ -45,23 +55,10 @@ class Episode:
         weights, activations = zip(*self.bits, strict=True)
         return Allocation.make(layers, weights, activations, task, scheme)
 
-    def to_line(self) -> str:
-        """Returns the episode as one line of JSON."""
-        return json.dumps(asdict(self)) + "\n"
-
-    @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> "Episode":
-        """Reads the object that `to_line` writes.
-
-        Raises:
-            KeyError, TypeError, ValueError: If a key is missing or of the wrong type.
-        """
-        values = dict(content)
-        values["bits"] = tuple((int(weight), int(activation)) for weight, activation in values["bits"])
-        episode = cls(**values)
-        if not (0 <= episode.correct <= episode.samples and episode.samples > 0 and episode.costs):
-            raise ValueError("counts or costs are out of range")
-        return episode
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the content of the episode's line, but for the checksum."""
+        content: dict[str, Any] = msgspec.to_builtins(self)
+        return {**content, "reward": None if self.reward == -math.inf else self.reward}
 
 
 def read_episodes(path: Path) -> tuple[list[Episode], int]:
@@ -74,29 +71,53 @@ def read_episodes(path: Path) -> tuple[list[Episode], int]:
         The episodes, and the length in bytes of the file's sound part.
 
     Raises:
-        QuantenvError: If another line is damaged, or the evaluations are not numbered 1, 2, 3, ...
+        QuantenvError: If another line is damaged, or lines are missing, repeated or moved.
     """
+    episodes: list[Episode] = []
+    sound, before = 0, ""
+    if not path.exists():
+        return episodes, sound
+    check_readable(path, what="episode file")
     try:
-        content = path.read_bytes() if path.exists() else b""
+        with path.open("rb") as file:
+            while (line := file.readline(LINE_LIMIT + 1)).endswith(b"\n") or len(line) > LINE_LIMIT:
+                number = len(episodes) + 1
+                try:
+                    episode, before = _read_line(line, f"{path}, line {number},", before)
+                    _check_follows(episode, episodes, f"{path}, line {number},")
+                except QuantenvError as error:
+                    raise QuantenvError(
+                        f"{str(error).rstrip('.')}: the file is damaged. Restore it, or delete that line and all after "
+                        "it and resume from there."
+                    ) from error
+                episodes.append(episode)
+                sound += len(line)
     except OSError as error:
         raise QuantenvError(f"Cannot read {path}: {error.strerror}.") from error
-    sound = content.rfind(b"\n") + 1
-    episodes: list[Episode] = []
-    for number, line in enumerate(content[:sound].splitlines(), start=1):
-        try:
-            episode = Episode.from_dict(json.loads(line))
-        except (KeyError, TypeError, ValueError) as error:
-            raise QuantenvError(
-                f"{path}, line {number}, is not a recorded episode: the file is damaged. Restore it, "
-                "or delete that line and all after it and resume from there."
-            ) from error
-        if episode.evaluation != number:
-            raise QuantenvError(
-                f"{path}, line {number}, holds evaluation {episode.evaluation}: lines are missing or repeated. "
-                "Restore the file, or delete that line and all after it and resume from there."
-            )
-        episodes.append(episode)
     return episodes, sound
+
+
+def _read_line(line: bytes, where: str, before: str) -> tuple[Episode, str]:
+    """Reads a line; returns the episode and the line's checksum."""
+    if len(line) > LINE_LIMIT:
+        raise QuantenvError(f"{where} is longer than {LINE_LIMIT:,} bytes.")
+    raw = parse_json(line, where)
+    content = open_record(raw, dict[str, Any], where, before=before)
+    if "reward" in content and content["reward"] is None:
+        content["reward"] = -math.inf
+    episode = fit(content, Episode, where)
+    if episode.correct > episode.samples:
+        raise QuantenvError(f"{where} has {episode.correct} correct of {episode.samples} samples.")
+    return episode, raw[KEY]
+
+
+def _check_follows(episode: Episode, earlier: Sequence[Episode], where: str) -> None:
+    """Raises QuantenvError unless an episode is the next one of the same search."""
+    if episode.evaluation != len(earlier) + 1:
+        raise QuantenvError(f"{where} holds evaluation {episode.evaluation}.")
+    first = earlier[0] if earlier else episode
+    if len(episode.bits) != len(first.bits) or episode.samples != first.samples or [*episode.costs] != [*first.costs]:
+        raise QuantenvError(f"{where} has other layers, samples or costs than the first line.")
 
 
 class EpisodeLog:
@@ -111,19 +132,22 @@ class EpisodeLog:
             sound: Length in bytes of these episodes' lines.
         """
         self._path, self._recorded = path, recorded
-        self._file = path.open("ab")
+        self._file = path.open("a+b")
         self._file.truncate(sound)
+        self._last = self._last_checksum() if recorded else ""
 
     def __call__(self, episode: Episode) -> None:
         """Appends an episode and hands it to the operating system, so that a killed process loses none.
 
         Raises:
-            QuantenvError: If the episode was recorded and differs from its record.
+            QuantenvError: If the episode was recorded and differs from its record, or one of its numbers is not finite.
         """
         if episode.evaluation > len(self._recorded):
-            self._file.write(episode.to_line().encode())
+            line = sealed(episode.to_dict(), self._last)
+            self._file.write(json.dumps(line).encode() + b"\n")
             self._file.flush()
-        elif episode.to_line() != self._recorded[episode.evaluation - 1].to_line():
+            self._last = line[KEY]
+        elif _text(episode) != _text(self._recorded[episode.evaluation - 1]):
             raise QuantenvError(
                 f"The run cannot be resumed: evaluation {episode.evaluation} replays to other "
                 f"{_difference(episode, self._recorded[episode.evaluation - 1])} than {self._path} records, so the "
@@ -136,7 +160,18 @@ class EpisodeLog:
         os.fsync(self._file.fileno())
         self._file.close()
 
+    def _last_checksum(self) -> str:
+        """Returns the checksum of the last line."""
+        end = self._file.seek(0, os.SEEK_END)
+        self._file.seek(max(0, end - LINE_LIMIT - 1))
+        last: str = json.loads(self._file.read().splitlines()[-1])[KEY]
+        return last
+
+
+def _text(episode: Episode) -> str:
+    return json.dumps(episode.to_dict())
+
 
 def _difference(replayed: Episode, recorded: Episode) -> str:
-    one, other = asdict(replayed), asdict(recorded)
+    one, other = replayed.to_dict(), recorded.to_dict()
     return ", ".join(name for name in one if one[name] != other[name])

@@ -11,7 +11,6 @@ from experiments.command_line import flatten, parse_options
 from experiments.console import announcements, results
 from experiments.options import FinetuneOptions
 from experiments.progress import ProgressView, epoch_text
-from experiments.report import Report
 from experiments.run_folder import RunFolder
 from experiments.search import find_task
 from experiments.signals import GracefulStop, Interrupted
@@ -154,7 +153,7 @@ def _compare_with_table(folder: RunFolder, recipe: FinetuneConfig, test: Evaluat
     """Says whether the run's final table holds the same result."""
     if not folder.report.exists() or recipe != folder.options().qat:
         return
-    row = folder.read_json(folder.report, Report.from_dict).row("found", "QAT")
+    row = folder.read_report().row("found", "QAT")
     if row is not None:
         same = "The same as" if row.evaluation == test else f"Differs from ({row.accuracy:.2%}, {row.loss:.4f})"
         results().print(f"{same} the found row of the run's final table.")

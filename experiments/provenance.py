@@ -5,9 +5,12 @@ import platform
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from quantenv.errors import QuantenvError
+from quantenv.reading import Schema
 
 #: Distributions whose version can change a number.
 PACKAGES = (
@@ -23,6 +26,21 @@ PACKAGES = (
     "optuna",
     "cmaes",
 )
+
+
+class Environment(Schema, frozen=True):
+    """What `environment.json` holds besides its checksum."""
+
+    evaluator_identity: str
+    """The evaluator's content hash; empty for a benchmark, which has many."""
+    threads: Annotated[int, msgspec.Meta(ge=1)]
+    python: str
+    packages: dict[str, str | None]
+    git_revision: str | None
+    system: str
+    cpu: str
+    tasks: dict[str, str] = msgspec.field(default_factory=dict)
+    """Content hash of each task of a benchmark."""
 
 
 def environment(identity: str, threads: int) -> dict[str, Any]:
@@ -46,7 +64,7 @@ def environment(identity: str, threads: int) -> dict[str, Any]:
     }
 
 
-def check_identity(recorded: Any, identity: str) -> None:
+def check_identity(recorded: Environment, identity: str) -> None:
     """Checks that a run's evaluator measures the same thing as when it was recorded.
 
     Args:
@@ -55,26 +73,25 @@ def check_identity(recorded: Any, identity: str) -> None:
 
     Raises:
         QuantenvError: If they differ.
-        KeyError, TypeError: If the content is not that of an `environment.json`.
     """
-    if recorded["evaluator_identity"] != identity:
+    if recorded.evaluator_identity != identity:
         raise QuantenvError(
-            f"the run was evaluated under identity {recorded['evaluator_identity']}, but here the evaluator's is "
+            f"The run was evaluated under identity {recorded.evaluator_identity}, but here the evaluator's is "
             f"{identity}: the task's network, data splits, scheme or settings differ, or the run is of a version of "
             "quantenv that told networks apart in another way, so the two cannot be mixed. Start a new run, or restore "
             "what was installed."
         )
 
 
-def changes(recorded: Any, now: dict[str, Any]) -> Iterator[str]:
+def changes(recorded: Environment, now: dict[str, Any]) -> Iterator[str]:
     """Says which versions and which hardware differ from the recorded ones, one text for each."""
     for name, version in now["packages"].items():
-        before = recorded["packages"].get(name)
+        before = recorded.packages.get(name)
         if before != version:
             yield f"{name} {version} instead of {before}"
     for name in ("python", "cpu", "threads"):
-        if recorded[name] != now[name]:
-            yield f"{name} {now[name]} instead of {recorded[name]}"
+        if getattr(recorded, name) != now[name]:
+            yield f"{name} {now[name]} instead of {getattr(recorded, name)}"
 
 
 def _version(name: str) -> str | None:

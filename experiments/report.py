@@ -1,35 +1,41 @@
 """The final table: its rows as data, as JSON, as Markdown and on the terminal."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
+import msgspec
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from quantenv.allocation import Allocation
+from quantenv.errors import QuantenvError
 from quantenv.evaluate.base import Evaluation
 from quantenv.hardware import METRICS, Budget, format_quantity
+from quantenv.reading import Schema
 
 FORMAT = "quantenv-report-1"
 HEADINGS = {"size": "size", "bops": "BOPs", "latency": "latency", "energy": "energy"}
 
+Count = Annotated[int, msgspec.Meta(ge=0)]
+NonNegative = Annotated[float, msgspec.Meta(ge=0)]
+Metric = Annotated[str, msgspec.Meta(pattern=f"^({'|'.join(METRICS)})$")]
 
-@dataclass(frozen=True)
-class Row:
+
+class Row(Schema, frozen=True):
     """One network on the test split."""
 
-    name: str
+    name: Annotated[str, msgspec.Meta(min_length=1)]
     """``float``, ``uniform 8``, ``best uniform`` or ``found``."""
     stage: str
     """``post-training``, ``QAT``, or empty for the float network."""
-    correct: int
+    correct: Count
     """Test samples classified correctly."""
-    samples: int
+    samples: Annotated[int, msgspec.Meta(ge=1)]
     """Test samples."""
-    loss: float
+    loss: NonNegative
     """Mean cross-entropy in nats."""
-    costs: dict[str, float]
+    costs: dict[Metric, NonNegative]
     """Cost by metric, SI units; without the metrics that are not defined for the row."""
     within_budget: bool | None
     """Whether every budget is met; None if that is not defined."""
@@ -56,15 +62,14 @@ class Row:
         return f"{self.name.removesuffix(' 8')} {bits}"
 
 
-@dataclass(frozen=True)
-class Report:
+class Report(Schema, frozen=True, tag_field="format", tag=FORMAT):
     """The final table of a run and what it says."""
 
     complete: bool
     """Whether the run went to its end; False if it was interrupted."""
-    evaluations: int
+    evaluations: Count
     """Evaluations of the search."""
-    budgets: dict[str, float]
+    budgets: dict[Metric, NonNegative]
     """Limit by metric, SI units."""
     rows: tuple[Row, ...]
     """The networks compared, all on the test split."""
@@ -78,25 +83,25 @@ class Report:
         return next((row for row in self.rows if (row.name, row.stage) == (name, stage)), None)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the content of `report.json`."""
-        return {"format": FORMAT, **asdict(self)}
+        """Returns the content of `report.json`, but for the checksum."""
+        content: dict[str, Any] = msgspec.to_builtins(self)
+        return content
 
-    @classmethod
-    def from_dict(cls, content: Any) -> "Report":
-        """Reads the content of a `report.json`.
+    def check(self) -> "Report":
+        """Returns the report, once what its schema cannot say was found right.
 
         Raises:
-            KeyError, TypeError, ValueError: If something is missing or of the wrong type.
+            QuantenvError: If counts exceed their samples, or an allocation is not sound.
         """
-        values = dict(content)
-        if values.pop("format") != FORMAT:
-            raise ValueError(f"expected format {FORMAT}")
-        values["rows"] = tuple(Row(**row) for row in values["rows"])
-        values["verdicts"], values["notes"] = tuple(values["verdicts"]), tuple(values["notes"])
-        return cls(**values)
+        for row in self.rows:
+            if row.correct > row.samples:
+                raise QuantenvError(f"row {row.name!r} has {row.correct} correct of {row.samples} samples.")
+            if row.allocation is not None:
+                Allocation.from_dict(row.allocation, f"the allocation of row {row.name!r}")
+        return self
 
 
-def budgets_text(budgets: dict[str, float]) -> str:
+def budgets_text(budgets: Mapping[str, float]) -> str:
     """Returns the limits in pretty units: ``size <= 1.71 KiB``."""
     return ", ".join(f"{metric} <= {format_quantity(metric, limit)}" for metric, limit in budgets.items())
 

@@ -1,7 +1,5 @@
 """A run's folder, ``<runs>/<task>/<agent>/<seed>-<time>/``: its files, and reading them with clear errors."""
 
-import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -9,8 +7,13 @@ from typing import Any
 
 from experiments.command_line import read_options, to_yaml
 from experiments.options import TrainOptions
+from experiments.provenance import Environment
+from experiments.report import Report
+from experiments.top_k import TopKFile
 from quantenv.errors import QuantenvError
 from quantenv.files import write_text
+from quantenv.reading import YAML_LIMIT, read_bytes
+from quantenv.records import check_comment, read_record, with_comment, write_record
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,7 @@ class RunFolder:
             folder = cls(make_new(parent, stem))
         except OSError as error:
             raise QuantenvError(f"Cannot make a run folder in {parent}: {error.strerror}.") from error
-        header = "# Resolved options of this run; run it again with `quantenv train --config <this file>`.\n"
-        write_text(folder.config, header + to_yaml(options))
+        folder.write_options(options)
         return folder
 
     @classmethod
@@ -106,33 +108,36 @@ class RunFolder:
         """Reads the run's options.
 
         Raises:
-            QuantenvError: If the file is damaged or an option is unknown.
+            QuantenvError: If the file was changed or damaged, or an option is unknown.
         """
+        check_comment(read_bytes(self.config, limit=YAML_LIMIT), f"The file {self.config}")
         # Which cluster evaluates is for each command to say, and never for a folder.
         return read_options(TrainOptions, "train", self.config, {"ray_address": None})
 
-    def write_json(self, path: Path, content: Any) -> None:
-        """Writes one of the run's JSON files, atomically."""
-        write_text(path, json.dumps(content, indent=1) + "\n")
+    def write_options(self, options: TrainOptions) -> None:
+        """Writes the run's options, with a checksum in a comment."""
+        header = "# Resolved options of this run; run it again with `quantenv train --config <this file>`.\n"
+        write_text(self.config, with_comment(header + to_yaml(options)))
 
-    def read_json(self, path: Path, parse: Callable[[Any], Any] = lambda content: content) -> Any:
-        """Reads one of the run's JSON files.
+    def write_json(self, path: Path, content: dict[str, Any]) -> None:
+        """Writes one of the run's JSON files with a checksum, atomically."""
+        write_record(path, content)
 
-        Args:
-            path: The file.
-            parse: Turns the content into what is wanted; its KeyError, TypeError or ValueError means damage.
+    def read_environment(self) -> Environment:
+        """Reads `environment.json`; raises QuantenvError if it is missing, changed or damaged, as the next two do."""
+        return read_record(self.environment, Environment)
 
-        Raises:
-            QuantenvError: If the file is missing, is not JSON or lacks something.
-        """
+    def read_top_k(self) -> TopKFile:
+        """Reads `top_k.json`."""
+        return read_record(self.top_k, TopKFile)
+
+    def read_report(self) -> Report:
+        """Reads `report.json`."""
+        report = read_record(self.report, Report)
         try:
-            return parse(json.loads(path.read_text()))
-        except OSError as error:
-            raise QuantenvError(f"Cannot read {path}: {error.strerror}.") from error
+            return report.check()
         except QuantenvError as error:
-            raise QuantenvError(f"{path}: {error}") from error
-        except (KeyError, TypeError, ValueError) as error:
-            raise QuantenvError(f"{path} is damaged or truncated ({error}): restore it.") from error
+            raise QuantenvError(f"The file {self.report} is not sound: {error}") from error
 
 
 def make_new(parent: Path, stem: str) -> Path:

@@ -2,13 +2,36 @@
 
 import bisect
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from experiments.episodes import Episode
+import msgspec
+
+from experiments.episodes import Count, Episode, NonNegative, Positive
 from quantenv.hardware import Budget
 from quantenv.layers import LayerSpec
+from quantenv.reading import Schema
 
 FORMAT = "quantenv-top-k-1"
+
+
+class Entry(Schema, frozen=True):
+    """An allocation of `top_k.json` and its search results."""
+
+    rank: Positive
+    evaluation: Positive
+    accuracy: Annotated[float, msgspec.Meta(ge=0, le=1)]
+    correct: Count
+    samples: Positive
+    loss: NonNegative
+    costs: dict[str, NonNegative]
+    allocation: dict[str, Any]
+    """Content of an allocation file."""
+
+
+class TopKFile(Schema, frozen=True, tag_field="format", tag=FORMAT):
+    """What `top_k.json` holds besides its checksum."""
+
+    entries: tuple[Entry, ...]
 
 
 class TopK:
@@ -37,7 +60,7 @@ class TopK:
         return self.episodes[0] if self.episodes else None
 
     def to_dict(self, layers: Sequence[LayerSpec], task: str, scheme: str) -> dict[str, Any]:
-        """Returns the content of `top_k.json`: the allocations, best first, with their search results."""
+        """Returns the content of `top_k.json`, without checksum: the allocations, best first, and their results."""
         entries = [
             {
                 "rank": rank,

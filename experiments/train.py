@@ -79,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
         given = {name: getattr(options, name) for name in OF_THE_MACHINE}
         options = dataclasses.replace(folder.options(), **{**given, "store": options.store or folder.options().store})
         if folder.report.exists():
-            report = folder.read_json(folder.report, Report.from_dict)
+            report = folder.read_report()
             if report.complete:
                 announcements().print(f"{folder.path} is finished; this is its table.")
                 print_report(report, results())
@@ -283,8 +283,9 @@ def _announce_resume(folder: RunFolder, where: dict[str, Any], recorded: Sequenc
         QuantenvError: If the evaluator measures something else than when the run was recorded.
     """
     say = announcements()
-    folder.read_json(folder.environment, lambda recorded: check_identity(recorded, where["evaluator_identity"]))
-    for change in folder.read_json(folder.environment, lambda recorded: list(changes(recorded, where))):
+    before = folder.read_environment()
+    check_identity(before, where["evaluator_identity"])
+    for change in changes(before, where):
         say.print(f"Not as when the run was recorded: {change}.")
     if folder.episodes.exists() and folder.episodes.stat().st_size > sound:
         say.print(f"The last line of {folder.episodes.name} was torn by a crash; it is dropped and evaluated again.")

@@ -1,7 +1,7 @@
 """`quantenv validate`: evaluates what a run or a benchmark recorded again and lists every difference."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
@@ -15,11 +15,11 @@ from experiments.finetune import run_finetune
 from experiments.options import TrainOptions, ValidateOptions
 from experiments.progress import ProgressView
 from experiments.provenance import check_identity
-from experiments.report import Report, Row
+from experiments.report import Row
 from experiments.run_folder import RunFolder
 from experiments.search import find_task, make_env
 from experiments.signals import GracefulStop, Interrupted
-from experiments.top_k import TopK
+from experiments.top_k import TopK, TopKFile
 from quantenv.allocation import Allocation
 from quantenv.env.environment import QuantizationEnv
 from quantenv.errors import QuantenvError
@@ -29,6 +29,7 @@ from quantenv.evaluate.ptq import PTQEvaluator
 from quantenv.evaluate.store import OFF
 from quantenv.evaluate.table import EvaluationTable
 from quantenv.evaluate.table_evaluator import TableEvaluator
+from quantenv.reading import fit
 from quantenv.tasks import Task
 
 
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
         raise QuantenvError(f"{folder.path} has recorded no episode yet, so there is nothing to validate.")
     task = find_task(run.task, run.scheme, run.source)
     evaluator = make_evaluator(run.evaluator, task, OFF)  # computed anew: the store would answer with what it was told
-    folder.read_json(folder.environment, lambda recorded: check_identity(recorded, evaluator.identity))
+    check_identity(folder.read_environment(), evaluator.identity)
     _, env = make_env(run, task, evaluator)
 
     top = TopK(run.top_k, env.budgets)
@@ -126,10 +127,8 @@ def _episode_differences(
 def _file_differences(folder: RunFolder, top: TopK, env: QuantizationEnv) -> Iterator[str]:
     """Compares top_k.json and best.json, which an interrupted run may lack, with the recorded episodes."""
     expected = top.to_dict(env.layers, *env.origin)
-    if folder.top_k.exists():
-        recorded = folder.read_json(folder.top_k)
-        if recorded != expected:
-            yield f"{folder.top_k.name}: not the best {len(top.episodes)} of the recorded episodes"
+    if folder.top_k.exists() and folder.read_top_k() != fit(expected, TopKFile, folder.top_k.name):
+        yield f"{folder.top_k.name}: not the best {len(top.episodes)} of the recorded episodes"
     if folder.best.exists():
         best = Allocation.load(folder.best)
         yield from _differ(folder.best.name, "bits", best.bits, top.best.bits if top.best else None)
@@ -146,7 +145,7 @@ def _report_differences(
     """Evaluates the final table's rows again; those after fine-tuning only if `qat` is set."""
     if not folder.report.exists():
         return
-    report: Report = folder.read_json(folder.report, Report.from_dict)
+    report = folder.read_report()
     ptq = post_training(task, run.evaluator)
     for row in report.rows:
         if row.stage == QAT and not qat:
@@ -177,7 +176,7 @@ def _row_now(
     return quantized_row(row.name, row.stage, env, allocation, evaluation)
 
 
-def _cost_differences(where: str, recorded: dict[str, float], now: dict[str, float]) -> Iterator[str]:
+def _cost_differences(where: str, recorded: Mapping[str, float], now: Mapping[str, float]) -> Iterator[str]:
     for metric in sorted({*recorded, *now}):
         yield from _differ(where, metric, recorded.get(metric), now.get(metric))
 

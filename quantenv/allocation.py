@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 
@@ -23,7 +23,7 @@ Bits = Annotated[int, msgspec.Meta(ge=MIN_BITS, le=MAX_BITS)]
 """Bits in the schema of a file."""
 
 
-class LayerEntry(Schema):
+class LayerEntry(Schema, frozen=True):
     """A layer, or channel group, of an allocation file."""
 
     name: str
@@ -32,10 +32,9 @@ class LayerEntry(Schema):
     channels: tuple[Annotated[int, msgspec.Meta(ge=0)], ...] = ()
 
 
-class AllocationFile(Schema):
+class AllocationFile(Schema, frozen=True, tag_field="format", tag=FORMAT):
     """What an allocation file holds besides its checksum."""
 
-    format: Literal["quantenv-allocation-2"]
     task: str
     scheme: str
     layers: Annotated[tuple[LayerEntry, ...], msgspec.Meta(min_length=1)]

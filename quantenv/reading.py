@@ -33,8 +33,11 @@ _TOKENS = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|([\[{])|[\]}]', re.DOTALL)
 _SUSPICIOUS = re.compile(r"\\u00[01789]|\\u[dD]|\\[bf]|[\x7f-\x9f]")
 
 
-class Schema(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Base class of the objects that a file may hold; unknown keys are refused."""
+class Schema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base class of the objects that a file may hold; unknown keys are refused.
+
+    A file's format is its schema's tag: ``class X(Schema, frozen=True, tag_field="format", tag="quantenv-x-1")``.
+    """
 
 
 class Readable(Protocol):
@@ -208,6 +211,9 @@ def fit(content: Any, schema: type[T], where: str, error: type[QuantenvError] = 
     Raises:
         QuantenvError: If it does not fit; the sentence names the key.
     """
+    config = getattr(schema, "__struct_config__", None)
+    if config is not None and config.tag is not None and isinstance(content, dict) and config.tag_field not in content:
+        raise error(f"{where} lacks the key {config.tag_field!r}; expected {config.tag!r}.")  # msgspec would not mind
     try:
         return msgspec.convert(content, schema, strict=True)
     except msgspec.ValidationError as problem:

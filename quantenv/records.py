@@ -24,10 +24,18 @@ def checksum(content: Any, before: str = "") -> str:
     """Returns the checksum of plain data: 16 hexadecimal digits of BLAKE2b over its JSON, keys in their order.
 
     Args:
-        content: The data; numbers must be finite.
+        content: The data.
         before: Checksum of the record before it, where records form a chain.
+
+    Raises:
+        QuantenvError: If a number is not finite.
     """
-    return _digest(before + json.dumps(content, separators=(",", ":"), allow_nan=False))
+    try:
+        return _digest(before + json.dumps(content, separators=(",", ":"), allow_nan=False))
+    except ValueError as problem:
+        raise QuantenvError(
+            f"What is to be kept holds a number that is not finite: {shorten(content, 200)}."
+        ) from problem
 
 
 def sealed(content: dict[str, Any], before: str = "") -> dict[str, Any]:
@@ -68,7 +76,11 @@ def open_record(
 
 
 def write_record(path: Path, content: dict[str, Any]) -> None:
-    """Writes a JSON object with its checksum, atomically."""
+    """Writes a JSON object with its checksum, atomically.
+
+    Raises:
+        QuantenvError: If a number is not finite.
+    """
     write_text(path, json.dumps(sealed(content), indent=1, allow_nan=False) + "\n")
 
 

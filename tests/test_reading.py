@@ -9,12 +9,12 @@ from quantenv.errors import AllocationError, QuantenvError
 from quantenv.reading import LINE_LIMIT, Schema, fit, parse_json, read_bytes, read_json, read_json_lines, read_yaml
 
 
-class Layer(Schema):
+class Layer(Schema, frozen=True):
     name: str
     bits: Annotated[int, msgspec.Meta(ge=1, le=8)]
 
 
-class Content(Schema):
+class Content(Schema, frozen=True):
     format: Literal["x-1"]
     layers: Annotated[list[Layer], msgspec.Meta(min_length=1)]
     costs: dict[str, Annotated[float, msgspec.Meta(ge=0)]] = msgspec.field(default_factory=dict)

@@ -7,7 +7,7 @@ from quantenv.reading import Schema
 from quantenv.records import check_comment, checksum, open_record, read_record, sealed, with_comment, write_record
 
 
-class Content(Schema):
+class Content(Schema, frozen=True):
     name: str
     losses: list[float]
     count: int | None = None
@@ -58,7 +58,7 @@ def test_records_of_a_chain_depend_on_those_before_them():
 
 
 def test_numbers_that_are_not_finite_are_not_written(tmp_path):
-    with pytest.raises(ValueError, match="not JSON compliant"):
+    with pytest.raises(QuantenvError, match="a number that is not finite"):
         write_record(tmp_path / "x.json", {"loss": float("nan")})
     assert list(tmp_path.iterdir()) == []
 

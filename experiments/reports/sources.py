@@ -16,7 +16,6 @@ from experiments.benchmarks.results import NOTHING, load_results
 from experiments.benchmarks.suite import BenchmarkOptions
 from experiments.episodes import read_episodes
 from experiments.options import TrainOptions
-from experiments.report import Report
 from experiments.reports.searches import Benchmark, Bits, Case, Point, Search, Setting, Sources, undominated
 from experiments.run_folder import RunFolder
 from quantenv.errors import QuantenvError
@@ -52,22 +51,21 @@ def read_folders(folders: Sequence[str]) -> Sources:
 def _read_run(folder: str, sources: Sources) -> None:
     run = RunFolder.open(folder)
     options = run.options()
-    identity = run.read_json(run.environment, lambda content: str(content["evaluator_identity"]))
+    identity = run.read_environment().evaluator_identity
     episodes, _ = read_episodes(run.episodes)
     if not episodes:
         sources.missing.append(f"{folder}: the run has recorded no evaluation yet, so it is left out.")
         return
     pairs = _budget_pairs(options)
-    metrics, final = tuple(metric for metric, _ in pairs), ()
+    metrics = tuple(metric for metric, _ in pairs)
+    final: tuple[str, ...] = ()
     case = Case(_setting(options, metrics, identity), tuple(_budget_text(budget) for _, budget in pairs))
     if run.report.exists():
-        final = run.read_json(run.report, Report.from_dict).verdicts
+        final = run.read_report().verdicts
     else:
         sources.missing.append(f"{folder}: the run has not ended, so it has no final table on the test split.")
-    if any(set(metrics) - set(episode.costs) for episode in episodes):
+    if set(metrics) - set(episodes[0].costs):
         raise QuantenvError(f"{run.episodes} lacks costs of the budgeted metrics {', '.join(metrics)}: restore it.")
-    if len({(len(episode.bits), episode.samples) for episode in episodes}) > 1:
-        raise QuantenvError(f"{run.episodes} mixes numbers of layers or samples: restore it.")
     sources.searches.append(
         _search(
             case=case,
@@ -84,7 +82,7 @@ def _read_run(folder: str, sources: Sources) -> None:
             seed=options.seed,
             samples=episodes[0].samples,
             asked=options.evaluations,
-            final=tuple(map(str, final)),
+            final=final,
         )
     )
 

@@ -11,19 +11,20 @@ import torch
 from safetensors.torch import load_file
 
 from experiments.cli import main
-from experiments.report import Report
+from experiments.run_folder import RunFolder
 from experiments.signals import GracefulStop, Interrupted
 from quantenv.allocation import Allocation
 from quantenv.evaluate import Evaluation
 from quantenv.finetune.checkpoint import FORMAT
 from quantenv.tasks import get_task
 from quantenv.tensor_file import read_tensors
+from tests.resealing import change_json
 
 
 def test_a_run_s_best_allocation_repeats_the_table_s_row(run_copy, capsys):
     assert main(["finetune", "--run", str(run_copy)]) == 0
     content = json.loads((run_copy / "finetune" / "finetune.json").read_text())
-    row = Report.from_dict(json.loads((run_copy / "report.json").read_text())).row("found", "QAT")
+    row = RunFolder(run_copy).read_report().row("found", "QAT")
     assert Evaluation(**content["test"]) == row.evaluation
     assert "The same as the found row" in capsys.readouterr().out
     ours, theirs = (load_file(path / "finetuned.safetensors") for path in (run_copy, run_copy / "finetune"))
@@ -120,8 +121,7 @@ def test_an_interrupted_fine_tuning_goes_on_by_the_same_command(run_copy, monkey
 
 def test_a_run_interrupted_while_fine_tuning_goes_on_where_it_was(run_copy, monkeypatch, capsys):
     expected = {name: (run_copy / name).read_bytes() for name in ("report.json", "report.md")}
-    report = json.loads(expected["report.json"])
-    (run_copy / "report.json").write_text(json.dumps(report | {"complete": False}))
+    change_json(run_copy / "report.json", lambda report: report.update(complete=False))
     reports_and_steps = 0
 
     def check(self, *episode):

@@ -4,8 +4,13 @@ import json
 
 import pytest
 
-from experiments.provenance import changes, check_identity, environment
+from experiments.provenance import Environment, changes, check_identity, environment
 from quantenv.errors import QuantenvError
+from quantenv.reading import fit
+
+
+def recorded(content):
+    return fit(content, Environment, "The file environment.json")
 
 
 def test_environment_is_json_and_names_versions():
@@ -17,17 +22,17 @@ def test_environment_is_json_and_names_versions():
 
 
 def test_identity_must_agree():
-    check_identity(environment("abc", 1), "abc")
+    check_identity(recorded(environment("abc", 1)), "abc")
     with pytest.raises(QuantenvError, match=r"identity abc, but here the evaluator's is xyz"):
-        check_identity(environment("abc", 1), "xyz")
+        check_identity(recorded(environment("abc", 1)), "xyz")
 
 
 def test_changes_are_named():
     before = environment("abc", 1)
-    assert list(changes(before, before)) == []
+    assert list(changes(recorded(before), before)) == []
     now = copy.deepcopy(before) | {"threads": 4}
     before["packages"]["torch"] = "1.0"
-    assert list(changes(before, now)) == [
+    assert list(changes(recorded(before), now)) == [
         f"torch {now['packages']['torch']} instead of 1.0",
         "threads 4 instead of 1",
     ]

@@ -6,7 +6,9 @@ from rich.console import Console
 
 from experiments.report import Report, Row, print_report, to_markdown
 from quantenv.allocation import Allocation
+from quantenv.errors import QuantenvError
 from quantenv.hardware import format_quantity
+from quantenv.reading import fit
 from tests.synthetic import synthetic_layers
 
 LAYERS = synthetic_layers(3)
@@ -25,13 +27,13 @@ def make_report():
 
 def test_json_reads_back_the_same():
     report = make_report()
-    assert Report.from_dict(json.loads(json.dumps(report.to_dict()))) == report
+    assert fit(json.loads(json.dumps(report.to_dict())), Report, "x").check() == report
 
 
 @pytest.mark.parametrize("damage", [{"format": "other"}, {"rows": [{}]}, {"surplus": 1}])
-def test_damaged_content_is_an_error_for_the_reader_to_name(damage):
-    with pytest.raises((KeyError, TypeError, ValueError)):
-        Report.from_dict(make_report().to_dict() | damage)
+def test_unsound_content_is_refused(damage):
+    with pytest.raises(QuantenvError, match=r"^The file x "):
+        fit(make_report().to_dict() | damage, Report, "The file x")
 
 
 def test_markdown_is_a_table_with_every_row():

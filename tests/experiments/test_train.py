@@ -11,7 +11,6 @@ import pytest
 
 from experiments.cli import main
 from experiments.episodes import read_episodes
-from experiments.report import Report
 from experiments.run_folder import RunFolder
 from experiments.signals import GracefulStop
 from experiments.top_k import TopK
@@ -20,6 +19,7 @@ from quantenv.evaluate import make_evaluator
 from quantenv.hardware import Budget
 from quantenv.tasks import get_task
 from tests.experiments.conftest import SHORT, run_train
+from tests.resealing import change_json, change_lines
 
 #: Files that must be the same, to the byte, however often a run was interrupted.
 RESULTS = ("episodes.jsonl", "top_k.json", "best.json", "report.json", "report.md")
@@ -75,7 +75,7 @@ def test_every_evaluation_is_recorded_and_true(finished):
 
 def test_best_and_top_k_are_the_best_of_the_episodes(finished):
     episodes, _ = read_episodes(finished / "episodes.jsonl")
-    report = Report.from_dict(json.loads((finished / "report.json").read_text()))
+    report = RunFolder(finished).read_report()
     top = TopK(3, [Budget(metric, limit) for metric, limit in report.budgets.items()])
     for episode in episodes:
         top(episode)
@@ -88,7 +88,7 @@ def test_best_and_top_k_are_the_best_of_the_episodes(finished):
 
 
 def test_the_table_has_every_row_on_the_test_split(finished):
-    report = Report.from_dict(json.loads((finished / "report.json").read_text()))
+    report = RunFolder(finished).read_report()
     assert report.complete
     assert [(row.name, row.stage) for row in report.rows] == [
         ("float", ""),
@@ -160,7 +160,7 @@ def test_an_interrupted_run_keeps_what_it_found_and_resumes(finished, tmp_path, 
     assert f"quantenv train --resume {folder}" in announcements
     episodes, _ = read_episodes(folder / "episodes.jsonl")
     assert 5 <= len(episodes) < 40
-    report = Report.from_dict(json.loads((folder / "report.json").read_text()))
+    report = RunFolder(folder).read_report()
     assert not report.complete
     assert report.evaluations == len(episodes)
     assert {row.stage for row in report.rows} == {"", "post-training"}
@@ -182,7 +182,7 @@ def test_an_interruption_while_fine_tuning_leaves_the_rest(run_copy, monkeypatch
     monkeypatch.setattr(GracefulStop, "check", check)
     assert main(["train", "--resume", str(run_copy)]) == 143
     assert "before fine-tuning was done" in capsys.readouterr().err
-    report = Report.from_dict(json.loads((run_copy / "report.json").read_text()))
+    report = RunFolder(run_copy).read_report()
     assert report.row("found", "post-training") is not None
     assert report.row("found", "QAT") is None
 
@@ -202,30 +202,26 @@ def test_resuming_takes_no_other_options(finished, refused):
 
 def test_resuming_under_another_evaluator_is_refused(run_copy, refused):
     cut(run_copy, 10)
-    folder = RunFolder(run_copy)
-    environment = folder.read_json(folder.environment)
-    folder.write_json(folder.environment, environment | {"evaluator_identity": "0123456789abcdef"})
+    identity = {"evaluator_identity": "0123456789abcdef"}
+    change_json(run_copy / "environment.json", lambda environment: environment.update(identity))
     assert "identity 0123456789abcdef" in refused("train", "--resume", str(run_copy))
 
 
 def test_resuming_with_other_versions_says_so(run_copy, capsys):
     cut(run_copy, 38)
-    folder = RunFolder(run_copy)
-    environment = folder.read_json(folder.environment)
-    environment["packages"]["torch"] = "1.0"
-    folder.write_json(folder.environment, environment)
+    change_json(run_copy / "environment.json", lambda environment: environment["packages"].update(torch="1.0"))
     assert main(["train", "--resume", str(run_copy)]) == 0
     assert "instead of 1.0" in capsys.readouterr().err
 
 
 def test_resuming_a_changed_record_is_refused(run_copy, refused):
     cut(run_copy, 10)
-    path = run_copy / "episodes.jsonl"
-    lines = path.read_text().splitlines()
-    episode = json.loads(lines[4])
-    episode["bits"][0][0] = 2 if episode["bits"][0][0] != 2 else 3
-    lines[4] = json.dumps(episode)
-    path.write_text("\n".join(lines) + "\n")
+
+    def change(number, episode):
+        if number == 5:
+            episode["bits"][0][0] = 2 if episode["bits"][0][0] != 2 else 3
+
+    change_lines(run_copy / "episodes.jsonl", change)
     assert "evaluation 5 replays to other bits" in refused("train", "--resume", str(run_copy))
 
 
@@ -264,5 +260,5 @@ def test_options_reach_the_environment(tmp_path):
     for episode in episodes:
         assert episode.bits[0] == episode.bits[-1] == (8, 8)
         assert {bit for pair in episode.bits for bit in pair} <= {2, 4, 8}
-    report = Report.from_dict(json.loads((folder / "report.json").read_text()))
+    report = RunFolder(folder).read_report()
     assert list(report.budgets) == ["size", "bops"]

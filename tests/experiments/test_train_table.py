@@ -1,12 +1,11 @@
 """Runs on a table task: no network, so no fine-tuning, and the regret is known."""
 
-import json
 import shutil
 
 import pytest
 
 from experiments.cli import main
-from experiments.report import Report
+from experiments.run_folder import RunFolder
 from quantenv.allocation import Allocation
 from quantenv.env.environment import QuantizationEnv
 from quantenv.evaluate.table_optimum import optimum
@@ -25,7 +24,7 @@ def run(tmp_path_factory):
 
 
 def test_the_report_is_complete_and_says_what_it_lacks(run):
-    report = Report.from_dict(json.loads((run / "report.json").read_text()))
+    report = RunFolder(run).read_report()
     assert report.complete
     assert [(row.name, row.stage) for row in report.rows] == [
         ("float", ""),

@@ -1,17 +1,13 @@
-import json
-
 import pytest
 
 from experiments.cli import main
 from quantenv.allocation import Allocation
 from quantenv.tasks import get_task
+from tests.resealing import change_json, change_lines
 
 
 def change_episode(folder, number, **changes):
-    path = folder / "episodes.jsonl"
-    lines = path.read_text().splitlines()
-    lines[number - 1] = json.dumps(json.loads(lines[number - 1]) | changes)
-    path.write_text("\n".join(lines) + "\n")
+    change_lines(folder / "episodes.jsonl", lambda line, content: content.update(changes if line == number else {}))
 
 
 def test_a_sound_run_agrees_to_the_last_digit(finished, capsys):
@@ -29,7 +25,10 @@ def test_a_sample_is_smaller(finished, capsys):
     [
         ({"correct": 3}, "evaluation 7: result"),
         ({"loss": 0.125}, "evaluation 7: result"),
-        ({"costs": {"size": 1.0}}, "evaluation 7: size was recorded as 1.0"),
+        (
+            {"costs": {"size": 1.0, "bops": 1.0, "latency": 1.0, "energy": 1.0}},
+            "evaluation 7: size was recorded as 1.0",
+        ),
         ({"feasible": False}, "evaluation 7: feasible was recorded as False and is True"),
     ],
 )
@@ -40,12 +39,12 @@ def test_a_changed_episode_is_listed(run_copy, capsys, changes, expected):
 
 
 def test_a_changed_report_is_listed(run_copy, capsys):
-    path = run_copy / "report.json"
-    report = json.loads(path.read_text())
-    report["rows"][0]["correct"] -= 1
-    report["rows"][4]["loss"] += 1e-12
-    report["rows"][5]["correct"] -= 1
-    path.write_text(json.dumps(report))
+    def change(report):
+        report["rows"][0]["correct"] -= 1
+        report["rows"][4]["loss"] += 1e-12
+        report["rows"][5]["correct"] -= 1
+
+    change_json(run_copy / "report.json", change)
     assert main(["validate", str(run_copy)]) == 1
     text = capsys.readouterr().out
     assert "report, float: result" in text
@@ -57,14 +56,25 @@ def test_a_changed_report_is_listed(run_copy, capsys):
 
 def test_a_wrong_best_allocation_is_listed(run_copy, capsys):
     Allocation.make(get_task("digits").layers, 2, task="digits").save(run_copy / "best.json")
-    (run_copy / "top_k.json").write_text("{}")
+    change_json(run_copy / "top_k.json", lambda content: content["entries"].pop())
     assert main(["validate", str(run_copy)]) == 1
     text = capsys.readouterr().out
     assert "best.json: bits" in text
     assert "top_k.json: not the best 3" in text
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "environment.json", "episodes.jsonl", "report.json", "best.json"])
+FILES = ("config.yaml", "environment.json", "episodes.jsonl", "report.json", "best.json", "top_k.json")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_changed_digit_is_refused(run_copy, refused, name):
+    text = (run_copy / name).read_text()
+    digit = next(place for place in range(len(text) // 2, len(text)) if text[place].isdigit())
+    (run_copy / name).write_text(text[:digit] + str(9 - int(text[digit])) + text[digit + 1 :])
+    assert name in refused("validate", str(run_copy))
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_a_damaged_file_is_refused(run_copy, refused, name):
     content = (run_copy / name).read_bytes()
     (run_copy / name).write_bytes(content[: len(content) // 3].rstrip() + b"\n\0\n")

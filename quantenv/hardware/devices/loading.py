@@ -30,14 +30,14 @@ SomeBits = Annotated[tuple[Bits, ...], msgspec.Meta(min_length=1)]
 ByWidth = Annotated[dict[Annotated[int, msgspec.Meta(ge=1)], Positive], msgspec.Meta(min_length=1)]
 
 
-class Constant(Schema, Generic[T]):
+class Constant(Schema, Generic[T], frozen=True):
     """A value and where it comes from."""
 
     value: T
     source: Text
 
 
-class LinearSection(Schema, tag_field="model", tag="linear"):
+class LinearSection(Schema, frozen=True, tag_field="model", tag="linear"):
     """Constants of `LinearLatency`."""
 
     seconds_per_byte: Constant[Positive]
@@ -45,7 +45,7 @@ class LinearSection(Schema, tag_field="model", tag="linear"):
     relative_time_4bit: Constant[Fraction]
 
 
-class RooflineSection(Schema, tag_field="model", tag="roofline"):
+class RooflineSection(Schema, frozen=True, tag_field="model", tag="roofline"):
     """Constants of `RooflineLatency`."""
 
     bytes_per_second: Constant[Positive]
@@ -54,21 +54,21 @@ class RooflineSection(Schema, tag_field="model", tag="roofline"):
     native_activation_bits: Constant[SomeBits]
 
 
-class AnalyticSection(Schema, tag_field="model", tag="analytic"):
+class AnalyticSection(Schema, frozen=True, tag_field="model", tag="analytic"):
     """Constants of `AnalyticEnergy`."""
 
     joules_per_byte: Constant[Positive]
     joules_per_mac: Constant[ByWidth]
 
 
-class LookupSection(Schema, tag_field="model", tag="lookup"):
+class LookupSection(Schema, frozen=True, tag_field="model", tag="lookup"):
     """Constants of `LookupTable`."""
 
     file: Constant[Text]
     scale: Constant[Positive]
 
 
-class DeviceFile(Schema):
+class DeviceFile(Schema, frozen=True):
     """What a device file holds."""
 
     name: Text

@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 from tests.experiments.reports.conftest import make_report
+from tests.resealing import change_config
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 OFFLINE = (
@@ -49,11 +50,10 @@ def test_everything_is_drawn_without_an_error(report, tmp_path):
 
 
 def test_names_are_text_and_not_markup(run_copy, tmp_path):
-    config = run_copy / "config.yaml"
     evil = (
         "<img src=x onerror=\"document.body.dataset.hacked='yes'\"><script>document.body.dataset.hacked='yes'</script>"
     )
-    config.write_text(config.read_text().replace("agent: random", f"agent: {evil!r}".replace("\\'", "''")))
+    change_config(run_copy / "config.yaml", agent=evil)
     page = make_report(tmp_path / "evil.html", str(run_copy))
     document, console = opened(page.path, tmp_path / "profile")
     assert not console

@@ -1,22 +1,17 @@
 """The command: folders of every kind, what it says is missing, what it refuses, and what a page may not hold."""
 
-import json
 import re
 import sys
 
 import pytest
 
 from tests.experiments.reports.conftest import make_report
+from tests.resealing import change_config, change_json
 
 
 def changed(run, **options):
     """Changes options in a run's config."""
-    config = run / "config.yaml"
-    text = config.read_text()
-    for name, value in options.items():
-        text, count = re.subn(rf"(?m)^{name}: .*$", lambda _, n=name, v=value: f"{n}: {json.dumps(v)}", text)
-        assert count == 1
-    config.write_text(text)
+    change_config(run / "config.yaml", **options)
     return str(run)
 
 
@@ -73,8 +68,7 @@ def test_a_run_of_an_unknown_task_is_drawn_as_far_as_it_goes(run_copy, tmp_path)
 
 
 def test_a_run_of_another_network_is_not_compared_with_the_one_here(run_copy, tmp_path):
-    file = run_copy / "environment.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "evaluator_identity": "another"}))
+    change_json(run_copy / "environment.json", lambda content: content.update(evaluator_identity="another"))
     page = make_report(tmp_path / "r.html", str(run_copy))
     assert "evaluated under identity another" in page.text
     assert "could not be evaluated" in page.text

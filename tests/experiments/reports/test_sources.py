@@ -4,12 +4,14 @@ import dataclasses
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.reports.patterns import layer_kinds
 from experiments.reports.searches import undominated
 from experiments.reports.sources import read_folders
+from tests.resealing import change_config
 from tests.synthetic import synthetic_layers
 
 
@@ -35,9 +37,7 @@ def test_undominated_points(points):
     ],
 )
 def test_budgets_in_every_form(run_copy, metric, budget, metrics, budgets):
-    config = run_copy / "config.yaml"
-    text = config.read_text().replace("metric: size", f"metric: {metric}").replace("budget: 0.5", f"budget: {budget}")
-    config.write_text(text)
+    change_config(run_copy / "config.yaml", metric=yaml.safe_load(metric), budget=yaml.safe_load(budget))
     (search,) = read_folders([str(run_copy)]).searches
     assert (search.case.setting.metrics, search.case.budgets) == (metrics, budgets)
     assert dict(search.case.train_options.budget) == dict(zip(metrics, budgets, strict=True))
