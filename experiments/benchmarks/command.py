@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from experiments.benchmarks.folder import BenchmarkFolder
 from experiments.benchmarks.identity import job_key, task_hash
 from experiments.benchmarks.jobs import Refusal
@@ -96,7 +98,7 @@ def summarize(folder: BenchmarkFolder, refused: list[dict[str, str]]) -> dict[st
     content = {
         "format": content.pop("format"),
         "suite": asdict(results.options),
-        "environment": folder.read_json(folder.environment),
+        "environment": msgspec.to_builtins(folder.read_environment()),
         "refused": refused,
         **content,
     }

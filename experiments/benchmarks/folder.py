@@ -11,21 +11,27 @@
 | `leaderboard.json`, `leaderboard.md`, `curves.json` | what follows from them |
 """
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from experiments.benchmarks.jobs import Record
 from experiments.benchmarks.parquet import COLUMNS, DamagedFile, read_description, read_table, write_table, write_tables
+from experiments.benchmarks.schemas import CurvesFile, Description, JobsFile, LeaderboardFile
 from experiments.benchmarks.suite import BenchmarkOptions, Job
 from experiments.command_line import read_options, to_yaml
+from experiments.provenance import Environment
 from quantenv.errors import QuantenvError
 from quantenv.files import content_hash, write_text
-from quantenv.reading import Schema, fit
+from quantenv.reading import MIB, YAML_LIMIT, fit, read_bytes
+from quantenv.records import check_comment, read_record, with_comment, write_record
+
+JOBS_LIMIT = 64 * MIB
+"""Bytes of `jobs.json`, which has some 700 for each search."""
 
 
 @dataclass(frozen=True)
@@ -94,31 +100,37 @@ class BenchmarkFolder:
         """Reads the options.
 
         Raises:
-            QuantenvError: If the file is damaged.
+            QuantenvError: If the file was changed or damaged.
         """
+        check_comment(read_bytes(self.suite, limit=YAML_LIMIT), f"The file {self.suite}")
         return read_options(BenchmarkOptions, "benchmark", self.suite, {})
 
     def write_options(self, options: BenchmarkOptions) -> None:
-        """Writes the options."""
+        """Writes the options, with a checksum in a comment."""
         header = "# Options of this benchmark; run it again with `quantenv benchmark --config <this file>`.\n"
-        write_text(self.suite, header + to_yaml(options))
+        write_text(self.suite, with_comment(header + to_yaml(options)))
 
-    def write_json(self, path: Path, content: Any) -> None:
-        """Writes a JSON file; what it holds must be finite or None."""
-        write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    def write_json(self, path: Path, content: dict[str, Any]) -> None:
+        """Writes a JSON file with its checksum; what it holds must be finite or None."""
+        write_record(path, content)
 
-    def read_json(self, path: Path) -> Any:
-        """Reads a JSON file.
+    def read_environment(self) -> Environment:
+        """Reads `environment.json`; raises QuantenvError if it is missing or damaged, as all readers here do."""
+        return read_record(self.environment, Environment)
 
-        Raises:
-            QuantenvError: If it is missing or damaged.
-        """
-        try:
-            return json.loads(path.read_text())
-        except OSError as error:
-            raise QuantenvError(f"Cannot read {path}: {error.strerror}.") from error
-        except ValueError as error:
-            raise QuantenvError(f"{path} is damaged or truncated: restore it.") from error
+    def read_jobs(self) -> list[Description]:
+        """Reads `jobs.json`."""
+        return read_record(self.jobs, JobsFile, limit=JOBS_LIMIT).jobs
+
+    def read_leaderboard(self) -> dict[str, Any]:
+        """Reads `leaderboard.json`: content that fits `LeaderboardFile`."""
+        content: dict[str, Any] = msgspec.to_builtins(read_record(self.leaderboard, LeaderboardFile))
+        return content
+
+    def read_curves(self) -> dict[str, Any]:
+        """Reads `curves.json`: content that fits `CurvesFile`."""
+        content: dict[str, Any] = msgspec.to_builtins(read_record(self.curves, CurvesFile))
+        return content
 
     # Parts ------------------------------------------------------------------------------------------------
 
@@ -163,7 +175,8 @@ class BenchmarkFolder:
             DamagedFile: If a part is damaged.
         """
         write_tables(self.evaluations, (read_table(self.part(job)) for job in jobs))
-        self.write_json(self.jobs, [_description(self.part(job), job) for job in jobs])
+        descriptions = [_description(self.part(job), job) for job in jobs]
+        self.write_json(self.jobs, {"format": "quantenv-jobs-1", "jobs": descriptions})
 
     def read_evaluations(self, columns: Iterable[str] = tuple(COLUMNS)) -> Any:
         """Reads columns of `evaluations.parquet` as an Arrow table.
@@ -177,27 +190,6 @@ class BenchmarkFolder:
             raise QuantenvError(f"{error} Run the benchmark again, which makes it from the parts.") from error
 
 
-class _Description(Schema):
-    """What a part says of itself: the fields of its `Job`, and of `Record` those that are not columns."""
-
-    task: str
-    metric: str
-    budget: float
-    agent: str
-    seed: int
-    evaluations: int
-    device: str
-    decisions: str
-    constraint: str
-    agent_options: dict[str, Any]
-    key: str
-    config: dict[str, Any]
-    evaluator_identity: str
-    equivalent_evaluations: float
-    environment_seconds: float
-    agent_seconds: float
-
-
 def _description(path: Path, job: Job) -> dict[str, Any]:
     """Reads what a search's part says of itself.
 
@@ -205,7 +197,7 @@ def _description(path: Path, job: Job) -> dict[str, Any]:
         DamagedFile: If it is damaged or of another search.
     """
     content = read_description(path)
-    fit(content, _Description, f"The description in {path}", DamagedFile)
+    fit(content, Description, f"The description in {path}", DamagedFile)
     if any(content[name] != getattr(job, name) for name in ("task", "metric", "budget", "agent", "seed")):
         raise DamagedFile(f"{path} is of another search than its name says.")
     return content

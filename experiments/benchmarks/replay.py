@@ -12,6 +12,7 @@ from experiments.benchmarks.leaderboard import curves, leaderboard
 from experiments.benchmarks.markdown import to_markdown
 from experiments.benchmarks.parquet import COLUMNS
 from experiments.benchmarks.results import load_results
+from experiments.benchmarks.schemas import Description
 from experiments.benchmarks.suite import BenchmarkOptions, Job
 from experiments.benchmarks.workers import run_all
 from experiments.comparison import costs_of, meets_budgets
@@ -52,20 +53,20 @@ def benchmark_differences(
         Interrupted: After a signal.
     """
     options = folder.options()
-    for change in changes(folder.read_json(folder.environment), environment("", 1)):
+    for change in changes(folder.read_environment(), environment("", 1)):
         announcements().print(f"Note: {change}.", markup=False)
-    descriptions = folder.read_json(folder.jobs)
+    descriptions = folder.read_jobs()
     differences = list(_leaderboard_differences(folder))
     evaluations = folder.read_evaluations(COLUMNS)
     differences += _lookup_differences(options, evaluations, stop)
     chosen = _choose(descriptions, everything, seed)
     differences += _replay_differences(options, descriptions, evaluations, chosen, stop)
-    rows = len({(job["task"], job["budget"], job["agent"]) for job in descriptions})
+    rows = len({(job.task, job.budget, job.agent) for job in descriptions})
     return differences, f"{rows} rows, {evaluations.num_rows:,} evaluations, {len(chosen)} searches repeated"
 
 
 def _leaderboard_differences(folder: BenchmarkFolder) -> Iterator[str]:
-    recorded = folder.read_json(folder.leaderboard)
+    recorded = folder.read_leaderboard()
     results = load_results(folder)
     now = leaderboard(results)
     for section in now:
@@ -81,7 +82,7 @@ def _leaderboard_differences(folder: BenchmarkFolder) -> Iterator[str]:
     markdown = folder.leaderboard.with_suffix(".md")
     if not differs_from(recorded, now) and markdown.is_file() and markdown.read_text() != to_markdown(recorded):
         yield f"{markdown.name}: not the leaderboard of {folder.leaderboard.name}"
-    if folder.read_json(folder.curves) != curves(results):
+    if folder.read_curves() != curves(results):
         yield f"{folder.curves.name}: the curves do not follow from the evaluations"
 
 
@@ -135,28 +136,28 @@ def _lookup_differences(options: BenchmarkOptions, evaluations: Any, stop: Grace
                     yield f"{where}: {column} was recorded as {recorded[row]} and is {values[which][row]}"
 
 
-def _choose(descriptions: Sequence[Mapping[str, Any]], everything: bool, seed: int) -> list[int]:
+def _choose(descriptions: Sequence[Description], everything: bool, seed: int) -> list[int]:
     """Returns the indices of the searches to repeat: one of each row, or all."""
     if everything:
         return list(range(len(descriptions)))
     rows: dict[tuple[str, float, str], list[int]] = {}
     for index, job in enumerate(descriptions):
-        rows.setdefault((job["task"], job["budget"], job["agent"]), []).append(index)
+        rows.setdefault((job.task, job.budget, job.agent), []).append(index)
     generator = random.Random(seed)
     return [generator.choice(indices) for indices in rows.values()]
 
 
 def _replay_differences(
     options: BenchmarkOptions,
-    descriptions: Sequence[Mapping[str, Any]],
+    descriptions: Sequence[Description],
     evaluations: Any,
     chosen: Sequence[int],
     stop: GracefulStop,
 ) -> Iterator[str]:
     """Runs searches again and compares them with their rows of the Parquet file."""
     names = Job.__dataclass_fields__
-    repeated = {Job(**{name: descriptions[index][name] for name in names}).title: index for index in chosen}
-    jobs = [Job(**{name: descriptions[index][name] for name in names}) for index in chosen]
+    repeated = {Job(**{name: getattr(descriptions[index], name) for name in names}).title: index for index in chosen}
+    jobs = [Job(**{name: getattr(descriptions[index], name) for name in names}) for index in chosen]
     with ProgressView(announcements(), "searches", len(jobs)) as view:
         for done, (job, outcome) in enumerate(run_all(jobs, options.workers, options.pool, stop, OFF), start=1):
             view.show(done, job.title)
@@ -168,10 +169,10 @@ def _replay_differences(
             yield from _record_differences(job, recorded, outcome, descriptions[index])
 
 
-def _record_differences(job: Job, recorded: Any, now: Record, description: Mapping[str, Any]) -> Iterator[str]:
-    if dict(now.config) != description["config"]:
-        yield f"{job.title}: the agent's options were recorded as {description['config']} and are {dict(now.config)}"
-    if now.evaluator_identity != description["evaluator_identity"]:
+def _record_differences(job: Job, recorded: Any, now: Record, description: Description) -> Iterator[str]:
+    if dict(now.config) != description.config:
+        yield f"{job.title}: the agent's options were recorded as {description.config} and are {dict(now.config)}"
+    if now.evaluator_identity != description.evaluator_identity:
         yield f"{job.title}: what evaluates is not what was recorded: weights, splits, scheme or settings differ"
     first: dict[str, int] = {}
     for column in REPEATED:

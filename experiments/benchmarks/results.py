@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from experiments.benchmarks.folder import BenchmarkFolder
+from experiments.benchmarks.schemas import Description
 from experiments.benchmarks.suite import BenchmarkOptions, Job
 from experiments.comparison import best_uniform
 from experiments.search import make_env
@@ -109,7 +110,7 @@ def load_results(folder: BenchmarkFolder) -> Results:
         QuantenvError: If a file is damaged, or the files do not belong together.
     """
     options = folder.options()
-    descriptions = folder.read_json(folder.jobs)
+    descriptions = folder.read_jobs()
     table = folder.read_evaluations(("task", "budget", "agent", "seed", "evaluation", "correct", "feasible", "samples"))
     shape = (len(descriptions), options.evaluations)
     _check_rows(folder, table, descriptions, shape)
@@ -118,15 +119,15 @@ def load_results(folder: BenchmarkFolder) -> Results:
     found = np.maximum.accumulate(np.where(feasible, correct, NOTHING), axis=1)
     members: dict[tuple[str, float, str], list[int]] = {}
     for index, job in enumerate(descriptions):
-        members.setdefault((job["task"], job["budget"], job["agent"]), []).append(index)
+        members.setdefault((job.task, job.budget, job.agent), []).append(index)
     runs = {}
     for key, indices in members.items():
         jobs = [descriptions[index] for index in indices]
         runs[key] = Runs(
             found=found[indices],
-            environment_seconds=np.array([job["environment_seconds"] for job in jobs]),
-            agent_seconds=np.array([job["agent_seconds"] for job in jobs]),
-            equivalent_evaluations=max(job["equivalent_evaluations"] for job in jobs),
+            environment_seconds=np.array([job.environment_seconds for job in jobs]),
+            agent_seconds=np.array([job.agent_seconds for job in jobs]),
+            equivalent_evaluations=max(job.equivalent_evaluations for job in jobs),
         )
     cases = {}
     for task in options.tasks:
@@ -171,14 +172,14 @@ def _case(options: BenchmarkOptions, task_name: str, budget: float, best_found: 
 
 
 def _check_rows(
-    folder: BenchmarkFolder, table: Any, descriptions: Sequence[Mapping[str, Any]], shape: tuple[int, int]
+    folder: BenchmarkFolder, table: Any, descriptions: Sequence[Description], shape: tuple[int, int]
 ) -> None:
     """Checks that the Parquet file holds N rows for each described search, in order."""
     sound = table.num_rows == shape[0] * shape[1]
     if sound:
         for name in ("task", "budget", "agent", "seed"):
             values = table[name].to_numpy().reshape(shape)
-            expected = np.array([job[name] for job in descriptions])
+            expected = np.array([getattr(job, name) for job in descriptions])
             sound &= bool((values == expected[:, None]).all())
         sound &= bool((table["evaluation"].to_numpy().reshape(shape) == np.arange(1, shape[1] + 1)).all())
     if not sound:

@@ -13,6 +13,7 @@ import numpy as np
 from experiments.benchmarks.folder import BenchmarkFolder
 from experiments.benchmarks.jobs import parse_bits
 from experiments.benchmarks.results import NOTHING, load_results
+from experiments.benchmarks.schemas import Description
 from experiments.benchmarks.suite import BenchmarkOptions
 from experiments.episodes import read_episodes
 from experiments.options import TrainOptions
@@ -91,7 +92,7 @@ def _read_benchmark(folder: str, sources: Sources) -> None:
     """Reads every search of a finished benchmark."""
     files = BenchmarkFolder.open(folder)
     results = load_results(files)
-    options, jobs = results.options, files.read_json(files.jobs)
+    options, jobs = results.options, files.read_jobs()
     name = options.name
     if name in {benchmark.name for benchmark in sources.benchmarks}:
         name = f"{name} ({folder})"
@@ -102,8 +103,8 @@ def _read_benchmark(folder: str, sources: Sources) -> None:
     for number, job in enumerate(jobs):
         start = number * options.evaluations
         rows = slice(start, start + options.evaluations)
-        case = _case_of(options, job, str(job["evaluator_identity"]))
-        cases[job["task"], job["budget"]] = case
+        case = _case_of(options, job, job.evaluator_identity)
+        cases[job.task, job.budget] = case
 
         def bits(index: int, start: int = start) -> Bits:
             weights, activations = parse_bits(texts[start + index].as_py())
@@ -121,18 +122,16 @@ def _read_benchmark(folder: str, sources: Sources) -> None:
                 bits=bits,
                 folder=folder,
                 benchmark=name,
-                agent=_agent_name(job["agent"], options.constraint),
-                seed=job["seed"],
+                agent=_agent_name(job.agent, options.constraint),
+                seed=job.seed,
                 samples=int(samples[start]),
-                measured=float(job["equivalent_evaluations"]),
+                measured=job.equivalent_evaluations,
                 asked=options.evaluations,
             )
         except ValueError as error:
             raise QuantenvError(f"{files.evaluations} is damaged ({error}): run the benchmark again.") from error
         sources.searches.append(search)
-    sources.benchmarks.append(
-        Benchmark(folder, name, files.read_json(files.leaderboard), files.read_json(files.curves), cases)
-    )
+    sources.benchmarks.append(Benchmark(folder, name, files.read_leaderboard(), files.read_curves(), cases))
 
 
 @dataclass(frozen=True)
@@ -162,9 +161,9 @@ def _search(*, case: Case, points: _Rows, bits: Any, **fields: Any) -> Search:
     return Search(case=case, curve=curve, best=best, fronts=fronts, **fields)
 
 
-def _case_of(options: BenchmarkOptions, job: Mapping[str, Any], identity: str) -> Case:
-    train = TrainOptions(task=job["task"], device=options.device, decisions=options.decisions)
-    return Case(_setting(train, (options.metric,), identity), (_budget_text(job["budget"]),))
+def _case_of(options: BenchmarkOptions, job: Description, identity: str) -> Case:
+    train = TrainOptions(task=job.task, device=options.device, decisions=options.decisions)
+    return Case(_setting(train, (options.metric,), identity), (_budget_text(job.budget),))
 
 
 def _setting(options: TrainOptions, metrics: tuple[str, ...], identity: str) -> Setting:

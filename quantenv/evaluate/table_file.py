@@ -31,7 +31,7 @@ Size = Annotated[int, msgspec.Meta(ge=0, le=_MOST)]
 Text = Annotated[str, msgspec.Meta(max_length=1000)]
 
 
-class _Layer(Schema):
+class _Layer(Schema, frozen=True):
     """The fields of `LayerSpec`, in range."""
 
     name: Text
@@ -48,7 +48,7 @@ class _Layer(Schema):
     macs: Size
 
 
-class _Evaluation(Schema):
+class _Evaluation(Schema, frozen=True):
     """The fields of `Evaluation`, in range."""
 
     correct: Size
@@ -56,7 +56,7 @@ class _Evaluation(Schema):
     loss: Annotated[float, msgspec.Meta(ge=0)]
 
 
-class Description(Schema):
+class Description(Schema, frozen=True):
     """A table without its arrays."""
 
     format: Literal["quantenv-table-1"]

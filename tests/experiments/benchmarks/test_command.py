@@ -49,7 +49,7 @@ def test_every_evaluation_is_in_one_parquet_file(benchmark):
 
 
 def test_every_search_is_described(benchmark):
-    jobs = json.loads((benchmark / "jobs.json").read_text())
+    jobs = json.loads((benchmark / "jobs.json").read_text())["jobs"]
     assert len(jobs) == len(AGENTS) * 2 * 3
     for job in jobs:
         assert job["environment_seconds"] > 0
@@ -144,7 +144,7 @@ def test_only_what_changed_is_run_again(benchmark_copy, table_file, in_process, 
     said = " ".join(capsys.readouterr().err.split())
     assert "6 of the searches" in said  # reinforce's, but for the new seed
     assert "16 searches, 6 of them done before" in said
-    jobs = json.loads((benchmark_copy / "jobs.json").read_text())
+    jobs = json.loads((benchmark_copy / "jobs.json").read_text())["jobs"]
     assert {job["config"].get("hidden") for job in jobs} == {None, 4}
 
 

@@ -13,6 +13,7 @@ from experiments.benchmarks.markdown import to_markdown
 from experiments.benchmarks.results import NOTHING, Case, Results, Runs, load_results
 from experiments.benchmarks.suite import BenchmarkOptions
 from quantenv.errors import QuantenvError
+from tests.resealing import change_json
 
 CASE = Case("t", "size", 0.5, 100.0, samples=200, best=190, exact=True, uniform=150, feasible=9, tied=1)
 
@@ -154,7 +155,6 @@ def test_results_are_read_back(benchmark):
 
 
 def test_files_that_do_not_belong_together_are_refused(benchmark_copy):
-    path = benchmark_copy / "jobs.json"
-    path.write_text(json.dumps(json.loads(path.read_text())[::-1]))
+    change_json(benchmark_copy / "jobs.json", lambda content: content["jobs"].reverse())
     with pytest.raises(QuantenvError, match="does not hold the searches that"):
         load_results(BenchmarkFolder.open(benchmark_copy))

@@ -1,13 +1,12 @@
 """`quantenv validate` on a benchmark finds what was changed."""
 
-import json
-
 import pyarrow
 import pyarrow.parquet
 import pytest
 
 from experiments.benchmarks.parquet import write_checksum
 from experiments.cli import main
+from tests.resealing import change_json
 
 
 def change(folder, row, **values):
@@ -61,11 +60,11 @@ def test_an_invented_evaluation_of_a_real_allocation_is_found(benchmark_copy, in
 
 
 def test_a_tampered_leaderboard_is_found(benchmark_copy, in_process, capsys):
-    path = benchmark_copy / "leaderboard.json"
-    content = json.loads(path.read_text())
-    content["rows"][1]["regret"]["12"]["value"] = 0.0625
-    content["overall"][0]["reached"]["optimum"] = 77
-    path.write_text(json.dumps(content))
+    def tamper(content):
+        content["rows"][1]["regret"]["12"]["value"] = 0.0625
+        content["overall"][0]["reached"]["optimum"] = 77
+
+    change_json(benchmark_copy / "leaderboard.json", tamper)
     assert validate(benchmark_copy) == 1
     out = capsys.readouterr().out
     assert "leaderboard.json, rows, " in out
@@ -77,10 +76,11 @@ def test_a_tampered_leaderboard_is_found(benchmark_copy, in_process, capsys):
 def test_a_tampered_text_or_curve_is_found(benchmark_copy, in_process, capsys):
     text = benchmark_copy / "leaderboard.md"
     text.write_text(text.read_text().replace("| 1 | ", "| 1 | best ", 1))
-    curves = benchmark_copy / "curves.json"
-    content = json.loads(curves.read_text())
-    content["curves"][0]["regret"]["value"][-1] = 0.03125
-    curves.write_text(json.dumps(content))
+
+    def tamper(content):
+        content["curves"][0]["regret"]["value"][-1] = 0.03125
+
+    change_json(benchmark_copy / "curves.json", tamper)
     assert validate(benchmark_copy) == 1
     out = capsys.readouterr().out
     assert "leaderboard.md: not the leaderboard of leaderboard.json" in out
@@ -88,19 +88,49 @@ def test_a_tampered_text_or_curve_is_found(benchmark_copy, in_process, capsys):
 
 
 def test_changed_options_are_found(benchmark_copy, in_process, capsys):
-    path = benchmark_copy / "jobs.json"
-    jobs = json.loads(path.read_text())
-    for job in jobs:
-        job["config"] = {"made": "up"}
-        job["evaluator_identity"] = "0" * 16
-    path.write_text(json.dumps(jobs))
+    def tamper(content):
+        for job in content["jobs"]:
+            job.update(config={"made": "up"}, evaluator_identity="0" * 16)
+
+    change_json(benchmark_copy / "jobs.json", tamper)
     assert validate(benchmark_copy) == 1
     out = capsys.readouterr().out
     assert "options were recorded as {'made': 'up'}" in out
     assert "what evaluates is not what was recorded" in out
 
 
-@pytest.mark.parametrize("name", ["suite.yaml", "jobs.json", "evaluations.parquet", "leaderboard.json"])
+FILES = ("suite.yaml", "jobs.json", "evaluations.parquet", "leaderboard.json", "curves.json", "environment.json")
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if not name.endswith("parquet")])
+def test_a_changed_digit_is_refused(benchmark_copy, refused, name):
+    text = (benchmark_copy / name).read_text()
+    digit = next(place for place in range(len(text) // 2, len(text)) if text[place].isdigit())
+    (benchmark_copy / name).write_text(text[:digit] + str(9 - int(text[digit])) + text[digit + 1 :])
+    assert name in refused("validate", str(benchmark_copy))
+
+
+JOB = {
+    "seed": (1.5, "is 1.5; expected a whole number"),
+    "budget": (None, "is null; expected a number"),
+    "task": (["digits"], "expected text"),
+    "environment_seconds": (-1, "of at least 0"),
+    "agent_options": ("x", "expected names with values"),
+    "surplus": (1, "unknown key"),
+}
+
+
+@pytest.mark.parametrize("name", JOB)
+def test_a_description_is_held_to_its_schema(benchmark_copy, refused, name):
+    value, said = JOB[name]
+    change_json(benchmark_copy / "jobs.json", lambda content: content["jobs"][2].update({name: value}))
+    for command in ("validate", "report"):
+        sentence = refused(command, str(benchmark_copy))
+        assert f"jobs[2].{name}" in sentence
+        assert said in sentence
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_a_damaged_file_is_refused(benchmark_copy, refused, name):
     path = benchmark_copy / name
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 3].rstrip() + b"\n\0\n")

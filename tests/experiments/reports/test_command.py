@@ -100,7 +100,7 @@ def test_what_is_no_folder_of_ours_is_refused(refused, runs, tmp_path):
     assert "is neither a run's nor a benchmark's folder" in refused("report", str(tmp_path))
     assert "is no folder" in refused("report", str(tmp_path / "nowhere"))
     assert "more than once" in refused("report", str(runs[0]), f"{runs[0]}/")
-    assert "folders" in refused("report")
+    assert "needs FOLDERS" in refused("report")
     assert "expected the path of a page" in refused("report", str(runs[0]), "--output=report.pdf")
     assert "Cannot write" in refused("report", str(runs[0]), f"--output={runs[0]}/config.yaml/r.html")
 
