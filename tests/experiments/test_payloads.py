@@ -9,6 +9,7 @@ import yaml
 
 from experiments.cli import COMMANDS, main
 from experiments.options import FinetuneOptions, TrainOptions, ValidateOptions
+from quantenv.records import COMMENT, with_comment
 from tests.experiments.conftest import SHORT
 
 #: Options with values of which a payload could be one, by command; `{marker}` is the file that a payload would make.
@@ -150,7 +151,7 @@ def test_environment_variables_are_no_options(payload, monkeypatch):
 
 def _poisoned(folder: Path, file: str, change: dict) -> None:
     content = yaml.safe_load((folder / file).read_text())
-    (folder / file).write_text(yaml.safe_dump(content | change))
+    (folder / file).write_text(with_comment(yaml.safe_dump(content | change)))
 
 
 READERS = (
@@ -175,9 +176,9 @@ def test_run_folders(option, spelling, payload, run_copy):
 
 @pytest.mark.parametrize("tag", TAGS)
 def test_run_folders_with_tags(tag, payload, run_copy):
-    before = (run_copy / "config.yaml").read_text()
+    before = (run_copy / "config.yaml").read_text().rpartition(COMMENT)[0]
     for line in (f"agent_options: {tag}", f"{tag}", f"seed: {tag}"):
-        (run_copy / "config.yaml").write_text(before + line.format(marker=payload.marker) + "\n")
+        (run_copy / "config.yaml").write_text(with_comment(before + line.format(marker=payload.marker) + "\n"))
         for reader in READERS:
             assert "config.yaml" in payload.refuses(*(part.format(folder=run_copy) for part in reader))
 
@@ -202,7 +203,10 @@ def test_other_files_of_a_run(file, payload, run_copy):
 def test_suites_of_benchmarks(spelling, payload):
     folder = Path("benchmark")
     folder.mkdir()
-    (folder / "suite.yaml").write_text(yaml.safe_dump({"agent_options": SPELLINGS[spelling](payload.popen)}))
+    suite = yaml.safe_dump({"agent_options": SPELLINGS[spelling](payload.popen)})
+    (folder / "suite.yaml").write_text(with_comment(suite))
+    for file in ("evaluations.parquet", "jobs.json", "leaderboard.json"):
+        (folder / file).touch()
     for line in (("report", "benchmark"), ("validate", "benchmark"), ("benchmark", "--output=benchmark")):
         if line[0] != "benchmark":
             assert "suite.yaml" in payload.refuses(*line)
