@@ -14,7 +14,7 @@ from torch import nn
 from quantenv.allocation import Allocation
 from quantenv.errors import QuantenvError
 from quantenv.evaluate.base import Evaluation
-from quantenv.evaluate.ptq import evaluate_logits, numerics
+from quantenv.evaluate.ptq import evaluate_float, evaluate_logits, numerics
 from quantenv.files import content_hash
 from quantenv.locks import Lock
 from quantenv.quantize import calibrate_task, parse_scheme, trainable_network
@@ -51,7 +51,9 @@ class HAQFinetuneEvaluator:
             ["haq-finetune-1", parse_scheme(task.scheme).version, task.identity, str(recipe), *numerics()]
         )
         self._lock = Lock()
-        self.reference = evaluate_logits(task.network, self._train if training_accuracy else task.splits["search"])
+        self.reference = (
+            evaluate_logits(task.network, self._train) if training_accuracy else evaluate_float(task, "search")
+        )
 
     def evaluate(self, allocations: Sequence[Allocation], split: str = "search") -> list[Evaluation]:
         """Fine-tunes each allocation, then evaluates it on a split.

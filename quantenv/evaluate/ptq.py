@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -104,8 +105,12 @@ class PTQEvaluator:
         return [f"batches of {self.batch}"] if self.backend == "integer" and largest > self.batch else []
 
     def float_evaluation(self, split: str) -> Evaluation:
-        """Evaluates the float network."""
-        return evaluate_logits(self.task.network, self.task.splits[split], self.batch)
+        """Evaluates the float network.
+
+        Raises:
+            QuantenvError: If it puts out NaN or infinity.
+        """
+        return evaluate_float(self.task, split, self.batch)
 
 
 def float_evaluator(task: Task) -> PTQEvaluator:
@@ -172,6 +177,24 @@ def evaluate_logits(network: Callable[[torch.Tensor], torch.Tensor], split: Spli
             counts, losses = tally(network(inputs)[None], labels)
             correct, loss = correct + int(counts[0]), loss + float(losses[0])
     return Evaluation(correct=correct, samples=len(split), loss=loss / len(split))
+
+
+def evaluate_float(task: Task, split: str, batch: int = 256) -> Evaluation:
+    """Evaluates a task's float network on a split: what quantized ones are compared with.
+
+    Raises:
+        QuantenvError: If it puts out NaN or infinity, of which int8 kernels would make numbers.
+    """
+    evaluation = evaluate_logits(task.network, task.splits[split], batch)
+    if math.isfinite(evaluation.loss):
+        return evaluation
+    with torch.inference_mode():
+        sound = torch.cat([task.network(part).isfinite().all(1) for part in task.splits[split].inputs.split(batch)])
+    raise QuantenvError(
+        f"The float network of task {task.name!r} puts out NaN or infinity on {int((~sound).sum())} of {len(sound)} "
+        f"samples of the split {split!r}, first on sample {int((~sound).nonzero()[0])}, of which no accuracy can be "
+        "told: mend the network, or leave those samples out."
+    )
 
 
 def tally(logits: torch.Tensor, labels: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from quantenv.allocation import Allocation
 from quantenv.evaluate.base import Evaluation
-from quantenv.evaluate.ptq import evaluate_logits, numerics
+from quantenv.evaluate.ptq import evaluate_float, evaluate_logits, numerics
 from quantenv.files import content_hash
 from quantenv.finetune.compilation import resolve
 from quantenv.finetune.config import FinetuneConfig
@@ -36,7 +36,7 @@ class FinetuneEvaluator:
         self.identity = content_hash(
             ["finetune", parse_scheme(task.scheme).version, task.identity, self.config.identity, *numerics()]
         )
-        self.reference = evaluate_logits(task.network, task.splits["search"])
+        self.reference = evaluate_float(task, "search")
         self._lock = Lock()
 
     def evaluate(self, allocations: Sequence[Allocation], split: str = "search") -> list[Evaluation]:

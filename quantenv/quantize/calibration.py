@@ -20,6 +20,7 @@ from quantenv.quantize.corrections import Statistics, bias_correction, measure
 from quantenv.quantize.equalisation import absorb, equalise
 from quantenv.quantize.graph import Site, find_sites
 from quantenv.quantize.kmeans import codebooks
+from quantenv.quantize.naming import name_of
 from quantenv.quantize.quantizers import Codebook, Grid, GroupedGrid, Rounding, WeightRounding
 from quantenv.quantize.schemes import Scheme, parse_scheme
 from quantenv.quantize.tracing import trace
@@ -143,7 +144,11 @@ def calibrate(
         QuantenvError: If the network puts out NaN or infinity on the calibration inputs, or a layer has channel groups
             that are no partition, or that the scheme cannot have.
     """
-    from quantenv.quantize.verification import check_rewritten, check_trace  # which stand on calibrations
+    from quantenv.quantize.verification import (
+        check_rewritten,
+        check_trace,
+        first_not_finite,
+    )  # which stand on calibrations
 
     check_grouping(scheme, channels)
     network = with_plain_attention(network)
@@ -167,10 +172,10 @@ def calibrate(
     )
     with torch.no_grad():
         for batch in inputs.split(CALIBRATION_BATCH):
-            if not torch.isfinite(recorder.run(batch)).all():
+            if not recorder.run(batch).isfinite().all():
                 raise QuantenvError(
-                    f"{type(network).__name__} puts out NaN or infinity on the calibration inputs; "
-                    "check its weights and the inputs' normalisation."
+                    f"{type(network).__name__} puts out NaN or infinity on the calibration inputs"
+                    f"{first_not_finite(graph, batch)}; check its weights and the inputs' normalisation."
                 )
     calibration = Calibration(
         graph=graph,
@@ -197,7 +202,12 @@ def calibrate_task(task: "Task") -> Calibration:
 
 @functools.lru_cache(maxsize=4)
 def _calibrate_task(task: "Task") -> Calibration:
-    return calibrate(task.network, task.splits["calibration"].inputs, parse_scheme(task.scheme), task.channel_groups)
+    from quantenv.quantize.input_rounding import warn_of_rounded_inputs  # which stands on calibrations
+
+    split = task.splits["calibration"]
+    calibration = calibrate(task.network, split.inputs, parse_scheme(task.scheme), task.channel_groups)
+    warn_of_rounded_inputs(calibration, split.labels)
+    return calibration
 
 
 def check_grouping(scheme: Scheme, channels: Channels | None) -> None:
@@ -256,6 +266,7 @@ class _SiteRecorder(fx.Interpreter):
 
     def __init__(self, graph: fx.GraphModule, nodes: set[str], per_batch: int) -> None:
         super().__init__(graph)
+        self.graph_module = graph
         self.samples: dict[str, list[torch.Tensor]] = {node: [] for node in nodes}
         self.per_batch = max(1, per_batch)
 
@@ -263,6 +274,11 @@ class _SiteRecorder(fx.Interpreter):
         value = super().run_node(n)
         if n.name in self.samples:
             flat = value.flatten()
+            if not flat.isfinite().all():
+                raise QuantenvError(
+                    f"{name_of(n, self.graph_module)} puts out NaN or infinity on the calibration inputs, which no "
+                    "grid holds: check its weights, the inputs' normalisation, and divisions by zero."
+                )
             extremes = torch.stack([flat.min(), flat.max()])
             self.samples[n.name].append(torch.cat([flat[:: max(1, len(flat) // self.per_batch)], extremes]))
         return value

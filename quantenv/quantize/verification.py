@@ -8,7 +8,7 @@ must not be further from the same rounding in float arithmetic than a few times 
 import functools
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 from torch import fx, nn
@@ -20,6 +20,7 @@ from quantenv.quantize.calibration import Calibration
 from quantenv.quantize.graph import Site
 from quantenv.quantize.identity import InDoublePrecision
 from quantenv.quantize.integer import IntegerLayer, IntegerNetwork, decode
+from quantenv.quantize.naming import name_of
 from quantenv.quantize.network import QuantizedNetwork, SwitchedLayer, SwitchedSite, rewire
 
 #: Differences that float arithmetic in another order explains, relative to the root mean square over samples.
@@ -75,7 +76,7 @@ def check_rewritten(calibration: Calibration) -> None:
         UnsupportedLayerError: If it does not; the first layer or operation that puts out something else is named.
     """
     inputs = calibration.inputs[:REWRITTEN_ON]
-    rewritten, graph = _without_rounding(calibration), calibration.graph
+    rewritten, graph = without_rounding(calibration), calibration.graph
     with torch.no_grad():
         difference = _difference(graph(inputs), rewritten(inputs))
         if difference <= FLOAT_TOLERANCE or _is_noise(difference, graph, inputs):
@@ -123,18 +124,15 @@ def check_kernels(integers: IntegerNetwork) -> None:
     )
 
 
-def name_of(node: fx.Node, graph: fx.GraphModule) -> str:
-    """Names a node as its user knows it: a layer by its path, an operation by the layer it comes behind."""
-    if node.op == "call_module":
-        return f"{type(graph.get_submodule(str(node.target))).__name__} {str(node.target)!r}"
-    if node.op == "placeholder":
-        return "The network's input"
-    name = str(getattr(node.target, "__name__", node.target))
-    before = node
-    while before.all_input_nodes and before.op != "call_module":
-        before = before.all_input_nodes[0]
-    behind = name_of(before, graph) if before.op in ("call_module", "placeholder") else "a constant"
-    return f"{name} behind {behind[0].lower() + behind[1:] if before.op == 'placeholder' else behind}"
+def first_not_finite(graph: fx.GraphModule, inputs: torch.Tensor) -> str:
+    """Says which layer or operation is the first to put out NaN on some inputs, or else infinity, where one does."""
+    with torch.no_grad():
+        values = list(_values(graph, inputs))
+    for wrong in (torch.isnan, torch.isinf):
+        for node, value in values:
+            if wrong(value).any():
+                return f", first in {name_of(node, graph)}"
+    return ""
 
 
 def _differences(expected: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
@@ -230,14 +228,19 @@ class _Unrounded(nn.Module):
         return x.clamp(min=0) if self.clamped else x
 
 
-def _without_rounding(calibration: Calibration) -> fx.GraphModule:
-    """Rewrites a network as `QuantizedNetwork` does, with float weights and sites that round nothing."""
+def without_rounding(calibration: Calibration, but: Collection[str] = ()) -> fx.GraphModule:
+    """Rewrites a network as `QuantizedNetwork` does, with float weights and sites that round nothing.
+
+    Args:
+        calibration: What to rewrite; not changed.
+        but: Nodes of sites that round to 8 bits all the same.
+    """
     sites: dict[str, SwitchedSite] = {}
 
     def make_site(site: Site) -> nn.Module:
         grids = calibration.site_grids[site.node]
         sites[site.node] = SwitchedSite(grids, [], site.shared)
-        return _Unrounded(grids[8].low)
+        return sites[site.node] if site.node in but else _Unrounded(grids[8].low)
 
     def make_layer(layer: LayerSpec, module: nn.Module) -> nn.Module:
         source = sites[calibration.site_of(layer.name).node]

@@ -4,14 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from quantenv.errors import UnsupportedLayerError
+from quantenv.errors import QuantenvError, UnsupportedLayerError
 from quantenv.evaluate.ptq import PTQEvaluator
 from quantenv.quantize import calibrate
 from quantenv.quantize.integer import IntegerLayer, IntegerNetwork
+from quantenv.quantize.naming import name_of
 from quantenv.quantize.network import SwitchedLayer, rewire
 from quantenv.quantize.tracing import trace
-from quantenv.quantize.verification import check_kernels, check_rewritten, check_trace, name_of
-from quantenv.tasks import get_task
+from quantenv.quantize.verification import check_kernels, check_rewritten, check_trace
+from quantenv.tasks import Split, Task, get_task
 from tests.networks import branched
 
 INPUTS = torch.randn(40, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -121,3 +122,49 @@ def test_evaluators_on_kernels_check_them(monkeypatch):
     monkeypatch.setattr("quantenv.evaluate.ptq.check_kernels", checked.append)
     evaluator = PTQEvaluator(get_task("digits"), "integer")
     assert checked == [evaluator.network]
+
+
+class Divided(nn.Module):
+    """Divides by what may be zero, and hides the outcome or not."""
+
+    def __init__(self, hidden):
+        super().__init__()
+        self.first, self.head, self.hidden = nn.Linear(8, 8), nn.Linear(8, 3), hidden
+
+    def forward(self, x):
+        x = torch.relu(self.first(x))
+        x = x / x
+        return self.head(torch.where(x == x, x, torch.zeros_like(x)) if self.hidden else x)
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+def test_values_that_are_not_finite_are_refused_where_they_come_up(hidden):
+    with pytest.raises(
+        QuantenvError, match="truediv behind Linear 'first' puts out NaN or infinity on the calibration"
+    ):
+        calibrate(Divided(hidden).eval(), torch.randn(20, 8))
+
+
+def test_statistics_that_are_not_finite_are_refused():
+    network = branched()
+    network.block.norm.running_var[2] = float("nan")
+    with pytest.raises(QuantenvError, match=r"'block\.(grouped|norm)'.* NaN or infinity"):
+        calibrate(network, INPUTS)
+
+
+def test_a_network_that_is_not_finite_on_held_out_samples_is_refused():
+    class Logarithm(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.head(torch.log(x[:, :, 0] + 0.5))
+
+    x = torch.rand(60, 8, 1, generator=torch.Generator().manual_seed(0))
+    x[45, 3] = -2.0
+    labels = torch.arange(60) % 3
+    cut = {"train": slice(0, 20), "calibration": slice(0, 20), "search": slice(20, 50), "test": slice(50, 60)}
+    task = Task("t", Logarithm().eval(), {name: Split(x[part], labels[part]) for name, part in cut.items()})
+    with pytest.raises(QuantenvError, match="on 1 of 30 samples of the split 'search', first on sample 25"):
+        PTQEvaluator(task, "float")
