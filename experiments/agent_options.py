@@ -9,10 +9,10 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from agents import agent_names
+from experiments.option_files import refuse_classes
 from quantenv.errors import QuantenvError, unknown_name
+from quantenv.reading import YAML_LIMIT, parse_yaml, read_bytes
 
 #: Section that holds for every task.
 ANY = "any"
@@ -53,10 +53,9 @@ def read_sections(file: Path | Traversable) -> dict[str, dict[str, Any]]:
     Raises:
         QuantenvError: If it cannot be read, or holds something else.
     """
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise QuantenvError(f"{file} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    data = read_bytes(file, what="options", limit=YAML_LIMIT) if isinstance(file, Path) else file.read_bytes()
+    content = parse_yaml(data, f"The file {file}") or {}
+    refuse_classes(content, str(file))
     if not isinstance(content, dict) or not all(isinstance(section, dict) for section in content.values()):
         raise QuantenvError(
             f"{file} must hold sections of options by name, such as {{{ANY}: {{learning_rate: 0.001}}}}."

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import gymnasium
 
-from agents import agent_class
+from agents.base import make_config
 from experiments.options import TrainOptions
 from quantenv.allocation import Allocation
 from quantenv.env.environment import QuantizationEnv
@@ -27,9 +27,9 @@ def check_names(options: TrainOptions) -> None:
     """Looks up what can be looked up at once, before a task's network is trained for the first time.
 
     Raises:
-        QuantenvError: If the agent or the device is unknown.
+        QuantenvError: If the agent, one of its options or the device is unknown, or an option is out of range.
     """
-    agent_class(options.agent)
+    make_config(options.agent, options.agent_options)
     load_device(options.device)
 
 

@@ -4,8 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from agents import agent_names
-from agents.base import BUILT_IN
+from agents.base import BUILT_IN, agent_names
 from experiments.benchmarks.suite import FIRST_TUNING_SEED, Job
 from experiments.task_source import SourceOptions
 from quantenv.errors import QuantenvError, unknown_name

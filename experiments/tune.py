@@ -32,6 +32,7 @@ from quantenv.errors import QuantenvError, unknown_name
 from quantenv.files import write_text
 from quantenv.plain_yaml import shorten
 from quantenv.reading import parse_json
+from quantenv.typed import checked, short, words
 
 #: Trials that are drawn together.
 BATCH = 8
@@ -117,15 +118,16 @@ def find_space(options: TuneOptions) -> Space:
             )
         raise unknown_name(f"space in {options.space}:", options.agent, spaces)
     space = {name: span for name, span in spaces[options.agent].items() if name not in options.agent_options}
-    fields = {each.name for each in dataclasses.fields(agent_class(options.agent).config_class)}
+    fields = {each.name: each.type for each in dataclasses.fields(agent_class(options.agent).config_class)}
     for name, span in space.items():
         if name not in fields:
             raise unknown_name(f"option of agent {options.agent!r} in its space:", name, fields)
         if not isinstance(span, dict) or not (set(span) == {"choices"} or {"low", "high"} <= set(span) <= set(SPAN)):
             raise QuantenvError(
-                f"The space of option {name!r} is {span!r}; expected {{low: ..., high: ...}}, perhaps with log: true, "
-                "or {choices: [...]}."
+                f"The space of option {name!r} is {short(span)}; expected {{low: ..., high: ...}}, perhaps with "
+                "log: true, or {choices: [...]}."
             )
+        _check_span(name, span, fields[name])
     if not space:
         raise QuantenvError("There is nothing to tune: the space is empty, or --agent_options fixes all of it.")
     return space
@@ -133,6 +135,24 @@ def find_space(options: TuneOptions) -> Space:
 
 #: What describes a number's range.
 SPAN = ("low", "high", "log")
+
+
+def _check_span(name: str, span: Mapping[str, Any], kind: Any) -> None:
+    """Raises QuantenvError if a space offers an option what is none of its type, or nothing."""
+    where = f"The space of option {name!r}:"
+    if "choices" in span:
+        if not isinstance(span["choices"], list) or not span["choices"]:
+            raise QuantenvError(f"{where} choices is {short(span['choices'])}; expected a list of at least one.")
+        for choice in span["choices"]:
+            checked(choice, kind, f"{where} a choice")
+        return
+    if kind not in (int, float):
+        raise QuantenvError(f"{where} low and high are for numbers, and this is {words(kind)}: give choices.")
+    low, high = (checked(span[end], kind, f"{where} {end}") for end in ("low", "high"))
+    log = checked(span.get("log", False), bool, f"{where} log")
+    if not low <= high or (log and low <= 0):
+        above = " from above 0" if log else ""
+        raise QuantenvError(f"{where} it goes from {low} to {high}; expected a range{above}, the lower end first.")
 
 
 def _in_force(agent: str, base: Mapping[str, Any], space: Space) -> dict[str, Any]:

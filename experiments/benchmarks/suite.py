@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from agents import agent_names
+from agents.base import agent_names, make_config
 from experiments.agent_options import resolved_options
 from experiments.options import TrainOptions
 from quantenv.errors import QuantenvError, unknown_name
@@ -99,7 +99,7 @@ class BenchmarkOptions:
         """The agents that are asked for, by name.
 
         Raises:
-            QuantenvError: If one is unknown, or options are given for another.
+            QuantenvError: If one is unknown, or options are given for another or are none of its own.
         """
         known = agent_names()
         chosen = known if self.agents is None else self.agents
@@ -109,6 +109,7 @@ class BenchmarkOptions:
         for name in self.agent_options:
             if name not in chosen:
                 raise unknown_name("agent with options in --agent_options:", name, chosen)
+            make_config(name, self.agent_options[name])
         return list(chosen)
 
 

@@ -129,7 +129,25 @@ def test_shipped_spaces_hold_the_options_in_force_on_every_task(agent):
 
 @pytest.mark.parametrize(
     "space",
-    ["a2c: {hidden: {low: 1}}", "a2c: {hidden: 3}", "a2c: {size: {low: 1, high: 2}}", "a2c: 3", "b: {}", "a2c: {}"],
+    [
+        "a2c: {hidden: {low: 1}}",
+        "a2c: {hidden: 3}",
+        "a2c: {size: {low: 1, high: 2}}",
+        "a2c: 3",
+        "b: {}",
+        "a2c: {}",
+        "a2c: {hidden: {choices: []}}",
+        "a2c: {hidden: {choices: 3}}",
+        "a2c: {hidden: {choices: [a]}}",
+        "a2c: {hidden: {choices: [1.5]}}",
+        "a2c: {hidden: {low: a, high: b}}",
+        "a2c: {hidden: {low: 3, high: 1}}",
+        "a2c: {hidden: {low: null, high: 1}}",
+        "a2c: {learning_rate: {low: 0.0, high: 1.0, log: true}}",
+        "a2c: {learning_rate: {low: 0.1, high: .inf}}",
+        "a2c: {learning_rate: {low: 0.1, high: 1, log: 3}}",
+        "a2c: {hidden: {choices: [{class_path: subprocess.Popen}]}}",
+    ],
 )
 def test_malformed_spaces_are_refused(space, tmp_path):
     (tmp_path / "space.yaml").write_text(space)
