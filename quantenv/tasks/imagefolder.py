@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from quantenv.errors import QuantenvError
 from quantenv.tasks.base import Task
 from quantenv.tasks.datasets import task_from_datasets
+from quantenv.tasks.image_files import ImageReader
 from quantenv.tasks.models import TORCHVISION, make_network
 from quantenv.tasks.source import TaskSource
 from quantenv.tasks.vision import torchvision
@@ -50,11 +51,12 @@ class Preprocessing:
     """How pixels are resized, as torchvision names it."""
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        """Returns the input, float32 (3, crop, crop)."""
+        """Returns the input of an image of `ImageReader`, float32 (3, crop, crop)."""
         functional = torchvision().transforms.functional
         mode = torchvision().transforms.InterpolationMode(self.interpolation)
         centre = functional.center_crop(functional.resize(image, self.resize, mode), [self.crop, self.crop])
-        return functional.normalize(functional.to_tensor(centre), list(self.mean), list(self.std))
+        pixels = functional.to_tensor(centre).expand(3, -1, -1)
+        return functional.normalize(pixels, list(self.mean), list(self.std))
 
 
 def preprocessing(model: str, image_size: int | None = None) -> Preprocessing:
@@ -85,7 +87,7 @@ class Images(Dataset[tuple[torch.Tensor, int]]):
 
     def __init__(self, samples: Sequence[tuple[str, int]], prepare: Preprocessing) -> None:
         """Keeps paths and classes."""
-        self._samples, self._prepare = samples, prepare
+        self._samples, self._prepare, self._reader = samples, prepare, ImageReader()
 
     def __len__(self) -> int:
         """Returns the number of images."""
@@ -95,15 +97,10 @@ class Images(Dataset[tuple[torch.Tensor, int]]):
         """Returns an input (3, crop, crop) and its class.
 
         Raises:
-            QuantenvError: If the file is no image.
+            QuantenvError: If the file is no sound image, or means no certain brightness; see `ImageReader`.
         """
         path, label = self._samples[index]
-        try:
-            with Image.open(path) as image:
-                return self._prepare(image.convert("RGB")), label
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-            raise QuantenvError(f"Cannot read the image {path}: {reason}. Mend or remove it.") from error
+        return self._prepare(self._reader.read(path)), label
 
 
 def make_imagefolder(source: TaskSource) -> Task:
