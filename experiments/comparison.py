@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from quantenv.evaluate.ptq import PTQEvaluator
 from quantenv.evaluate.table import EvaluationTable
 from quantenv.evaluate.table_evaluator import TableEvaluator
 from quantenv.evaluate.table_optimum import optimum, standard_error
+from quantenv.finetune import FinetuneResult
 from quantenv.layers import LayerSpec
 from quantenv.tasks import Task
 
@@ -22,8 +24,8 @@ POST_TRAINING, QAT = "post-training", "QAT"
 #: Bits of an IEEE single: weights and activations of the float network.
 FLOAT_BITS = 32
 
-#: Fine-tunes an allocation for the row of that name and evaluates it on the test split.
-FineTune = Callable[[str, Allocation], Evaluation]
+#: Fine-tunes an allocation for the row of that name.
+FineTune = Callable[[str, Allocation], FinetuneResult]
 
 
 def uniform_allocations(env: QuantizationEnv) -> list[Allocation]:
@@ -157,6 +159,12 @@ def quantized_row(name: str, stage: str, env: QuantizationEnv, allocation: Alloc
     return _row(name, stage, evaluation, costs, meets_budgets(env, costs), allocation)
 
 
+def fine_tuned_row(name: str, env: QuantizationEnv, allocation: Allocation, result: FinetuneResult) -> Row:
+    """Makes the row of an allocation after fine-tuning, which says how that went."""
+    row = quantized_row(name, QAT, env, allocation, result.test)
+    return replace(row, best_epoch=result.best_epoch, diverged=result.diverged)
+
+
 def compare(
     env: QuantizationEnv,
     ptq: Evaluator,
@@ -173,7 +181,7 @@ def compare(
         float_evaluation: The float network on the test split.
         uniform: Best feasible uniform allocation, if any.
         found: What the search found, if anything.
-        fine_tune: Fine-tunes an allocation, given the row's name too, and evaluates it; None leaves QAT out.
+        fine_tune: Fine-tunes an allocation, given the row's name too; None leaves QAT out.
 
     Returns:
         float, uniform 8 (unless a table does not hold it), best uniform (post-training, QAT), found (post-training,
@@ -191,7 +199,7 @@ def compare(
         (evaluation,) = ptq.evaluate([allocation], "test")
         rows.append(quantized_row(name, POST_TRAINING, env, allocation, evaluation))
         if fine_tune is not None:
-            rows.append(quantized_row(name, QAT, env, allocation, fine_tune(name, allocation)))
+            rows.append(fine_tuned_row(name, env, allocation, fine_tune(name, allocation)))
     return tuple(rows)
 
 
@@ -212,6 +220,14 @@ def verdicts(rows: Sequence[Row]) -> tuple[str, ...]:
 
 def _verdict(stage: str, found: Row, uniform: Row) -> str:
     where = "Post-training" if stage == POST_TRAINING else "After QAT"
+    diverged = [row for row in (found, uniform) if row.diverged]
+    if diverged:
+        names = " and of ".join(f"{row.title} (its row is epoch {row.best_epoch})" for row in diverged)
+        return (
+            f"{where}, there is no verdict: training of {names} diverged. Lower --qat.learning_rate or set --qat.clip."
+        )
+    if found.untrained and uniform.untrained:
+        return f"{where}, there is no verdict: no epoch of training was better than none, for found and for uniform."
     against = f"the best feasible uniform allocation ({uniform.title.removeprefix('best uniform ')})"
     scores = f"{found.accuracy:.2%} against {uniform.accuracy:.2%} of {found.samples} test images"
     if found.correct == uniform.correct:

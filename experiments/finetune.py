@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
         arguments: The command line after ``finetune``.
 
     Returns:
-        Exit code: 0, or 128 + the signal's number if interrupted.
+        Exit code: 0, 1 if training diverged, or 128 + the signal's number if interrupted.
 
     Raises:
         QuantenvError: For a mistake in the options, or a damaged or foreign allocation.
@@ -63,6 +63,7 @@ def main(arguments: Sequence[str]) -> int:
         "scheme": task.scheme,
         "recipe": dataclasses.asdict(options.qat),
         "best_epoch": result.best_epoch,
+        "diverged": result.diverged,
         "search": dataclasses.asdict(result.search),
         "test": dataclasses.asdict(result.test),
     }
@@ -70,15 +71,18 @@ def main(arguments: Sequence[str]) -> int:
     save_weights(result, output / "finetuned.safetensors")
     checkpoint.unlink()
     say = results()
+    done = "fine-tuned with quantization" if options.qat.epochs else "quantized and not trained (0 epochs)"
     say.print(
-        f"{source}, fine-tuned with quantization: test accuracy {result.test.accuracy:.2%} "
-        f"({result.test.correct} of {result.test.samples}), cross-entropy {result.test.loss:.4f}; "
-        f"best checkpoint on search: epoch {result.best_epoch} of {options.qat.epochs}."
+        f"{source}, {done}: test accuracy {result.test.accuracy:.2%} ({result.test.correct} of {result.test.samples}), "
+        f"cross-entropy {result.test.loss:.4f}; best checkpoint on search: epoch {result.best_epoch} of "
+        f"{options.qat.epochs}."
     )
+    if options.qat.epochs and result.remark is not None:
+        say.print(f"What happened: {result.remark}.")
     say.print(f"Saved finetune.json and finetuned.safetensors in {output}.")
     if options.run is not None and options.allocation is None:
         _compare_with_table(RunFolder.open(options.run), options.qat, result.test)
-    return 0
+    return 1 if result.diverged else 0
 
 
 def run_finetune(

@@ -41,6 +41,22 @@ class Row(Schema, frozen=True):
     """Whether every budget is met; None if that is not defined."""
     allocation: dict[str, Any] | None
     """Content of the allocation's file; None for the float network."""
+    best_epoch: int | None = None
+    """Of a fine-tuned row: the epoch of its checkpoint; 0 is the network before training."""
+    diverged: bool = False
+    """Of a fine-tuned row: whether training diverged, so that the row is the best that there was before."""
+
+    @property
+    def stage_title(self) -> str:
+        """The stage, and what has to be known of its training: ``QAT, diverged``."""
+        return (
+            f"{self.stage}, diverged" if self.diverged else f"{self.stage}, epoch 0" if self.untrained else self.stage
+        )
+
+    @property
+    def untrained(self) -> bool:
+        """Whether it was fine-tuned and is nevertheless the network before training."""
+        return self.best_epoch == 0
 
     @property
     def accuracy(self) -> float:
@@ -155,4 +171,4 @@ def _headings(report: Report) -> list[str]:
 def _cells(report: Report, row: Row) -> list[str]:
     costs = [format_quantity(metric, row.costs[metric]) if metric in row.costs else "-" for metric in _metrics(report)]
     within = "-" if row.within_budget is None else "yes" if row.within_budget else "no"
-    return [row.title, row.stage or "-", f"{row.accuracy:.2%}", f"{row.loss:.4f}", *costs, within]
+    return [row.title, row.stage_title or "-", f"{row.accuracy:.2%}", f"{row.loss:.4f}", *costs, within]

@@ -43,13 +43,13 @@ from experiments.transfer import check_source, keep_initial, start_from
 from quantenv.allocation import Allocation
 from quantenv.env.environment import QuantizationEnv
 from quantenv.errors import QuantenvError
-from quantenv.evaluate.base import Evaluation, Evaluator
+from quantenv.evaluate.base import Evaluator
 from quantenv.evaluate.store import OFF, EvaluationStore, open_store
 from quantenv.evaluate.stored import through_store
 from quantenv.evaluate.table import EvaluationTable
 from quantenv.evaluate.table_evaluator import TableEvaluator
 from quantenv.files import write_text
-from quantenv.finetune import FinetuneConfig
+from quantenv.finetune import FinetuneConfig, FinetuneResult
 from quantenv.hardware import overhead_bytes
 from quantenv.parallel import check_processes
 from quantenv.tasks import Task
@@ -136,7 +136,9 @@ def _train(
     folder = earlier or _new_folder(options, where)
     top = TopK(options.top_k, bare.budgets)
     board = TensorBoard(folder.path, bare.layers, bare.budgets, options.evaluations, top)
-    fine_tune = None if isinstance(task, EvaluationTable) else _fine_tuner(folder, task, options.qat, board, stop)
+    fine_tune = None
+    if isinstance(task, Task) and options.qat.epochs:
+        fine_tune = _fine_tuner(folder, task, options.qat, board, stop)
     code = 0
     try:
         _search(
@@ -241,13 +243,13 @@ def _fine_tuner(
 ) -> FineTune:
     """Returns what fine-tunes a row's allocation, shows it, and keeps the found one's weights."""
 
-    def fine_tune(name: str, allocation: Allocation) -> Evaluation:
+    def fine_tune(name: str, allocation: Allocation) -> FinetuneResult:
         plain = name.replace(" ", "_")
         checkpoint = folder.finetuning / f"{plain}.safetensors"
         result = run_finetune(task, allocation, recipe, name, board.fine_tuning(plain), stop, checkpoint)
         if name == "found":
             save_weights(result, folder.finetuned)
-        return result.test
+        return result
 
     return fine_tune
 

@@ -8,7 +8,16 @@ import torch
 from experiments.benchmarks.folder import BenchmarkFolder
 from experiments.benchmarks.replay import benchmark_differences
 from experiments.command_line import parse_options
-from experiments.comparison import POST_TRAINING, QAT, costs_of, float_row, meets_budgets, post_training, quantized_row
+from experiments.comparison import (
+    POST_TRAINING,
+    QAT,
+    costs_of,
+    fine_tuned_row,
+    float_row,
+    meets_budgets,
+    post_training,
+    quantized_row,
+)
 from experiments.console import announcements, results
 from experiments.episodes import Episode, read_episodes
 from experiments.finetune import run_finetune
@@ -155,6 +164,8 @@ def _report_differences(
         yield from _differ(where, "result", row.evaluation, now.evaluation)
         yield from _cost_differences(where, row.costs, now.costs)
         yield from _differ(where, "in budget", row.within_budget, now.within_budget)
+        if row.best_epoch is not None:  # which older reports do not say
+            yield from _differ(where, "training", (row.best_epoch, row.diverged), (now.best_epoch, now.diverged))
 
 
 def _row_now(
@@ -172,7 +183,7 @@ def _row_now(
         (evaluation,) = ptq.evaluate([allocation], "test")
     else:
         assert not isinstance(task, EvaluationTable)  # which has no such row
-        evaluation = run_finetune(task, allocation, run.qat, row.name, None, stop).test
+        return fine_tuned_row(row.name, env, allocation, run_finetune(task, allocation, run.qat, row.name, None, stop))
     return quantized_row(row.name, row.stage, env, allocation, evaluation)
 
 

@@ -74,14 +74,13 @@ class Session:
         """Keeps what is evaluated if it is the best so far to choose from; returns what is reported of the epoch.
 
         Raises:
-            QuantenvError: If the loss is not finite.
+            QuantenvError: If the network's outputs are not finite before training.
         """
-        if not math.isfinite(self.total):
-            raise QuantenvError(
-                f"Fine-tuning diverged in epoch {self.epoch}: the loss is not finite. Lower the learning rate "
-                f"({self.rate})."
-            )
-        if self.best is None or self.best_epoch < self.choose_from or is_better(evaluation, self.best):
+        if not self.epoch and not math.isfinite(evaluation.loss):
+            raise QuantenvError("Rounded to these bits the network puts out NaN or infinity: fine-tune one with more.")
+        if math.isfinite(evaluation.loss) and (
+            self.best is None or self.best_epoch < self.choose_from or is_better(evaluation, self.best)
+        ):
             self.best, self.best_epoch = evaluation, self.epoch
             self.best_state = copy.deepcopy(dict(self.evaluated.state_dict()))
         metrics = {
@@ -94,6 +93,27 @@ class Session:
         self.history.append(metrics)
         self.epoch, self.step = self.epoch + 1, 0
         return metrics
+
+    @property
+    def lost(self) -> bool:
+        """Whether the losses of the running epoch, or of the last one that ended, are not finite: nothing mends that.
+
+        Such a session has no state to go on from.
+        """
+        last = self.history[-1] if self.history else {}
+        return not all(map(math.isfinite, (self.total, *last.values())))
+
+    def diverged(self, classes: int) -> bool:
+        """Whether the last epoch's losses, in training and on the search split, are worse than before and than chance.
+
+        Args:
+            classes: Outputs of the network: to name none of them costs log(classes).
+        """
+        if len(self.history) < 2:
+            return False
+        worst = max(math.log(classes), self.history[0]["qat/search_loss"])
+        last = self.history[-1]
+        return not (last["qat/train_loss"] <= worst or last["qat/search_loss"] <= worst)
 
     def state(self) -> dict[str, Any]:
         """Returns everything, as plain values and tensors."""
@@ -136,8 +156,8 @@ class Session:
 
 
 def is_better(evaluation: Evaluation, other: Evaluation) -> bool:
-    """Whether an evaluation has more correct predictions, or as many and a lower loss."""
-    return (-evaluation.correct, evaluation.loss) < (-other.correct, other.loss)
+    """Whether an evaluation, with a finite loss, has more correct predictions, or as many and a lower loss."""
+    return math.isfinite(evaluation.loss) and (-evaluation.correct, evaluation.loss) < (-other.correct, other.loss)
 
 
 def parameter_groups(network: nn.Module, config: FinetuneConfig) -> list[dict[str, object]]:

@@ -22,6 +22,7 @@ from quantenv.finetune.session import Session, is_better
 from quantenv.parallel import Share, check_processes
 from quantenv.quantize import Quantizer, calibrate_task, trainable_network
 from quantenv.quantize.calibration import Calibration
+from quantenv.quantize.norms import check_statistics
 from quantenv.quantize.trainable import fold_norms, reestimate_trained
 from quantenv.tasks import Task
 
@@ -41,6 +42,23 @@ class FinetuneResult:
     """On the search split."""
     best_epoch: int
     """Epoch of the checkpoint; 0 is the network before training."""
+    epochs: int
+    """Epochs that were trained: those of the recipe, unless losses were not finite before."""
+    diverged: bool
+    """Whether training ended with losses that are not finite, or worse than before it and than chance: then this is
+    what was best before that, and says little of what fine-tuning can do."""
+
+    @property
+    def remark(self) -> str | None:
+        """What has to be known of the training, as the end of a sentence; None if it improved the network."""
+        where = "the network before training" if self.best_epoch == 0 else f"that of epoch {self.best_epoch}"
+        if self.diverged:
+            return f"training diverged (lower its learning rate), and the result is {where}"
+        if self.epochs == 0:
+            return "nothing was trained: 0 epochs"
+        return (
+            None if self.best_epoch else f"no epoch of {self.epochs} was better than before, so the result is {where}"
+        )
 
     @cached_property
     def test(self) -> Evaluation:
@@ -81,13 +99,13 @@ def finetune(
             the checkpoint is written first.
 
     Returns:
-        The best checkpoint.
+        The best checkpoint. Training that diverges is said by it and in the log; it ends where losses are not finite.
 
     Raises:
         AllocationError: If the allocation is for another network.
-        QuantenvError: If the loss becomes NaN, a batch is larger than the training split, images are to be augmented
-            and inputs are none, it is to be compiled and cannot be, the checkpoint is damaged, or there are too few
-            GPUs for the processes or one of them fails.
+        QuantenvError: If a batch is larger than the training split, or is of one sample of which a batch norm sees one
+            value, images are to be augmented and inputs are none, it is to be compiled and cannot be, the checkpoint is
+            damaged, or there are too few GPUs for the processes or one of them fails.
     """
     config = config or FinetuneConfig()
     train = task.splits["train"]
@@ -107,6 +125,8 @@ def finetune(
         fused=compiled != NEVER,
         live_norms=None if config.norms is None else config.norms == LIVE,
     )
+    if config.batch_size == 1 and config.epochs:
+        check_statistics(network, train.inputs[:1])
     if config.bf16:
         keep_quantizers_in_float32(network)
     share = Share("cpu" if config.processes > 1 else config.compute)  # several processes train without this one
@@ -118,13 +138,14 @@ def finetune(
         _report(on_epoch, epoch, metrics)
 
     def save() -> None:
-        saved.save(session.state())
+        if not session.lost:
+            saved.save(session.state())
 
     # Compiled with its batch norms folded, the teacher takes two thirds of the time; its outputs differ in last digits.
     teacher = calibration.graph if compiled == NETWORK else task.network
     work = Work(teacher, train, config, compiled, network)
     with training(work, session, between_steps, save) as train_epoch:
-        while session.epoch <= config.epochs:
+        while session.epoch <= config.epochs and not session.lost:
             if session.epoch > 0:
                 train_epoch()
             metrics = session.end_epoch(_search_evaluation(session.evaluated, task))
@@ -155,7 +176,11 @@ def _result(task: Task, session: Session, calibration: Calibration | None, netwo
             best = again
         else:
             network.load_state_dict(session.best_state)
-    return FinetuneResult(task, network.eval(), best, session.best_epoch)
+    diverged = session.lost or session.diverged(network(task.splits["search"].inputs[:2]).shape[1])
+    result = FinetuneResult(task, network.eval(), best, session.best_epoch, len(session.history) - 1, diverged)
+    if diverged:
+        logger.warning("Fine-tuning of task %r: %s.", task.name, result.remark)
+    return result
 
 
 def keep_quantizers_in_float32(network: nn.Module) -> None:

@@ -50,6 +50,44 @@ class LiveNorm(nn.BatchNorm2d):
         return output
 
 
+def check_statistics(network: nn.Module, inputs: torch.Tensor) -> None:
+    """Checks that batch norms that are trained see more than one value of each channel.
+
+    Args:
+        network: Is run on the inputs in eval mode; its mode is restored.
+        inputs: A batch as small as any that it is trained on, (B, ...).
+
+    Raises:
+        QuantenvError: If one sees a single value, of which there are no statistics; the norm is named.
+    """
+
+    def check(name: str, values: torch.Tensor) -> None:
+        if values.numel() == values.shape[1]:
+            raise QuantenvError(
+                f"Batch norm {name!r} cannot train on a batch of {len(inputs)}: it sees one value of each channel, of "
+                "which there are no statistics. Use a larger batch_size, or leave a sample out where only the last "
+                "batch is as small as that."
+            )
+
+    norms = [
+        (name, module)
+        for name, module in network.named_modules()
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
+    ]
+    hooks = [
+        module.register_forward_pre_hook(lambda _module, arguments, name=name: check(name, *arguments))
+        for name, module in norms
+    ]
+    training = network.training
+    try:
+        with torch.no_grad():
+            network.eval()(inputs)
+    finally:
+        network.train(training)
+        for hook in hooks:
+            hook.remove()
+
+
 @torch.library.custom_op("quantenv::batch_norm", mutates_args=())
 def _normalise(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float

@@ -150,6 +150,7 @@ class DoReFaQuantizer(Quantizer):
     """
 
     scale: torch.Tensor
+    mean: torch.Tensor
 
     def __init__(self, grid: Rounding, elements: int) -> None:
         """Makes the quantizer; see `Quantizer`. The scale is that of `adopt`, and the grid's end before."""
@@ -160,7 +161,7 @@ class DoReFaQuantizer(Quantizer):
 
     def adopt(self, weight: torch.Tensor) -> torch.Tensor:
         """Sets the scale to each channel's largest weight; returns what has the weight as its scaled tanh."""
-        self.scale = weight.detach().abs().flatten(1).amax(1).view(self.scale.shape)
+        self.scale.copy_(weight.detach().abs().flatten(1).amax(1).view(self.scale.shape))
         scale = self.scale.clamp(min=TINY)
         return torch.atanh(weight.detach() / scale * math.tanh(1.0)) * scale
 
@@ -171,7 +172,7 @@ class DoReFaQuantizer(Quantizer):
         unit = squashed / squashed.detach().abs().amax(dimensions, keepdim=True).clamp(min=TINY)
         if self.bits == 1:
             size = unit.detach().abs().mean(dimensions, keepdim=True)
-            self.mean = size
+            self.mean.copy_(size.detach())
             return ((torch.where(x >= 0, size, -size) - unit).detach() + unit) * self.scale
         steps = 2**self.bits - 1
         return (2 * straight_through((unit / 2 + 0.5) * steps) / steps - 1) * self.scale

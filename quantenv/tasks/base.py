@@ -31,7 +31,8 @@ class Split:
     """
 
     inputs: torch.Tensor
-    """Float32 inputs, already normalised, shape (N, ...). Other floats are converted, gradients left behind."""
+    """Float32 inputs, already normalised, shape (N, ...); float64 for a network of double precision. Half precision is
+    converted, and gradients are left behind."""
     labels: torch.Tensor
     """Class indices from 0, int64, shape (N,). Other whole numbers, and (N, 1), are converted."""
 
@@ -44,7 +45,7 @@ class Split:
                 f"A split's inputs are {inputs.dtype}; expected float32, as the network takes them. Scale and "
                 "normalise images; of what the network takes as whole numbers give the same numbers by .float()."
             )
-        object.__setattr__(self, "inputs", inputs.float())
+        object.__setattr__(self, "inputs", inputs if inputs.dtype == torch.float64 else inputs.float())
         object.__setattr__(self, "labels", labels)
 
     def __len__(self) -> int:

@@ -100,14 +100,14 @@ def _run(network: nn.Module, inputs: torch.Tensor) -> object:
     except UnsupportedLayerError:
         raise
     except Exception as error:  # a network's forward is the user's, which may fail in any way
-        types = {p.dtype for p in network.parameters()} - {torch.float32}
+        types = {p.dtype for p in network.parameters()} - {inputs.dtype}
         devices = {p.device.type for p in network.parameters()} - {"cpu"}
-        hint = f" Its weights are {types.pop()}: call .float() first." if types else ""
+        hint = f" Its weights are {types.pop()}, inputs {inputs.dtype}: call .float() first." if types else ""
         hint = f" Its weights are on {devices.pop()}: call .cpu() first." if devices else hint
         raise UnsupportedLayerError(
             f"{type(network).__name__} does not run on an input of shape {','.join(map(str, inputs.shape[1:]))}: "
             f"{(str(error).splitlines() or [type(error).__name__])[0].rstrip('.')}. It is called with a batch of "
-            f"float32 inputs and nothing else.{hint}"
+            f"inputs and nothing else.{hint}"
         ) from error
 
 

@@ -1,5 +1,6 @@
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 
@@ -68,6 +69,11 @@ def test_float_costs_are_those_of_32_bits():
     }
 
 
+def trained(correct, samples, loss=0.1, best_epoch=3, diverged=False):
+    evaluation = Evaluation(correct, samples, loss)
+    return SimpleNamespace(test=evaluation, best_epoch=best_epoch, diverged=diverged)
+
+
 def rows_for(found, uniform, fine_tune=None):
     evaluator, env = make_env()
     return compare(env, evaluator, evaluator.reference, uniform, found, fine_tune)
@@ -80,7 +86,7 @@ def test_rows_and_their_numbers():
 
     def fine_tune(name, allocation):
         asked.append((name, allocation))
-        return Evaluation(9_500, 10_000, 0.2)
+        return trained(9_500, 10_000, 0.2)
 
     rows = compare(env, evaluator, evaluator.reference, uniform, found, fine_tune)
     assert [(row.name, row.stage) for row in rows] == [
@@ -111,7 +117,7 @@ def scored(found_correct, uniform_correct, samples=450):
         evaluator.reference,
         allocation,
         allocation,
-        lambda name, _: Evaluation(results[name], samples, 0.1),
+        lambda name, _: trained(results[name], samples),
     )
     return verdicts(rows)[1]
 
@@ -149,3 +155,27 @@ def test_a_network_at_chance_is_told_from_one_that_knows_something():
     assert "the same class always (50.0%)" in note
     assert chance_note(labels, Evaluation(61, 100, 1.0)) is None
     assert chance_note([0, 0], Evaluation(2, 2, 0.0)) is not None  # of one class nothing can be learned
+
+
+def test_no_verdict_on_training_that_diverged_or_did_nothing():
+    evaluator, env = make_env()
+    allocation = Allocation.make(evaluator.layers, 4)
+
+    def verdict(**results):
+        rows = compare(env, evaluator, evaluator.reference, allocation, allocation, lambda name, _: results[name[:4]])
+        return [row.stage_title for row in rows if row.stage == QAT], verdicts(rows)[1]
+
+    fine, lost = trained(440, 450), trained(400, 450, best_epoch=2, diverged=True)
+    untrained = trained(400, 450, best_epoch=0)
+    titles, sentence = verdict(best=fine, foun=lost)
+    assert titles == ["QAT", "QAT, diverged"]
+    assert sentence == (
+        "After QAT, there is no verdict: training of found (its row is epoch 2) diverged. Lower --qat.learning_rate or "
+        "set --qat.clip."
+    )
+    assert "of best uniform 4/8 (its row is epoch 2) and of" not in sentence
+    assert "of found (its row is epoch 2) and of best uniform 4/8" in verdict(best=lost, foun=lost)[1]
+    titles, sentence = verdict(best=untrained, foun=untrained)
+    assert titles == ["QAT, epoch 0"] * 2
+    assert "no epoch of training was better than none" in sentence
+    assert verdict(best=untrained, foun=fine)[1].startswith("After QAT, mixed precision beat")

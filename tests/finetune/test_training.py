@@ -3,19 +3,32 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from quantenv.allocation import Allocation
 from quantenv.errors import AllocationError, QuantenvError
 from quantenv.evaluate.ptq import PTQEvaluator, evaluate_logits
 from quantenv.finetune import FinetuneConfig, FinetuneEvaluator, finetune
 from quantenv.quantize import LSQQuantizer
-from quantenv.tasks import get_task
+from quantenv.tasks import Split, Task, get_task
 from tests.synthetic import synthetic_layers
 
 
 @pytest.fixture(scope="module")
 def task():
     return get_task("digits")
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """Two layers, in a moment."""
+    generator = torch.Generator().manual_seed(0)
+    inputs, labels = torch.randn(96, 6, generator=generator), torch.arange(96) % 4
+    parts = {"train": slice(0, 48), "calibration": slice(0, 16), "search": slice(48, 72), "test": slice(72, 96)}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Identity(), nn.Linear(8, 4))
+    return Task("tiny", network, {name: Split(inputs[part], labels[part]) for name, part in parts.items()})
 
 
 @pytest.fixture(scope="module")
@@ -162,5 +175,80 @@ def test_bad_input_is_refused(task, coarse):
         finetune(task, coarse, FinetuneConfig(batch_size=1000))
     with pytest.raises(AllocationError, match="does not fit"):
         finetune(task, Allocation.make(synthetic_layers(2), 8))
-    with pytest.raises(QuantenvError, match="diverged"):
-        finetune(task, coarse, FinetuneConfig(epochs=2, learning_rate=1e6))
+
+
+@pytest.mark.parametrize("recipe", [{"learning_rate": 1e6}, {"learning_rate": 1.0, "norms": "folded"}])
+def test_training_that_diverges_says_so(task, coarse, recipe, caplog):
+    losses = []
+    config = FinetuneConfig(epochs=2, **recipe)
+    result = finetune(task, coarse, config, lambda _, metrics: losses.append(metrics.get("qat/train_loss", 0.0)))
+    assert not losses[-1] < np.log(10)
+    assert result.diverged
+    assert result.best_epoch == 0
+    assert result.remark == (
+        "training diverged (lower its learning rate), and the result is the network before training"
+    )
+    assert result.search == finetune(task, coarse, FinetuneConfig(epochs=0)).search
+    assert result.remark in caplog.text
+
+
+def test_training_that_ends_in_nan_ends_at_once_and_leaves_a_sound_checkpoint(task, coarse, tmp_path):
+    config, epochs = FinetuneConfig(epochs=5, learning_rate=1e20), []
+    results = []
+    for _ in range(2):  # the second time from the checkpoint
+        results.append(finetune(task, coarse, config, lambda epoch, _: epochs.append(epoch), tmp_path / "checkpoint"))
+    assert epochs == [0, 1, 0, 1]
+    assert all(result.diverged and result.epochs == 1 for result in results)
+    assert results[0].search == results[1].search
+
+
+def test_training_that_helps_or_does_nothing_says_so(task, coarse):
+    assert finetune(task, coarse, FinetuneConfig(epochs=1)).remark is None
+    assert finetune(task, coarse, FinetuneConfig(epochs=0)).remark == "nothing was trained: 0 epochs"
+    idle = finetune(task, coarse, FinetuneConfig(epochs=1, learning_rate=0.0, norms="folded"))
+    assert not idle.diverged
+    assert idle.remark == "no epoch of 1 was better than before, so the result is the network before training"
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize(
+    ("weights", "activations"),
+    [
+        ("lsq", "lsq"),
+        ("lsq", "lsq+"),
+        ("linear", "linear"),
+        ("dorefa", "dorefa"),
+        ("dorefa", "pact"),
+        ("mid-rise", "lsq"),
+        ("k-means", "lsq"),
+    ],
+)
+def test_every_quantizer_at_every_width_keeps_what_was_best(tiny, bits, weights, activations):
+    recipe = FinetuneConfig(epochs=2, batch_size=16, weight_quantizer=weights, activation_quantizer=activations)
+    result = finetune(tiny, Allocation.make(tiny.layers, bits, bits), recipe)
+    assert np.isfinite(result.search.loss)
+    assert not any(tensor.is_inference() for tensor in result.state.values())
+    assert evaluate_logits(result.network, tiny.splits["search"]) == result.search
+    for layer in ("0", "3"):
+        found = result.network.get_submodule(layer)
+        rounded = found.weight_quantizer(found.weight).detach()
+        assert all(len((row / row.abs().max()).round(decimals=4).unique()) <= 2**bits for row in rounded)
+
+
+def test_a_batch_of_one_is_refused_where_a_batch_norm_sees_one_value(tiny):
+    norm_first = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 4))
+    normed = dataclasses.replace(tiny, network=norm_first)
+    allocation = Allocation.make(normed.layers, 4)
+    with pytest.raises(QuantenvError, match="Batch norm '0' cannot train on a batch of 1: it sees one value"):
+        finetune(normed, allocation, FinetuneConfig(epochs=1, batch_size=1))
+    finetune(normed, allocation, FinetuneConfig(epochs=0, batch_size=1))
+    finetune(normed, allocation, FinetuneConfig(epochs=1, batch_size=2))
+    finetune(tiny, Allocation.make(tiny.layers, 4), FinetuneConfig(epochs=1, batch_size=1))
+
+
+def test_one_training_sample_is_enough(tiny):
+    alone = Split(tiny.splits["train"].inputs[:1], tiny.splits["train"].labels[:1])
+    one = dataclasses.replace(tiny, splits={**tiny.splits, "train": alone, "calibration": alone})
+    assert finetune(one, Allocation.make(one.layers, 4), FinetuneConfig(epochs=1, batch_size=1)).epochs == 1
+    with pytest.raises(QuantenvError, match="has only 1 samples"):
+        finetune(one, Allocation.make(one.layers, 4), FinetuneConfig(epochs=1))

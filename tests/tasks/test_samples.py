@@ -18,7 +18,7 @@ from torch.utils.data import (
 from quantenv.errors import QuantenvError, UnsupportedLayerError
 from quantenv.tasks import Split, Task, task_from_datasets
 
-INPUTS = torch.randn(24, 6, generator=torch.Generator().manual_seed(0))
+INPUTS = torch.randn(24, 6, generator=torch.Generator().manual_seed(0)).half().float()
 LABELS = torch.arange(24) % 4
 
 
@@ -100,6 +100,7 @@ def test_other_labels_are_named(label, sentence):
     "change",
     [
         torch.Tensor.double,
+        torch.Tensor.half,
         torch.Tensor.numpy,
         lambda x: x.double().numpy(),
         lambda x: x.numpy().astype(">f4"),
@@ -266,7 +267,10 @@ class InPlace(Head):
         (nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4, track_running_stats=False)), "statistics .here: '1'."),
         (InPlace(None), "changes its inputs in place"),
         (linear(3), "has the label 3, but the network has 3 outputs"),
-        (linear().double(), r"does not run on an input of shape 6: .* weights are torch\.float64: call \.float"),
+        (
+            linear().double(),
+            r"does not run on an input of shape 6: .* weights are torch\.float64, inputs torch\.float32: call \.float",
+        ),
         (linear().to("meta"), "weights are on meta"),
         (nn.Sequential(nn.Linear(5, 4)), "does not run on an input of shape 6"),
         ("network", "The network is a str"),
@@ -285,7 +289,7 @@ def splits(inputs=INPUTS, labels=LABELS):
 def test_a_split_converts_what_is_clear():
     expected = splits()["train"]
     for inputs, labels in (
-        (INPUTS.double(), LABELS.to(torch.int16)),
+        (INPUTS.half(), LABELS.to(torch.int16)),
         (INPUTS.clone().requires_grad_(), LABELS[:, None]),
         (INPUTS.numpy(), LABELS.numpy().astype(np.uint8)),
         (INPUTS, LABELS.double()),
