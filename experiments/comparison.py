@@ -3,9 +3,9 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
+from msgspec import structs
 
 from experiments.report import Row
 from quantenv.allocation import MAX_BITS, Allocation
@@ -162,7 +162,7 @@ def quantized_row(name: str, stage: str, env: QuantizationEnv, allocation: Alloc
 def fine_tuned_row(name: str, env: QuantizationEnv, allocation: Allocation, result: FinetuneResult) -> Row:
     """Makes the row of an allocation after fine-tuning, which says how that went."""
     row = quantized_row(name, QAT, env, allocation, result.test)
-    return replace(row, best_epoch=result.best_epoch, diverged=result.diverged)
+    return structs.replace(row, best_epoch=result.best_epoch, diverged=result.diverged)
 
 
 def compare(
