@@ -23,6 +23,7 @@ from experiments.command_line import parse_options
 from experiments.console import announcements
 from quantenv.errors import QuantenvError, unknown_name
 from quantenv.files import write_text
+from quantenv.reading import read_json
 
 NAME = "bench"
 #: What the table says of versions and of the CPU's flags; the JSON file holds all of them.
@@ -157,11 +158,10 @@ def _load(folder: Path) -> dict[str, Any]:
     path = folder / f"{NAME}.json"
     if not path.is_file():
         return {}
-    try:
-        parts = json.loads(path.read_text(encoding="utf-8"))["parts"]
-        return {name: parts[name] for name in PARTS if name in parts}
-    except (ValueError, KeyError, TypeError) as error:
-        raise QuantenvError(f"{path} does not hold the results of a benchmark ({error!r}): move it away.") from error
+    parts = read_json(path, dict[str, Any], what="file of a benchmark's results").get("parts")
+    if not isinstance(parts, dict):
+        raise QuantenvError(f"{path} does not hold the results of a benchmark: move it away.")
+    return {name: parts[name] for name in PARTS if name in parts}
 
 
 def _where(environment: Mapping[str, Any]) -> str:

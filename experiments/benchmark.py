@@ -15,6 +15,7 @@ import torch
 from experiments.provenance import environment
 from quantenv.errors import QuantenvError
 from quantenv.files import write_text
+from quantenv.reading import read_json
 
 
 class NotMeasured(Exception):
@@ -126,10 +127,10 @@ def read_cases(name: str, output: str) -> dict[str, Any]:
     path = Path(output) / f"{name}.json"
     if not path.is_file():
         return {}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["cases"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise QuantenvError(f"{path} does not hold the results of a benchmark ({error!r}): move it away.") from error
+    cases = read_json(path, dict[str, Any], what="file of a benchmark's results").get("cases")
+    if not isinstance(cases, dict):
+        raise QuantenvError(f"{path} does not hold the results of a benchmark: move it away.")
+    return cases
 
 
 def write_cases(name: str, output: str, cases: Mapping[str, Any], table: str) -> None:

@@ -5,7 +5,6 @@ where it was.
 """
 
 import dataclasses
-import json
 import multiprocessing
 import time
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,11 +24,13 @@ from quantenv.errors import QuantenvError
 from quantenv.evaluate import Evaluation, Evaluator, make_evaluator
 from quantenv.evaluate.ptq import numerics
 from quantenv.evaluate.store import OFF
-from quantenv.files import cache_dir, content_hash, write_text
+from quantenv.files import cache_dir, content_hash
 from quantenv.finetune import FinetuneConfig, finetune
 from quantenv.hardware import Budget, CostTable, check_feasible
 from quantenv.hardware.budget import TOLERANCE
 from quantenv.quantize import parse_scheme
+from quantenv.reading import Schema, fit
+from quantenv.records import read_record, write_record
 from quantenv.tasks import Split, Task
 
 #: Cheap evaluations by name: a registered evaluator, and the post-training steps that are added to the task's scheme.
@@ -69,6 +70,15 @@ class Trained:
     """As in `Measured`."""
 
 
+Kept = TypeVar("Kept", Measured, Trained)
+
+
+class _Items(Schema, frozen=True):
+    """What a journal's file holds."""
+
+    items: dict[str, dict[str, Any]]
+
+
 class Journal:
     """Results by key, written to a file after each one; the file is removed in the end."""
 
@@ -79,20 +89,23 @@ class Journal:
             QuantenvError: If the file is damaged.
         """
         self.path, self._items = path, {}
-        if path.is_file():
-            try:
-                self._items = dict(json.loads(path.read_text(encoding="utf-8")))
-            except ValueError as error:
-                raise QuantenvError(f"{path} is no journal of a benchmark ({error}): remove it.") from error
+        if path.exists():
+            self._items = read_record(path, _Items, what="journal of a benchmark").items
 
-    def get(self, key: str) -> dict[str, Any] | None:
-        """Returns a result, or None if there is none."""
-        return self._items.get(key)
+    def get(self, key: str, kind: type[Kept]) -> Kept | None:
+        """Returns a result, or None if there is none.
+
+        Raises:
+            QuantenvError: If the file holds something else under this key.
+        """
+        if key not in self._items:
+            return None
+        return fit(self._items[key], kind, f"The journal of a benchmark {self.path}, {key!r},")
 
     def put(self, key: str, item: Measured | Trained) -> None:
         """Keeps a result."""
         self._items[key] = asdict(item)
-        write_text(self.path, json.dumps(self._items))
+        write_record(self.path, {"items": self._items})
 
     def remove(self) -> None:
         """Removes the file."""
@@ -219,13 +232,11 @@ def measure_reward(
     with ProgressView(announcements(), f"{task.name}: {name}", len(allocations)) as view:
         for done, allocation in enumerate(allocations, start=1):
             key = f"{evaluator.identity} {allocation.hash}"
-            if journal.get(key) is None:
+            if journal.get(key, Measured) is None:
                 started = time.process_time()
                 (evaluation,) = evaluator.evaluate([allocation])
                 journal.put(key, Measured(evaluation, time.process_time() - started))
-            kept = journal.get(key)
-            assert kept is not None
-            results.append(Measured(Evaluation(**kept["evaluation"]), kept["seconds"]))
+            results.append(_kept(journal, key, Measured))
             view.show(done, f"accuracy {results[-1].evaluation.accuracy:.2%}")
     return results
 
@@ -272,7 +283,7 @@ def train_jobs(task: Task, jobs: Sequence[Job], journal: Journal, workers: int =
     """
     fixed = [parse_scheme(task.scheme).version, task.identity, *numerics()]
     keys = [content_hash(["qat", *fixed, allocation.hash, config.identity]) for allocation, config in jobs]
-    missing = [index for index, key in enumerate(keys) if journal.get(key) is None]
+    missing = [index for index, key in enumerate(keys) if journal.get(key, Trained) is None]
     work = [(*jobs[index], journal.path.with_name(f"{keys[index]}.safetensors")) for index in missing]
     with ProgressView(announcements(), f"{task.name}: full recipe", len(jobs)) as view, ExitStack() as stack:
         trained = _each(task, work, workers, threads, stack)
@@ -280,7 +291,7 @@ def train_jobs(task: Task, jobs: Sequence[Job], journal: Journal, workers: int =
             journal.put(keys[index], run)
             journal.path.with_name(f"{keys[index]}.safetensors").unlink()
             view.show(done, f"test accuracy {run.test.accuracy:.2%}, {run.seconds:.1f} s")
-    return [_trained(journal.get(key)) for key in keys]
+    return [_kept(journal, key, Trained) for key in keys]
 
 
 Work = tuple[Allocation, FinetuneConfig, Path]
@@ -315,6 +326,7 @@ def _train_one(task: Task, job: Work) -> Trained:
     return Trained(result.search, result.test, seconds)
 
 
-def _trained(kept: dict[str, Any] | None) -> Trained:
+def _kept(journal: Journal, key: str, kind: type[Kept]) -> Kept:
+    kept = journal.get(key, kind)
     assert kept is not None
-    return Trained(Evaluation(**kept["search"]), Evaluation(**kept["test"]), kept["seconds"])
+    return kept

@@ -6,12 +6,15 @@ The folder (``$QUANTENV_DATA``) holds `cifar10_jpeg.zip`, the CIFAR-10 images re
 
 import io
 import os
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 from quantenv.errors import QuantenvError
@@ -28,6 +31,8 @@ SOURCE = (
 #: Normalisation of the red, green and blue channels that the weights were trained with.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CALIBRATION, SEARCH, TEST = 512, 2000, 2000
+#: Pixels of a side, classes, and bytes that no image of that size has.
+SIDE, CLASSES, MOST_JPEG = 32, 10, 1 << 16
 SPLIT_SEED = 0
 
 
@@ -108,12 +113,7 @@ def make_resnet20(test: int = TEST) -> Task:
         )
     network = ResNet20()
     load_weights(network, Path(folder) / WEIGHTS)
-    try:
-        with zipfile.ZipFile(Path(folder) / IMAGES) as archive:
-            train, held_out = _read(archive, "train"), _read(archive, "test")
-    except (OSError, EOFError, RuntimeError, ValueError, SyntaxError, zipfile.BadZipFile) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise QuantenvError(f"Cannot read the data of task 'resnet20' in {folder}: {reason}") from error
+    train, held_out = read_images(Path(folder) / IMAGES)
     rng = np.random.default_rng(SPLIT_SEED)
     calibration = rng.permutation(len(train))[:CALIBRATION]
     order = rng.permutation(len(held_out))
@@ -131,15 +131,48 @@ def _part(split: Split, indices: np.ndarray) -> Split:
     return Split(split.inputs[chosen], split.labels[chosen])
 
 
-def _read(archive: zipfile.ZipFile, part: str) -> Split:
-    """Decodes the images of ``part/<class>/``; classes are numbered in alphabetical order."""
-    from PIL import Image
+def read_images(path: Path) -> tuple[Split, Split]:
+    """Decodes the archive's images; classes are numbered in alphabetical order.
 
-    names = sorted(name for name in archive.namelist() if name.startswith(f"{part}/") and name.endswith(".jpg"))
-    classes = sorted({name.split("/")[1] for name in names})
-    if not names:
-        raise ValueError(f"the archive holds no {part} images")
-    pixels = np.stack([np.asarray(Image.open(io.BytesIO(archive.read(name))).convert("RGB")) for name in names])
+    Returns:
+        Those of ``train/<class>/`` and of ``test/<class>/``, normalised, float32 (N, 3, 32, 32).
+
+    Raises:
+        QuantenvError: If the archive is missing or damaged, or holds other images.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            train, held_out = _decoded(archive, "train"), _decoded(archive, "test")
+    except (
+        *(OSError, EOFError, RuntimeError, ValueError, SyntaxError, KeyError, struct.error, zlib.error),
+        *(zipfile.BadZipFile, Image.DecompressionBombError),
+    ) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise QuantenvError(f"Cannot read the data of task 'resnet20' in {path}: {reason}") from error
+    return train, held_out
+
+
+def _decoded(archive: zipfile.ZipFile, part: str) -> Split:
+    found = sorted((entry for entry in archive.infolist() if _is_image(entry, part)), key=lambda entry: entry.filename)
+    labels = [entry.filename.split("/")[1] for entry in found]
+    classes = sorted(set(labels))
+    if not 1 <= len(classes) <= CLASSES:
+        raise ValueError(f"the archive holds {part} images of {len(classes)} classes; expected 1 to {CLASSES}")
+    pixels = np.stack([_pixels(archive, entry) for entry in found])
     inputs = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(255)
     inputs = inputs.sub_(torch.tensor(MEAN)[:, None, None]).div_(torch.tensor(STD)[:, None, None])
-    return Split(inputs.contiguous(), torch.tensor([classes.index(name.split("/")[1]) for name in names]))
+    return Split(inputs.contiguous(), torch.tensor([classes.index(label) for label in labels]))
+
+
+def _is_image(entry: zipfile.ZipInfo, part: str) -> bool:
+    return entry.filename.startswith(f"{part}/") and entry.filename.endswith(".jpg")
+
+
+def _pixels(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
+    if entry.file_size > MOST_JPEG:
+        raise ValueError(f"{entry.filename[:80]!r} would unpack to {entry.file_size:,} bytes")
+    with archive.open(entry) as file:
+        image = Image.open(io.BytesIO(file.read(entry.file_size)), formats=["JPEG"])
+    if image.size != (SIDE, SIDE):  # before it is decoded
+        raise ValueError(f"{entry.filename[:80]!r} has {image.size} pixels; expected {SIDE} by {SIDE}")
+    return np.asarray(image.convert("RGB"))

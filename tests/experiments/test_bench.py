@@ -114,7 +114,7 @@ def test_mistakes_are_refused(tmp_path, two_parts):
         run(tmp_path, "--only=one,three")
     assert not (tmp_path / "bench.json").exists()
     (tmp_path / "bench.json").write_text("[]")
-    with pytest.raises(QuantenvError, match="does not hold the results"):
+    with pytest.raises(QuantenvError, match="does not fit"):
         run(tmp_path, "--only=one")
 
 

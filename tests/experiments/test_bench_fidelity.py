@@ -220,10 +220,10 @@ def test_mistakes_are_one_sentence(options):
 
 def test_damaged_files_are_named(tmp_path, task):
     (tmp_path / "bench_fidelity.json").write_text("[]")
-    with pytest.raises(QuantenvError, match=r"bench_fidelity\.json does not hold"):
+    with pytest.raises(QuantenvError, match=r"bench_fidelity\.json does not fit"):
         run(tmp_path)
     (tmp_path / "journal.json").write_text("{")
-    with pytest.raises(QuantenvError, match=r"journal\.json is no journal"):
+    with pytest.raises(QuantenvError, match=r"journal\.json is not JSON"):
         Journal(tmp_path / "journal.json")
     with pytest.raises(QuantenvError, match="0 samples"):
         reduced(task, train=0)

@@ -3,8 +3,10 @@
 A new reader belongs into `READERS`: what is not in it, is not tried.
 """
 
+import io
 import json
 import shutil
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -600,6 +602,56 @@ def _read_idx(path: Path) -> Any:
     return _read("mnist", path.parents[2], True).tensors
 
 
+def _make_jpegs(folder: Path, parts: Parts) -> Path:
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    with zipfile.ZipFile(folder / "images.zip", "w") as archive:
+        for index, part in enumerate(("train", "test", "train", "test", "train")):
+            stream = io.BytesIO()
+            Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(stream, "JPEG")
+            archive.writestr(f"{part}/{'ab'[index % 2]}/{index}.jpg", stream.getvalue())
+    return folder / "images.zip"
+
+
+def _read_jpegs(path: Path) -> Any:
+    from quantenv.tasks.resnet20 import read_images
+
+    return [(split.inputs, split.labels) for split in read_images(path)]
+
+
+def _make_journal(folder: Path, parts: Parts) -> Path:
+    from experiments.fidelity import Journal, Measured
+    from quantenv.evaluate import Evaluation
+
+    journal = Journal(folder / "journal.json")
+    journal.put("a key", Measured(Evaluation(7, 10, 0.5), 1.25))
+    return folder / "journal.json"
+
+
+def _read_journal(path: Path) -> Any:
+    from experiments.fidelity import Journal, Measured
+
+    return Journal(path).get("a key", Measured)
+
+
+def _make_cached(folder: Path, parts: Parts) -> Path:
+    from quantenv.tasks.digits import DigitsNet
+    from quantenv.tensor_file import WEIGHTS_FORMAT, write_tensors
+
+    write_tensors(folder / "digits.safetensors", WEIGHTS_FORMAT, {}, DigitsNet().state_dict())
+    return folder / "digits.safetensors"
+
+
+def _read_cached(path: Path) -> Any:
+    from quantenv.tasks.digits import _load
+
+    network = _load(path)
+    if network is None:
+        raise Damaged("trained anew")
+    return network.state_dict()
+
+
 READERS: tuple[Reader, ...] = (
     Reader("allocation", "json", True, _make_allocation, _read_allocation),
     Reader("device", "yaml", False, _make_device, _read_device),
@@ -656,5 +708,8 @@ READERS: tuple[Reader, ...] = (
     Reader("bench cases", "json", False, _make_cases, _read_cases),
     Reader("image png", "png", False, _make_images("png"), _read_images),
     Reader("image jpg", "bytes", False, _make_images("jpg"), _read_images),
+    Reader("cached weights", "safetensors", True, _make_cached, _read_cached, 0.5),
+    Reader("journal of a benchmark", "json", True, _make_journal, _read_journal),
+    Reader("archive of images", "zip", False, _make_jpegs, _read_jpegs),
     Reader("idx images", "bytes", False, _make_idx, _read_idx),
 )

@@ -225,6 +225,21 @@ def _zipped(entries: dict[str, bytes], draw: random.Random) -> bytes:
     return _changed_directory(stream.getvalue(), draw)
 
 
+def _zip(content: bytes, draw: random.Random) -> Mutant:
+    """Changes an entry of an archive, and its CRC with it."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    name = draw.choice(sorted(entries))
+    if (choice := draw.random()) < 0.7:
+        entries[name] = mutate_bytes(entries[name], draw)
+    elif choice < 0.9:
+        others = (f"{name}x", name.replace("/", "/../"), f"/{name}", name.split("/")[0], f"{name}/{name}")
+        entries[draw.choice(others)] = entries.pop(name)
+    else:
+        entries = {name: entries[name]}
+    return Mutant(_zipped(entries, draw), True)
+
+
 def _changed_directory(content: bytes, draw: random.Random) -> bytes:
     """Sometimes lies in the archive's directory: sizes, checksums, methods, flags."""
     if draw.random() < 0.75:
@@ -418,6 +433,7 @@ FORMS: dict[str, Callable[[bytes, random.Random], Mutant] | None] = {
     "yaml": _yaml,
     "npy": _npy,
     "npz": _npz,
+    "zip": _zip,
     "torch": _torch,
     "safetensors": _safetensors,
     "parquet": _parquet,
