@@ -40,6 +40,7 @@ _MANY: Mapping[Any, str] = {
     float: "numbers, as 0.4,0.5",
     str: "names, as first,second",
 }
+_BY_NAME: Mapping[Any, str] = {int: "whole numbers", float: "numbers", str: "texts", Scalar: "plain values"}
 
 
 def short(value: Any) -> str:
@@ -55,14 +56,14 @@ def short(value: Any) -> str:
 def words(kind: Any) -> str:
     """Returns what a type asks for: ``a whole number or null``."""
     if kind == Scalar:
-        return "plain values"
+        return "a plain value"
     if kind in _WORDS:
         return _WORDS[kind]
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (list, Sequence):
         return _MANY.get(arguments[0], f"a list of {words(arguments[0])}")
     if origin in (dict, Mapping):
-        return f"{words(arguments[1])} by name, as {{name: value}}"
+        return f"{_BY_NAME.get(arguments[1], words(arguments[1]))} by name, as {{name: value}}"
     if members(kind) == (kind,):
         return f"a value of type {getattr(kind, '__name__', kind)}"
     parts = [words(part) for part in members(kind)]
