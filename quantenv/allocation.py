@@ -3,13 +3,15 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 
+from quantenv.arguments import listed, plain, whole_number
 from quantenv.channel_groups import SEPARATOR, channels_of
-from quantenv.errors import AllocationError
+from quantenv.errors import AllocationError, QuantenvError
 from quantenv.files import content_hash, write_text
 from quantenv.layers import LayerSpec
 from quantenv.reading import Schema, parse_json, read_bytes
@@ -114,21 +116,23 @@ class Allocation:
         """Makes an allocation for described layers; a single number means the same bits everywhere.
 
         Args:
-            layers: The network's layers.
-            weight_bits: One bit-width or one per layer.
-            activation_bits: One bit-width or one per layer.
+            layers: The network's layers, as `quantenv.tasks.Task.layers`.
+            weight_bits: One bit-width, or a list or array of one per layer: whole numbers from 1 to 8, also NumPy's.
+            activation_bits: The same for activations.
             task: Task name to carry.
             scheme: Scheme name to carry.
 
         Returns:
             The allocation.
+
+        Raises:
+            AllocationError: If bits are anything else, or not one per layer.
         """
-
-        def spread(bits: int | Sequence[int]) -> tuple[int, ...]:
-            return (bits,) * len(layers) if isinstance(bits, int) else tuple(int(b) for b in bits)
-
+        if isinstance(layers, str) or not all(hasattr(layer, "name") for layer in layers):
+            raise AllocationError("An allocation is made for a network's layers: give task.layers.")
         names = tuple(layer.name for layer in layers)
-        return cls(names, spread(weight_bits), spread(activation_bits), task, scheme, channels_in(layers))
+        weights, activations = _spread("weight", weight_bits, names), _spread("activation", activation_bits, names)
+        return cls(names, weights, activations, task, scheme, channels_in(layers))
 
     @property
     def bits(self) -> tuple[tuple[int, int], ...]:
@@ -245,6 +249,25 @@ def channels_in(layers: Sequence[LayerSpec]) -> tuple[tuple[int, ...], ...]:
     """Returns `Allocation.channels` of layers: empty if all are whole."""
     channels = tuple(channels_of(layer) for layer in layers)
     return channels if any(channels) else ()
+
+
+def _spread(kind: str, bits: Any, names: Sequence[str]) -> tuple[int, ...]:
+    """Returns one bit-width per layer of a number, or of a list or array with one number for each."""
+    try:
+        if isinstance(plain(bits), Real):
+            return (whole_number(bits, f"A bit-width of all {kind}s", MIN_BITS, MAX_BITS),) * len(names)
+        listing = listed(bits, f"{kind}_bits", "bit-widths, one for each layer")
+        if len(listing) != len(names):
+            raise AllocationError(
+                f"{kind}_bits has {len(listing)} bit-widths, and the network {len(names)} layers: give one for each, "
+                "or a single number for all."
+            )
+        pairs = zip(names, listing, strict=True)
+        return tuple(whole_number(one, f"{kind}_bits of layer {name!r}", MIN_BITS, MAX_BITS) for name, one in pairs)
+    except AllocationError:
+        raise
+    except QuantenvError as error:
+        raise AllocationError(str(error)) from None
 
 
 def _list(names: Sequence[str], limit: int = 6) -> str:

@@ -1,6 +1,8 @@
 import json
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -41,6 +43,64 @@ def test_a_misfit_says_which_layers_differ():
     allocation = Allocation(("layer0", "elsewhere"), (8, 8), (8, 8), task="other")
     with pytest.raises(AllocationError, match=r"'layer1', 'layer2', 'layer3' have no bits.*'elsewhere'.*'other'"):
         allocation.check_fits(LAYERS)
+
+
+@pytest.mark.parametrize(
+    "bits",
+    [
+        4,
+        np.int64(4),
+        np.uint8(4),
+        np.array(4),
+        torch.tensor(4),
+        [4] * 4,
+        (4,) * 4,
+        np.full(4, 4),
+        torch.full((4,), 4),
+        [np.int8(4), 4, torch.tensor(4), 4],
+    ],
+)
+def test_bits_in_any_form_of_whole_numbers_are_the_same(bits):
+    expected = Allocation(tuple(layer.name for layer in LAYERS), (4,) * 4, (4,) * 4)
+    made = Allocation.make(LAYERS, bits, bits)
+    assert made == expected
+    assert set(map(type, (*made.weight_bits, *made.activation_bits))) == {int}
+
+
+@pytest.mark.parametrize(
+    ("bits", "sentence"),
+    [
+        (4.9, r"A bit-width of all weights is 4\.9: expected a whole number from 1 to 8"),
+        (4.0, r"is 4\.0: expected a whole number"),
+        (True, "is True: expected a whole number"),
+        (np.float64(4), "expected a whole number"),
+        (0, "is 0: expected a whole number from 1 to 8"),
+        (9, "is 9: expected"),
+        (float("nan"), "is nan: expected"),
+        ("4", "weight_bits is '4': expected a list"),
+        ("4444", "weight_bits is '4444': expected a list"),
+        (None, "weight_bits is None: expected a list"),
+        ({"layer0": 4}, "expected a list"),
+        ([4, 4, 4], "weight_bits has 3 bit-widths, and the network 4 layers"),
+        ([4] * 5, "has 5 bit-widths"),
+        ([4, 4.9, 4, 4], r"weight_bits of layer 'layer1' is 4\.9: expected a whole number from 1 to 8"),
+        ([4, 4, True, 4], "weight_bits of layer 'layer2' is True"),
+        ([4, 4, "4", 4], "weight_bits of layer 'layer2' is '4'"),
+        (np.full(4, 4.9), r"weight_bits of layer 'layer0' is 4\.9"),
+        (np.full((4, 2), 4), r"weight_bits of layer 'layer0' is \[4, 4\]"),
+        ([0, 4, 4, 4], "weight_bits of layer 'layer0' is 0"),
+    ],
+)
+def test_other_bits_are_named(bits, sentence):
+    with pytest.raises(AllocationError, match=sentence):
+        Allocation.make(LAYERS, bits)
+    with pytest.raises(AllocationError, match=sentence.replace("weight", "activation")):
+        Allocation.make(LAYERS, 8, bits)
+
+
+def test_layers_are_those_of_a_network():
+    with pytest.raises(AllocationError, match=r"give task\.layers"):
+        Allocation.make(["conv1", "conv2"], 4)
 
 
 @pytest.mark.parametrize("bits", [0, 9, -1, 2.5, True, "4"])

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from quantenv.allocation import Allocation
+from quantenv.arguments import listed, whole_number
 from quantenv.errors import QuantenvError
 from quantenv.evaluate.base import Evaluation
 from quantenv.evaluate.pool import without_training
@@ -59,7 +60,9 @@ def enumerate_task(
         QuantenvError: If the table would have more than 2**22 rows, a part of it is out of range, or workers cannot
             start, die again and again, or measure something else than this process would.
     """
-    bits = tuple(sorted(bits))
+    bits = tuple(
+        sorted(whole_number(each, "A bit-width on offer", 1, 8) for each in listed(bits, "bits", "bit-widths"))
+    )
     groups = resolve_groups(tied, task.layers)
     rows = len(bits) ** len(groups)
     if rows > MOST_ROWS:

@@ -15,6 +15,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from quantenv.arguments import whole_number
 from quantenv.errors import QuantenvError
 
 
@@ -285,5 +286,4 @@ def scaled_gradient(value: torch.Tensor, factor: float | torch.Tensor) -> torch.
 
 
 def _check_bits(bits: int) -> None:
-    if not 1 <= bits <= 8:
-        raise QuantenvError(f"Cannot quantize to {bits} bits; bit-widths are whole numbers from 1 to 8.")
+    whole_number(bits, "A bit-width", 1, 8)
