@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Sequence
 
@@ -16,6 +17,9 @@ from quantenv.layers import LayerSpec, describe
 from quantenv.quantize.graph import find_sites
 from quantenv.quantize.tracing import trace
 from quantenv.tasks.models import make_network
+
+#: Values of one input, at most: a gibibyte.
+MOST_VALUES = 1 << 28
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -70,6 +74,9 @@ def network_layers(options: LayersOptions) -> tuple[LayerSpec, ...]:
 
 def _shape(text: str) -> list[int]:
     sizes = text.split(",")
-    if not all(size.strip().isdecimal() and int(size) > 0 for size in sizes):
-        raise QuantenvError(f"--input is {text!r}; expected sizes such as 3,224,224.")
-    return [int(size) for size in sizes]
+    if not all(size.strip().isdecimal() and len(size) < 10 and int(size) > 0 for size in sizes):
+        raise QuantenvError(f"--input is {text[:80]!r}; expected sizes such as 3,224,224.")
+    shape = [int(size) for size in sizes]
+    if math.prod(shape) > MOST_VALUES:
+        raise QuantenvError(f"--input {text} has {math.prod(shape):,} values; expected {MOST_VALUES:,} at most.")
+    return shape

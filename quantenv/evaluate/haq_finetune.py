@@ -18,6 +18,7 @@ from quantenv.evaluate.ptq import evaluate_float, evaluate_logits, numerics
 from quantenv.files import content_hash
 from quantenv.locks import Lock
 from quantenv.quantize import calibrate_task, parse_scheme, trainable_network
+from quantenv.quantize.norms import check_statistics
 from quantenv.tasks import Task
 from quantenv.tasks.base import Split
 
@@ -60,7 +61,8 @@ class HAQFinetuneEvaluator:
 
         Raises:
             AllocationError: If an allocation is for other layers.
-            QuantenvError: If the loss becomes NaN.
+            QuantenvError: If the loss becomes NaN, or the last batch is of one sample of which a batch norm sees one
+                value.
         """
         results = []
         for allocation in allocations:
@@ -75,6 +77,8 @@ class HAQFinetuneEvaluator:
     def _finetune(self, allocation: Allocation) -> tuple[nn.Module, Evaluation]:
         weights = "k-means" if parse_scheme(self.task.scheme).weights == "k-means" else "linear"
         network = trainable_network(calibrate_task(self.task), allocation, weights, "linear")
+        if len(self._train) % DATA_BSIZE == 1:
+            check_statistics(network, self._train.inputs[:1])
         optimizer = torch.optim.SGD(network.parameters(), FINETUNE_LR, MOMENTUM, weight_decay=WEIGHT_DECAY)
         correct, total = 0, 0.0
         batches = zip(self._train.inputs.split(DATA_BSIZE), self._train.labels.split(DATA_BSIZE), strict=True)

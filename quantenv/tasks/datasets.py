@@ -185,17 +185,13 @@ def _read(network: nn.Module, data: Any, indices: np.ndarray, name: str, seen: s
     inputs = torch.empty(0)
     labels: list[int] = []
     kept: list[int] = []
-    floats = False
+    floats, whole = False, None
     for index in map(int, indices):
         where = f"Sample {index} of the data set {name}"
         value, label = _pair(data, index, where)
+        if not value.is_floating_point() and value.dtype != whole:
+            whole = _whole(network, value, where)
         if not kept:
-            if not value.is_floating_point() and not takes_whole_numbers(network, value):
-                raise QuantenvError(
-                    f"The input of s{where[1:]} is {str(value.dtype).removeprefix('torch.')}, which "
-                    f"{type(network).__name__} does not take, or not as it takes float32: give inputs as it was "
-                    "trained on, such as images scaled to [0, 1] and normalised."
-                )
             inputs = torch.empty((len(indices), *value.shape), dtype=torch.float32)
         if value.shape != inputs.shape[1:]:
             raise QuantenvError(
@@ -219,6 +215,17 @@ def _read(network: nn.Module, data: Any, indices: np.ndarray, name: str, seen: s
         logger.info("Left out %d samples of %s that occur twice.", len(indices) - len(kept), name)
         inputs = inputs[: len(kept)].clone()
     return _Part(name, kept, inputs, torch.tensor(labels))
+
+
+def _whole(network: nn.Module, value: torch.Tensor, where: str) -> torch.dtype:
+    """Returns the type of an input of whole numbers that the network takes."""
+    if not takes_whole_numbers(network, value):
+        raise QuantenvError(
+            f"The input of s{where[1:]} is {str(value.dtype).removeprefix('torch.')}, which {type(network).__name__} "
+            "does not take, or not as it takes float32: give inputs as it was trained on, such as images scaled to "
+            "[0, 1] and normalised."
+        )
+    return value.dtype
 
 
 def _pair(data: Any, index: int, where: str) -> tuple[torch.Tensor, Any]:

@@ -24,37 +24,46 @@ def share_batch_norms(network: nn.Module, share: Share) -> nn.Module:
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.__class__ = SharedBatchNorm
+        elif isinstance(module, nn.BatchNorm1d):
+            module.__class__ = SharedBatchNorm1d
     return network
 
 
-class SharedBatchNorm(nn.BatchNorm2d):
-    """`nn.BatchNorm2d` over the equally large shares of all processes of torch's default group.
-
-    For batch norms with running statistics and a constant momentum.
-    """
+class _Shared(nn.modules.batchnorm._BatchNorm):
+    """A batch norm over the equally large shares of all processes of torch's default group, with running statistics."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Normalises (B / processes, C, H, W)."""
+        """Normalises (B / processes, C, ...)."""
         if not self.training:
             return super().forward(input)
         assert self.running_mean is not None
         assert self.running_var is not None
-        assert self.momentum is not None
         x = input.to(self.running_mean.dtype)
+        others = (0, *range(2, x.dim()))
+        shape = (-1, *(1 for _ in range(x.dim() - 2)))  # of what belongs to channels
         processes = torch.distributed.get_world_size()
-        mean = _sum(x.mean((0, 2, 3))) / processes  # (C,)
-        centred = x - mean.view(-1, 1, 1)
-        variance = _sum(centred.square().mean((0, 2, 3))) / processes
+        mean = _sum(x.mean(others)) / processes  # (C,)
+        centred = x - mean.view(shape)
+        variance = _sum(centred.square().mean(others)) / processes
         with torch.no_grad():
-            count = processes * x.numel() / x.shape[1]
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
             if self.num_batches_tracked is not None:
                 self.num_batches_tracked += 1
-        normalised = centred * (variance + self.eps).rsqrt().view(-1, 1, 1)
+            momentum = 1 / int(self.num_batches_tracked or 1) if self.momentum is None else self.momentum
+            count = processes * x.numel() / x.shape[1]
+            self.running_mean.lerp_(mean, momentum)
+            self.running_var.lerp_(variance * (count / (count - 1)), momentum)
+        normalised = centred * (variance + self.eps).rsqrt().view(shape)
         if self.weight is not None:
-            normalised = normalised * self.weight.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
+            normalised = normalised * self.weight.view(shape) + self.bias.view(shape)
         return normalised.to(input.dtype)
+
+
+class SharedBatchNorm(_Shared, nn.BatchNorm2d):
+    """`nn.BatchNorm2d` over all processes' shares of a batch."""
+
+
+class SharedBatchNorm1d(_Shared, nn.BatchNorm1d):
+    """`nn.BatchNorm1d` over all processes' shares of a batch."""
 
 
 class _Sum(torch.autograd.Function):

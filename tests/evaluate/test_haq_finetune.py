@@ -1,11 +1,13 @@
 import pytest
 import torch
+from torch import nn
 
 from quantenv.allocation import Allocation
+from quantenv.errors import QuantenvError
 from quantenv.evaluate import make_evaluator
 from quantenv.evaluate.haq_finetune import HAQFinetuneEvaluator
 from quantenv.evaluate.ptq import evaluate_logits
-from quantenv.tasks import get_task
+from quantenv.tasks import Split, Task, get_task
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +58,22 @@ def test_they_are_made_by_name(task, evaluators):
     for name, evaluator in zip(("finetune-haq", "finetune-haq-train"), evaluators, strict=True):
         assert make_evaluator(name, task, "off").identity == evaluator.identity
     assert evaluators[0].identity != evaluators[1].identity
+
+
+def test_a_last_batch_of_one_is_refused_where_a_batch_norm_sees_one_value():
+    inputs, labels = torch.randn(300, 6, generator=torch.Generator().manual_seed(0)), torch.arange(300) % 4
+    network = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 4))
+    for count in (257, 258):
+        parts = {
+            "train": slice(0, count),
+            "calibration": slice(0, 9),
+            "search": slice(258, 280),
+            "test": slice(280, 300),
+        }
+        task = Task("normed", network, {name: Split(inputs[part], labels[part]) for name, part in parts.items()})
+        evaluator, allocation = HAQFinetuneEvaluator(task), Allocation.make(task.layers, 4)
+        if count == 258:
+            assert evaluator.evaluate([allocation])[0].samples == 22
+            continue
+        with pytest.raises(QuantenvError, match="Batch norm '0' cannot train on a batch of 1"):
+            evaluator.evaluate([allocation])
