@@ -5,12 +5,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
+# Foreign libraries have an environment of their own: RLlib pins a Gymnasium that is older than the newest.
+CLIENTS := .venv-clients
+
 # Options of train-agent are handed on only when they are set: the rest comes from experiments/configs/train.yaml.
 TRAIN_OPTIONS := $(if $(TASK),--task '$(TASK)') $(if $(AGENT),--agent '$(AGENT)') $(if $(METRIC),--metric '$(METRIC)') \
 	$(if $(BUDGET),--budget '$(BUDGET)') $(if $(EVALUATIONS),--evaluations '$(EVALUATIONS)') $(if $(SEED),--seed '$(SEED)')
 
 .DEFAULT_GOAL := help
-.PHONY: help install train-agent finetune validate tensorboard bench bench-agents benchmark bench-regret report bench-sensitivity bench-channel-groups bench-fidelity bench-transfer bench-pareto bench-cifar10 test fuzz lint check clean
+.PHONY: help install train-agent finetune validate tensorboard bench bench-agents benchmark bench-regret report bench-sensitivity bench-channel-groups bench-fidelity bench-transfer bench-pareto bench-cifar10 test test-clients fuzz lint check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -32,6 +35,11 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 $(VENV)/.installed-benchmark: $(VENV)/.installed
 	$(PIP) -c constraints.txt -e '.[benchmark,search]'
+	@touch $@
+
+$(CLIENTS)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[clients]'
 	@touch $@
 
 install: $(VENV)/.installed ## make .venv and install quantenv into it
@@ -85,6 +93,9 @@ bench-fidelity: $(VENV)/.installed ## do cheap rewards rank allocations as full 
 test: $(VENV)/.installed-dev ## run the tests, in two processes
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
+test-clients: $(CLIENTS)/.installed ## run the environments by RLlib, TorchRL, Tianshou, Minari, RL Zoo and others (minutes)
+	QUANTENV_CLIENTS=all $(CLIENTS)/bin/python -m pytest tests/clients $(ARGS)
+
 fuzz: $(VENV)/.installed-dev ## read 20,000 mutants of every kind of file (10 minutes): ARGS="--only weights --seed 1"
 	$(BIN)/python -m tests.fuzz $(ARGS)
 
@@ -96,4 +107,4 @@ lint: $(VENV)/.installed-dev ## style and types
 check: lint test ## what continuous integration runs
 
 clean: ## remove .venv and the tools' caches
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from tests.clients.installed import summary
+
 torch.set_num_threads(1)
 
 
@@ -17,3 +19,11 @@ def no_store() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QUANTENV_STORE", "off")
         yield
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says which clients were tested where all tests were to run, or theirs."""
+    arguments = [argument.rstrip("/") for argument in terminalreporter.config.args]
+    if any(argument.endswith(("tests", "clients")) or "tests/clients" in argument for argument in arguments):
+        for line in summary():
+            terminalreporter.write_line(line)

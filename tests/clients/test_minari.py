@@ -7,7 +7,6 @@ import numpy as np
 from tests.clients.plain import DECISIONS, ID, replay
 
 
-
 def test_recorded_episodes_are_what_was_played(tmp_path, monkeypatch):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     env = minari.DataCollector(gymnasium.make(ID, regret=True), record_infos=True)

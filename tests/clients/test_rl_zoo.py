@@ -12,16 +12,43 @@ import yaml
 from tests.clients.plain import DECISIONS, ID
 
 
-
 @pytest.mark.parametrize(("algorithm", "copies"), [("ppo", 4), ("dqn", 1)])
 def test_it_trains_and_plays_again(tmp_path, algorithm, copies):
     options = {"policy": "MlpPolicy", "n_timesteps": 400, "policy_kwargs": "dict(net_arch=[16])", "n_envs": copies}
-    options |= {"ppo": {"n_steps": 20, "batch_size": 40}, "dqn": {"learning_starts": 50, "buffer_size": 1000}}[algorithm]
+    options |= {"ppo": {"n_steps": 20, "batch_size": 40}, "dqn": {"learning_starts": 50, "buffer_size": 1000}}[
+        algorithm
+    ]
     (tmp_path / "options.yml").write_text(yaml.safe_dump({ID: options}))
-    common = ["--algo", algorithm, "--env", ID, "--gym-packages", "quantenv", "-f", str(tmp_path / "logs"), "--device", "cpu"]
+    common = [
+        "--algo",
+        algorithm,
+        "--env",
+        ID,
+        "--gym-packages",
+        "quantenv",
+        "-f",
+        str(tmp_path / "logs"),
+        "--device",
+        "cpu",
+    ]
     subprocess.run(
-        [sys.executable, "-m", "rl_zoo3.train", *common, "--conf-file", str(tmp_path / "options.yml"), "--seed", "1"]
-        + ["--eval-freq", "200", "--eval-episodes", "4", "--verbose", "0", "--no-optim-plots"],
+        [
+            sys.executable,
+            "-m",
+            "rl_zoo3.train",
+            *common,
+            "--conf-file",
+            str(tmp_path / "options.yml"),
+            "--seed",
+            "1",
+            "--eval-freq",
+            "200",
+            "--eval-episodes",
+            "4",
+            "--verbose",
+            "0",
+            "--no-optim-plots",
+        ],
         check=True,
         cwd=tmp_path,
         timeout=300,

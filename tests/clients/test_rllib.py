@@ -32,5 +32,3 @@ def test_runners_hand_on_whole_episodes(mode):
         assert episode.get_infos(-1)["executed_actions"].tolist() == last["executed_actions"].tolist()
         for seen, expected in zip(episode.get_observations(), observations, strict=True):
             assert (seen == expected).all()
-
-

@@ -13,7 +13,6 @@ from torchrl.envs.utils import RandomPolicy, check_env_specs
 from quantenv.env.environment import QuantizationEnv
 from tests.clients.plain import ACTIONS, DECISIONS, ID, replay
 
-
 SPEC = [Binary(ACTIONS, dtype=torch.bool), Unbounded((), dtype=torch.int64), Unbounded((), dtype=torch.int64)]
 
 
