@@ -15,12 +15,12 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from experiments.option_files import read_option_file, refuse_classes
 from experiments.option_text import from_text
 from quantenv.errors import QuantenvError
 from quantenv.own_code import name_on_command_line
+from quantenv.plain_yaml import dump_plain
+from quantenv.reading import parse_yaml
 from quantenv.typed import checked, members, short
 
 Options = TypeVar("Options")
@@ -63,7 +63,7 @@ def parse_options(
     values: dict[str, Any] = {}
     shipped = importlib.resources.files("experiments.configs") / f"{command}.yaml"
     if shipped.is_file():
-        values |= _from_mapping(yaml.safe_load(shipped.read_text(encoding="utf-8")) or {}, kind, command, shipped.name)
+        values |= _from_mapping(parse_yaml(shipped.read_bytes(), shipped.name) or {}, kind, command, shipped.name)
     for name, value in (defaults or {}).items():
         values[name] = checked(value, kinds[name], name)
     for name, text in given:
@@ -113,7 +113,7 @@ def to_yaml(options: Any) -> str:
     Args:
         options: A dataclass instance.
     """
-    return yaml.safe_dump(_plain(dataclasses.asdict(options)), sort_keys=False, allow_unicode=True)
+    return dump_plain(_plain(dataclasses.asdict(options)))
 
 
 def flatten(options: Any, prefix: str = "") -> dict[str, Any]:

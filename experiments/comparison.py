@@ -252,4 +252,5 @@ def _row(
     allocation: Allocation | None,
 ) -> Row:
     content = None if allocation is None else allocation.to_dict()
-    return Row(name, stage, evaluation.correct, evaluation.samples, evaluation.loss, costs, within_budget, content)
+    loss = evaluation.loss if math.isfinite(evaluation.loss) else None
+    return Row(name, stage, evaluation.correct, evaluation.samples, loss, costs, within_budget, content)

@@ -15,8 +15,8 @@ import msgspec
 from quantenv.allocation import Allocation, Bits
 from quantenv.errors import QuantenvError
 from quantenv.layers import LayerSpec
-from quantenv.reading import LINE_LIMIT, Schema, check_readable, fit, parse_json
-from quantenv.records import KEY, open_record, sealed
+from quantenv.reading import LINE_LIMIT, Schema, check_readable, fit
+from quantenv.records import KEY, open_line, sealed
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -35,7 +35,7 @@ class Episode(Schema, frozen=True):
     samples: Positive
     """Samples evaluated."""
     loss: NonNegative
-    """Mean cross-entropy in nats."""
+    """Mean cross-entropy in nats; nan, null in the file, where the network's outputs are no numbers."""
     reward: float
     """Reward of the episode; minus infinity, null in the file, where the constraint ``reject`` says so."""
     costs: Annotated[dict[str, NonNegative], msgspec.Meta(min_length=1)]
@@ -58,7 +58,9 @@ class Episode(Schema, frozen=True):
     def to_dict(self) -> dict[str, Any]:
         """Returns the content of the episode's line, but for the checksum."""
         content: dict[str, Any] = msgspec.to_builtins(self)
-        return {**content, "reward": None if self.reward == -math.inf else self.reward}
+        content["loss"] = self.loss if math.isfinite(self.loss) else None
+        content["reward"] = None if self.reward == -math.inf else self.reward
+        return content
 
 
 def read_episodes(path: Path) -> tuple[list[Episode], int]:
@@ -101,14 +103,18 @@ def _read_line(line: bytes, where: str, before: str) -> tuple[Episode, str]:
     """Reads a line; returns the episode and the line's checksum."""
     if len(line) > LINE_LIMIT:
         raise QuantenvError(f"{where} is longer than {LINE_LIMIT:,} bytes.")
-    raw = parse_json(line, where)
-    content = open_record(raw, dict[str, Any], where, before=before)
-    if "reward" in content and content["reward"] is None:
+    content, checksum = open_line(line, where, before)
+    no_loss = content.get("loss", 0) is None
+    if no_loss:
+        content["loss"] = 0  # nan has no place in a range of numbers
+    if content.get("reward", 0) is None:
         content["reward"] = -math.inf
     episode = fit(content, Episode, where)
+    if no_loss:
+        episode = msgspec.structs.replace(episode, loss=math.nan)
     if episode.correct > episode.samples:
         raise QuantenvError(f"{where} has {episode.correct} correct of {episode.samples} samples.")
-    return episode, raw[KEY]
+    return episode, checksum
 
 
 def _check_follows(episode: Episode, earlier: Sequence[Episode], where: str) -> None:

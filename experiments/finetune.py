@@ -159,5 +159,7 @@ def _compare_with_table(folder: RunFolder, recipe: FinetuneConfig, test: Evaluat
         return
     row = folder.read_report().row("found", "QAT")
     if row is not None:
-        same = "The same as" if row.evaluation == test else f"Differs from ({row.accuracy:.2%}, {row.loss:.4f})"
+        same = (
+            "The same as" if row.evaluation == test else f"Differs from ({row.accuracy:.2%}, {row.evaluation.loss:.4f})"
+        )
         results().print(f"{same} the found row of the run's final table.")

@@ -4,17 +4,16 @@ import importlib.resources
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
-
 from experiments.command_line import parse_options
 from experiments.options import TrainOptions
 from quantenv.errors import QuantenvError, unknown_name
+from quantenv.reading import parse_yaml
 
 #: Presets by name: the parts of `configs/haq.yaml` that are laid over each other.
 PRESETS = {"haq": ("paper",), "haq-code": ("paper", "code")}
 
 #: Options whose entries are merged, where all others replace each other.
-MERGED = ("agent_options",)
+MERGED = ("agent_options", "haq")
 
 
 def preset_options(name: str, metric: Any) -> dict[str, Any]:
@@ -32,7 +31,7 @@ def preset_options(name: str, metric: Any) -> dict[str, Any]:
     if not isinstance(metric, str) or "," in metric:
         raise QuantenvError(f"Preset {name!r} has one budget, not one of {metric!r} each: give one --metric.")
     file = importlib.resources.files("experiments.configs") / "haq.yaml"
-    parts = yaml.safe_load(file.read_text(encoding="utf-8"))
+    parts = parse_yaml(file.read_bytes(), file.name)
     options: dict[str, Any] = {"preset": name, "metric": metric}
     for part in PRESETS[name]:
         for section in ("all", "size" if metric == "size" else "hardware"):

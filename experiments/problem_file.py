@@ -6,6 +6,7 @@ The format is that of HAWQ-V3's published tables; `quantenv solve --help` descri
 import difflib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 
 from agents.baselines.knapsack import Knapsack
 from quantenv.errors import QuantenvError, unknown_name
+from quantenv.reading import read_json
 
 #: One bit-width, or (weight bits, activation bits).
 Option = int | tuple[int, int]
@@ -70,12 +72,7 @@ def read_problem_file(path: str | Path) -> ProblemFile:
     Raises:
         QuantenvError: If it is missing, no JSON or malformed; the sentence names the key.
     """
-    try:
-        content = json.loads(Path(path).read_bytes(), object_pairs_hook=_without_repetition)
-    except OSError as error:
-        raise QuantenvError(f"Cannot read the problem file {path}: {error.strerror}.") from error
-    except ValueError as error:
-        raise QuantenvError(f"{path} is not JSON: {error}.") from error
+    content: Any = read_json(path, object, what="problem file")
     try:
         return _read(content)
     except QuantenvError as error:
@@ -144,7 +141,7 @@ def _options(content: dict[str, Any]) -> tuple[Option, ...]:
 def _option(raw: Any, place: str) -> Option:
     """Reads 4, "4", [4, 8] or "4/8"."""
     parts: list[Any] = raw.split("/") if isinstance(raw, str) else raw if isinstance(raw, list) else [raw]
-    if all(isinstance(part, str) and part.isascii() and part.isdecimal() for part in parts):
+    if all(isinstance(part, str) and re.fullmatch("[0-9]{1,3}", part) for part in parts):
         parts = [int(part) for part in parts]
     sound = len(parts) in (1, 2) and all(type(part) is int and part > 0 for part in parts)
     _require(sound, place, raw, "bit-widths such as 4, or weight and activation bits such as [4, 8] or '4/8'")
@@ -268,12 +265,3 @@ def _refuse_near_misses(content: Mapping[str, Any], known: Sequence[str], place:
         near = difflib.get_close_matches(key, missing, n=1, cutoff=0.8) if key not in known else []
         if near:
             raise QuantenvError(f"{place}{key} is no key of a problem file; expected {place}{near[0]}.")
-
-
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        keys = [key for key, _ in pairs]
-        repeated = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {repeated!r} stands twice in one object")
-    return content

@@ -1,5 +1,6 @@
 """The final table: its rows as data, as JSON, as Markdown and on the terminal."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -33,8 +34,8 @@ class Row(Schema, frozen=True):
     """Test samples classified correctly."""
     samples: Annotated[int, msgspec.Meta(ge=1)]
     """Test samples."""
-    loss: NonNegative
-    """Mean cross-entropy in nats."""
+    loss: NonNegative | None
+    """Mean cross-entropy in nats; None where the network's outputs are no numbers."""
     costs: dict[Metric, NonNegative]
     """Cost by metric, SI units; without the metrics that are not defined for the row."""
     within_budget: bool | None
@@ -66,7 +67,7 @@ class Row(Schema, frozen=True):
     @property
     def evaluation(self) -> Evaluation:
         """The row's result on the test split."""
-        return Evaluation(self.correct, self.samples, self.loss)
+        return Evaluation(self.correct, self.samples, math.nan if self.loss is None else self.loss)
 
     @property
     def title(self) -> str:
@@ -171,4 +172,4 @@ def _headings(report: Report) -> list[str]:
 def _cells(report: Report, row: Row) -> list[str]:
     costs = [format_quantity(metric, row.costs[metric]) if metric in row.costs else "-" for metric in _metrics(report)]
     within = "-" if row.within_budget is None else "yes" if row.within_budget else "no"
-    return [row.title, row.stage_title or "-", f"{row.accuracy:.2%}", f"{row.loss:.4f}", *costs, within]
+    return [row.title, row.stage_title or "-", f"{row.accuracy:.2%}", f"{row.evaluation.loss:.4f}", *costs, within]

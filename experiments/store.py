@@ -1,29 +1,33 @@
 """`quantenv store info | export | merge | prune`: the evaluations that were kept, and what to do with them."""
 
 import argparse
-import json
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any
 
+import msgspec
 from rich.table import Table
 
 from experiments.command_line import parse_options
 from experiments.console import results
+from quantenv.allocation import Bits
 from quantenv.errors import QuantenvError, unknown_name
 from quantenv.evaluate.base import Evaluation
 from quantenv.evaluate.store import EvaluationStore, Record, open_store
 from quantenv.files import write_atomically
 from quantenv.hardware.quantities import format_quantity
+from quantenv.reading import LINE_LIMIT, Schema, check_readable, fit
+from quantenv.records import chained, open_line
 
-FORMAT = "quantenv-evaluations-1"
+FORMAT = "quantenv-evaluations-2"
 SQLITE_HEADER = b"SQLite format 3\0"
 DAY = 24 * 60 * 60
-
-Kind = TypeVar("Kind")
+LATEST = 253_402_300_799.0
+"""The end of the year 9999, in seconds since 1970."""
 
 
 @dataclass(frozen=True)
@@ -124,16 +128,15 @@ def info(arguments: Sequence[str]) -> int:
 
 
 def export(arguments: Sequence[str]) -> int:
-    """Writes a header line and one line for each evaluation; the file appears when it is complete."""
+    """Writes a header, a line for each evaluation and their number; the file appears when it is complete."""
     options = parse_options(ExportOptions, "store export", arguments)
     store = _open(options.store)
-    written = 0
+    written = -2  # the header and the last line
 
     def write(file: Any) -> None:
         nonlocal written
-        file.write(json.dumps({"format": FORMAT}).encode() + b"\n")
-        for record in store.records(options.identity):
-            file.write(json.dumps(_to_dict(record)).encode() + b"\n")
+        for line in chained(_lines(store, options.identity)):
+            file.write(line)
             written += 1
 
     try:
@@ -191,6 +194,7 @@ def _records_of(source: str) -> Iterator[Record]:
         yield from EvaluationStore(source, replace_damaged=False).records()
         return
     path = Path(source)
+    check_readable(path, what="store or exported file")
     try:
         with path.open("rb") as file:
             is_store = file.read(len(SQLITE_HEADER)) == SQLITE_HEADER
@@ -203,52 +207,80 @@ def _records_of(source: str) -> Iterator[Record]:
 
 
 def _read_lines(path: Path) -> Iterator[Record]:
-    if not path.stat().st_size:
-        raise QuantenvError(f"{path} is empty; expected a store, or a file written by `quantenv store export`.")
+    """Reads an exported file: a header, evaluations, and a line that says how many there are."""
+    check_readable(path)
+    before, count, ended = "", 0, False
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+        number = 0
+        while line := file.readline(LINE_LIMIT + 1):
+            number += 1
+            where = f"{path}, line {number},"
             try:
-                content = json.loads(line)
-                if number > 1:
-                    yield _from_dict(content)
-                elif content["format"] != FORMAT:
-                    raise ValueError(f"its format is {content['format']!r}")
-            except (ValueError, TypeError, KeyError) as error:
+                if ended or len(line) > LINE_LIMIT:
+                    raise QuantenvError(f"{where} is too long, or follows the last one.")
+                content, before = open_line(line, where, before)
+                if number == 1:
+                    fit(content, _Header, where)
+                elif "evaluations" in content:
+                    ended = fit(content, _End, where).evaluations == count
+                    if not ended:
+                        raise QuantenvError(f"{where} says {content['evaluations']} evaluations of {count}.")
+                else:
+                    yield _record(content, where)
+                    count += 1
+            except QuantenvError as error:
                 raise QuantenvError(
-                    f"{path}, line {number}, is not as `quantenv store export` wrote it ({error!r}); "
-                    "expected a store, or an exported file in full."
+                    f"{str(error).rstrip('.')}; expected a store, or a file as `quantenv store export` wrote it."
                 ) from error
+    if not ended:
+        found = "is truncated" if number else "is empty"
+        raise QuantenvError(
+            f"{path} {found}; expected a store, or a file as `quantenv store export` wrote it, in full."
+        )
 
 
-def _to_dict(record: Record) -> dict[str, Any]:
-    """Returns a line's content; Python writes doubles so that they read back the same."""
-    content = asdict(record)
-    evaluation = content.pop("evaluation")
-    return {**content, **evaluation}
+class _Header(Schema, frozen=True, tag_field="format", tag=FORMAT):
+    """The first line of an exported file."""
 
 
-def _from_dict(content: dict[str, Any]) -> Record:
-    """Reads a line's content.
+class _End(Schema, frozen=True):
+    """The last line of an exported file."""
 
-    Raises:
-        ValueError, TypeError, KeyError: If something is missing or of the wrong kind.
-    """
-    texts = [_typed(content[name], str) for name in ("identity", "split", "task")]
-    correct, samples = (_typed(content[name], int) for name in ("correct", "samples"))
-    if not 0 <= correct <= samples or not samples:
-        raise ValueError(f"{correct} correct of {samples} samples")
-    bits = tuple((_typed(weight, int), _typed(activation, int)) for weight, activation in content["bits"])
-    if not bits or not all(1 <= bit <= 8 for pair in bits for bit in pair):
-        raise ValueError(f"bits {bits}")
-    evaluation = Evaluation(correct, samples, float(_typed(content["loss"], (int, float))))
-    identity, split, task = texts
-    return Record(identity, split, bits, evaluation, task, float(_typed(content["created"], (int, float))))
+    evaluations: Annotated[int, msgspec.Meta(ge=0)]
 
 
-def _typed(value: Any, kind: type[Kind] | tuple[type[Kind], ...]) -> Kind:
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise TypeError(f"unexpected {value!r}")
-    return value
+class _Line(Schema, frozen=True):
+    """An evaluation in an exported file."""
+
+    identity: str
+    split: str
+    bits: Annotated[tuple[tuple[Bits, Bits], ...], msgspec.Meta(min_length=1)]
+    task: str
+    created: Annotated[float, msgspec.Meta(ge=0, le=LATEST)]
+    correct: Annotated[int, msgspec.Meta(ge=0)]
+    samples: Annotated[int, msgspec.Meta(ge=1)]
+    loss: Annotated[float, msgspec.Meta(ge=0)] | None
+    """Null where it is no number."""
+
+
+def _lines(store: EvaluationStore, identity: str | None) -> Iterator[dict[str, Any]]:
+    """Yields the contents of an exported file's lines."""
+    yield {"format": FORMAT}
+    count = 0
+    for record in store.records(identity):
+        content = asdict(record)
+        evaluation = content.pop("evaluation")
+        yield {**content, **evaluation, "loss": evaluation["loss"] if math.isfinite(evaluation["loss"]) else None}
+        count += 1
+    yield {"evaluations": count}
+
+
+def _record(content: dict[str, Any], where: str) -> Record:
+    line = fit(content, _Line, where)
+    if line.correct > line.samples:
+        raise QuantenvError(f"{where} has {line.correct} correct of {line.samples} samples.")
+    evaluation = Evaluation(line.correct, line.samples, math.nan if line.loss is None else line.loss)
+    return Record(line.identity, line.split, line.bits, evaluation, line.task, line.created)
 
 
 def _date(seconds: float) -> str:

@@ -22,7 +22,7 @@ class Entry(Schema, frozen=True):
     accuracy: Annotated[float, msgspec.Meta(ge=0, le=1)]
     correct: Count
     samples: Positive
-    loss: NonNegative
+    loss: NonNegative | None
     costs: dict[str, NonNegative]
     allocation: dict[str, Any]
     """Content of an allocation file."""
@@ -68,7 +68,7 @@ class TopK:
                 "accuracy": episode.accuracy,
                 "correct": episode.correct,
                 "samples": episode.samples,
-                "loss": episode.loss,
+                "loss": episode.to_dict()["loss"],
                 "costs": episode.costs,
                 "allocation": episode.allocation(layers, task, scheme).to_dict(),
             }

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from agents import agent_class
 from experiments.agent_options import read_sections, resolved_options
@@ -30,7 +29,7 @@ from experiments.search_options import TuneOptions
 from experiments.signals import GracefulStop, Interrupted
 from quantenv.errors import QuantenvError, unknown_name
 from quantenv.files import write_text
-from quantenv.plain_yaml import shorten
+from quantenv.plain_yaml import dump_plain, shorten
 from quantenv.reading import parse_json
 from quantenv.typed import checked, short, words
 
@@ -274,7 +273,7 @@ def _best_yaml(study: Any, finished: Sequence[Any], options: TuneOptions) -> str
         f"# Mean accuracy lost after {options.evaluations} evaluations: {best.value:.3%}; before tuning "
         f"{finished[0].value:.3%}.\n"
     )
-    return comment + yaml.safe_dump({options.task: best.user_attrs["agent_options"]}, sort_keys=True)
+    return comment + dump_plain({options.task: dict(sorted(best.user_attrs["agent_options"].items()))})
 
 
 def _optuna() -> Any:

@@ -135,7 +135,7 @@ def check_readable(path: str | Path, *, what: str = "file", error: type[Quantenv
     try:
         mode = Path(path).stat().st_mode
     except OSError as problem:
-        raise error(f"Cannot read the {what} {shorten(str(path), 200)}: {problem.strerror}.") from problem
+        raise error(f"Cannot read the {what} {str(path)[:300]}: {problem.strerror}.") from problem
     except ValueError as problem:  # a NUL in the path
         raise error(f"Cannot read the {what} {str(path)!r}: no path holds such a character.") from problem
     if not stat.S_ISREG(mode):

@@ -6,6 +6,7 @@ hold what they read to a schema all the same.
 
 import hashlib
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -110,6 +111,37 @@ def read_record(
     where = f"The {what} {path}"
     content = parse_json(read_bytes(path, what=what, limit=limit, error=error), where, error)
     return open_record(content, schema, where, error)
+
+
+def chained(contents: Iterable[dict[str, Any]]) -> Iterator[bytes]:
+    """Yields objects as lines of JSON whose checksums form a chain: none can be changed, lost, repeated or moved.
+
+    Raises:
+        QuantenvError: If a number is not finite.
+    """
+    before = ""
+    for content in contents:
+        line = sealed(content, before)
+        before = line[KEY]
+        yield json.dumps(line).encode() + b"\n"
+
+
+def open_line(line: bytes, where: str, before: str) -> tuple[dict[str, Any], str]:
+    """Opens a line of a chain.
+
+    Args:
+        line: The line.
+        where: What messages begin with.
+        before: Checksum of the line before it, empty for the first.
+
+    Returns:
+        Its content, and its checksum.
+
+    Raises:
+        QuantenvError: If it is no line of a chain, or not the one that follows.
+    """
+    raw = parse_json(line, where)
+    return open_record(raw, dict[str, Any], where, before=before), raw[KEY]
 
 
 def with_comment(text: str) -> str:

@@ -13,11 +13,21 @@ import filelock
 
 from quantenv.errors import QuantenvError
 from quantenv.files import CACHE_VARIABLE, cache_dir, content_hash, write_text
+from quantenv.reading import Schema, read_json
 
 logger = logging.getLogger(__name__)
 
 FORMAT = "quantenv-sensitivity-1"
 Value = TypeVar("Value")
+
+
+class MeasurementsFile(Schema, frozen=True, tag_field="format", tag=FORMAT):
+    """What a file of measurements holds."""
+
+    identity: str
+    hash: str
+    """Of identity and results."""
+    results: dict[str, Any]
 
 
 def measurement_path(task: str, scheme: str, split: str, identity: str) -> Path:
@@ -85,19 +95,16 @@ class Measurements:
 
     def _read(self) -> dict[str, Any]:
         try:
-            text = self.path.read_bytes()
-        except FileNotFoundError:
-            return {}
+            if not self.path.exists():
+                return {}
+            with self.path.open("rb"):
+                pass  # what the system says when it may not be read
         except OSError as error:
             raise self._unusable(error) from error
-        try:
-            content = json.loads(text)
-            results, recorded = content["results"], content["hash"]
-            intact = isinstance(results, dict) and recorded == self._hash(results)
-        except (ValueError, KeyError, TypeError):
-            intact = False
-        if intact:
-            return dict(results)
+        with contextlib.suppress(QuantenvError):
+            content = read_json(self.path, MeasurementsFile)
+            if content.identity == self.identity and content.hash == self._hash(content.results):
+                return content.results
         aside = self.path.with_suffix(".damaged")
         with contextlib.suppress(FileNotFoundError):  # another process was first
             os.replace(self.path, aside)

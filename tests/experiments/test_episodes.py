@@ -74,7 +74,7 @@ def test_a_line_that_is_no_episode_is_refused_with_its_number(tmp_path, line):
         ({"bits": [[4, 8]]}, "other layers, samples or costs than the first line"),
         ({"bits": []}, "0 entries"),
         ({"loss": "0.25"}, "loss is '0.25'; expected a number"),
-        ({"loss": None}, "loss is null; expected a number"),
+        ({"correct": None}, "correct is null; expected a whole number"),
         ({"loss": -0.1}, "loss is -0.1; expected a number of at least 0"),
         ({"correct": 90.0}, "correct is 90.0; expected a whole number"),
         ({"correct": 101}, "101 correct of 100 samples"),
@@ -136,10 +136,22 @@ def test_no_flipped_bit_is_accepted(tmp_path):
         assert length == len(sound) or len(read) < 2
 
 
+def test_a_loss_that_is_no_number_is_null(tmp_path):
+    path = tmp_path / "episodes.jsonl"
+    write(path, [make_episode(1, loss=math.nan), make_episode(2)])
+    assert '"loss": null' in path.read_text()
+    (first, second), _ = read_episodes(path)
+    assert math.isnan(first.loss)
+    assert second == make_episode(2)
+    log = EpisodeLog(path, *read_episodes(path))
+    log(make_episode(1, loss=math.nan))  # replays as it was recorded
+    log.close()
+
+
 def test_a_number_that_is_not_finite_is_not_written(tmp_path):
     log = EpisodeLog(tmp_path / "episodes.jsonl")
     with pytest.raises(QuantenvError, match="a number that is not finite"):
-        log(make_episode(loss=math.nan))
+        log(make_episode(cost=math.inf))
     log.close()
     assert (tmp_path / "episodes.jsonl").read_bytes() == b""
 

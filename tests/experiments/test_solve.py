@@ -170,7 +170,7 @@ def test_an_infeasible_problem_is_said_and_the_others_are_solved(tmp_path, capsy
         ({"perturbation": {"2": [1, 2, 3], "4": [1, 2]}}, "perturbation['4'] is 2 numbers; expected one for each of 3"),
         ({"perturbation": {"2": [1, 2, 3], "4": [1, 2, "x"]}}, "perturbation['4'][2] is x; expected a finite number"),
         ({"perturbation": {"2": [1, 2, 3], "4": [1, 2, True]}}, "perturbation['4'][2] is true"),
-        ({"perturbation": {"2": [1, 2, 3], "4": [1, 2, float("nan")]}}, "perturbation['4'][2] is NaN"),
+        ({"perturbation": {"2": [1, 2, 3], "4": [1, 2, float("nan")]}}, "holds NaN, which is no number of JSON"),
         ({"perturbation": {"2": [1, 2, 3], "4": [1, 2, 3], "8": [1, 2, 3]}}, "Unknown bits in perturbation: '8'"),
         ({"perturbation": {"2": [], "4": []}}, "perturbation['2'] is []; expected a list of numbers"),
         ({"perturbation": {"two": [1, 2, 3]}, "bits": None}, "perturbation is two; expected bit-widths"),
@@ -222,8 +222,10 @@ def test_malformed_files_are_one_sentence_that_names_the_key(refused, tmp_path, 
     [
         ("{", "is not JSON"),
         ("[]", "expected a JSON object"),
-        ('{"bits": [2], "bits": [4]}', "the key 'bits' stands twice"),
-        ("\xff", "is not JSON"),
+        ('{"bits": [2], "bits": [4]}', "has the key 'bits' twice"),
+        ("\xff", "is not UTF-8"),
+        ("[" * 5000, "more than 64 deep"),
+        ('{"perturbation": {"' + "9" * 5000 + '": [1]}, "cost": {"a": {}}}', "expected bit-widths"),
     ],
 )
 def test_damaged_files_are_one_sentence(refused, tmp_path, text, message):

@@ -8,6 +8,7 @@ from experiments.cli import main
 from quantenv.evaluate.base import Evaluation
 from quantenv.evaluate.ptq import PTQEvaluator
 from quantenv.evaluate.store import EvaluationStore, Record
+from quantenv.records import sealed
 from tests.experiments.conftest import SHORT, run_train
 from tests.experiments.test_train import RESULTS, cut, results
 
@@ -48,16 +49,10 @@ def test_what_is_exported_merges_into_the_same_store(path, tmp_path, capsys):
     file, other = tmp_path / "out.jsonl", str(tmp_path / "other.sqlite")
     assert "47 evaluations" in output(capsys, "export", str(file), f"--store={path}")
     header, first, *_ = map(json.loads, file.read_text().splitlines())
-    assert header == {"format": "quantenv-evaluations-1"}
+    assert header == sealed({"format": "quantenv-evaluations-2"})
     result = {"correct": 0, "samples": 64, "loss": 0.0}
-    assert first == {
-        "identity": "aa",
-        "split": "search",
-        "bits": [[1, 8], [1, 4]],
-        "task": "t",
-        "created": 1e9,
-        **result,
-    }
+    where = {"identity": "aa", "split": "search", "bits": [[1, 8], [1, 4]], "task": "t", "created": 1e9}
+    assert first == sealed({**where, **result}, header["checksum"])
     assert "47 new evaluations, 0 were" in output(capsys, "merge", str(file), f"--store={other}")
     assert "0 new evaluations, 47 were" in output(capsys, "merge", path, f"--store={other}")
     assert list(EvaluationStore(other).records()) == list(EvaluationStore(path).records())
@@ -85,8 +80,13 @@ def test_contradictions_are_refused_and_nothing_is_merged(path, tmp_path, refuse
 @pytest.mark.parametrize(
     ("damage", "expected"),
     [
-        (lambda text: text[:-20], "line 48"),
-        (lambda text: text.replace("evaluations-1", "evaluations-9"), "line 1"),
+        (lambda text: text[:-20], "line 49"),
+        (lambda text: "".join(text.splitlines(keepends=True)[:-1]), "is truncated"),
+        (lambda text: "".join(text.splitlines(keepends=True)[:20]), "is truncated"),
+        (lambda text: "".join(text.splitlines(keepends=True)[:9] + text.splitlines(keepends=True)[10:]), "line 10"),
+        (lambda text: text + text.splitlines(keepends=True)[-1], "line 50"),
+        (lambda text: "[" * 5000 + "\n" + text, "line 1"),
+        (lambda text: text.replace("evaluations-2", "evaluations-9"), "line 1"),
         (lambda text: "", "is empty"),
         (lambda text: text.replace('"loss": 0.0', '"loss": "x"', 1), "line 2"),
         (lambda text: text.replace("[[1, 8]", "[[9, 8]", 1), "line 2"),
@@ -135,8 +135,8 @@ def test_prune_by_age(path, capsys, refused):
         (["info", "--stroe=x"], "Did you mean '--store'"),
         (["info"], "The store is off"),
         (["info", "--store=/"], "is a folder"),
-        (["export", "--store=x.sqlite"], "file"),
-        (["merge", "missing", "--store=x.sqlite"], "Cannot read missing"),
+        (["export", "--store=x.sqlite"], "FILE"),
+        (["merge", "missing", "--store=x.sqlite"], "exported file missing: No such file"),
         (["merge", "nosuch://host/x", "--store=x.sqlite"], "knows no database"),
         (["prune", "--yes", "--store=x.sqlite"], "--identity, --older_than_days or both"),
         (["prune", "--older_than_days=-1"], "at least 0"),

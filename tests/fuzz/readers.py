@@ -445,11 +445,10 @@ def _read_report(path: Path) -> Any:
 
 
 def _read_final_table(path: Path) -> Any:
-    from experiments.report import Report, to_markdown
+    from experiments.report import to_markdown
     from experiments.run_folder import RunFolder
 
-    folder = RunFolder.open(path.parent)
-    return to_markdown(folder.read_json(folder.report, Report.from_dict))
+    return to_markdown(RunFolder.open(path.parent).read_report())
 
 
 def _read_resumed(path: Path) -> Any:
@@ -660,7 +659,7 @@ READERS: tuple[Reader, ...] = (
     Reader("table", "npz", True, _make_table, _read_table, 2),
     Reader("store", "sqlite", True, _make_store, _read_store, 0.5),
     Reader("store merge", "sqlite", True, _make_store, _read_merged, 0.5),
-    Reader("store export", "jsonl", False, _make_export, _read_merged),
+    Reader("store export", "jsonl", True, _make_export, _read_merged),
     Reader("measurements", "json", True, _make_measurements, _read_measurements),
     Reader("weights.pt", "torch", False, _make_weights, _read_weights),
     Reader("checkpoint of others", "torch", False, _make_nested_weights, _read_weights),
