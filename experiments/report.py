@@ -42,7 +42,7 @@ class Row(Schema, frozen=True):
     """Whether every budget is met; None if that is not defined."""
     allocation: dict[str, Any] | None
     """Content of the allocation's file; None for the float network."""
-    best_epoch: int | None = None
+    best_epoch: Count | None = None
     """Of a fine-tuned row: the epoch of its checkpoint; 0 is the network before training."""
     diverged: bool = False
     """Of a fine-tuned row: whether training diverged, so that the row is the best that there was before."""
