@@ -4,6 +4,7 @@ Max-abs ranges have 3-5 times the squared error of these at 2-4 bits. The candid
 contains the best grid of b - 1 bits, so more bits never have a larger error on the calibration data.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -69,12 +70,13 @@ def _weight_scale(flat: torch.Tensor, bits: int, largest: torch.Tensor, coarser:
     return best
 
 
-def activation_grids(samples: torch.Tensor) -> dict[int, Grid]:
+def activation_grids(samples: torch.Tensor, extremes: torch.Tensor | None = None) -> dict[int, Grid]:
     """Finds affine per-tensor grids.
 
     Args:
-        samples: Values the tensor took on calibration data, any shape. At most `MAX_SAMPLES`, evenly strided, are
-            used besides the extremes.
+        samples: Values the tensor took on calibration data, any shape. At most `MAX_SAMPLES`, see `spread`, are used.
+        extremes: Values among which are the lowest and the highest that the tensor took, which bound the ranges that
+            are tried; by default the samples.
 
     Returns:
         For each bit-width 1-8 the grid of least squared error: zero-point 0 if no value is negative, otherwise the
@@ -82,10 +84,11 @@ def activation_grids(samples: torch.Tensor) -> dict[int, Grid]:
         scale 1.
     """
     flat = samples.detach().flatten().float()
-    unit = power_of_two(flat.abs().max())
-    flat = flat / unit
-    lowest, highest = flat.min().clamp(max=0), flat.max().clamp(min=0)
-    flat = flat[:: max(1, len(flat) // MAX_SAMPLES)]
+    bounds = torch.stack((flat if extremes is None else extremes.detach().float()).aminmax())
+    unit = power_of_two(bounds.abs().max())
+    flat, (lowest, highest) = flat / unit, bounds / unit
+    lowest, highest = lowest.clamp(max=0), highest.clamp(min=0)
+    flat = spread(flat, MAX_SAMPLES)
     signed = bool(lowest < 0)
     grids: dict[int, Grid] = {}
     for bits in BITS:
@@ -104,6 +107,22 @@ def activation_grids(samples: torch.Tensor) -> dict[int, Grid]:
         errors = torch.stack([(quantize(flat, grid) - flat).square().mean() for grid in candidates])
         grids[bits] = candidates[int(errors.argmin())]
     return {bits: _rescaled(grid, unit) for bits, grid in grids.items()}
+
+
+def spread(values: torch.Tensor, most: int) -> torch.Tensor:
+    """Returns values at places that are spread evenly over all, and over every period that they may have.
+
+    A fixed stride would see few columns of an image whose sizes are powers of two. Multiples of the golden ratio,
+    modulo 1, are the sequence of lowest discrepancy (Knuth, The Art of Computer Programming, vol. 3, section 6.4).
+
+    Args:
+        values: Shape (N,).
+        most: How many to return at most.
+    """
+    if len(values) <= most:
+        return values
+    places = torch.arange(1, most + 1, dtype=torch.float64).mul_((math.sqrt(5) - 1) / 2).frac_().mul_(len(values))
+    return values[places.long()]
 
 
 def _signed_candidates(bits: int, lowest: torch.Tensor, highest: torch.Tensor) -> list[Grid]:

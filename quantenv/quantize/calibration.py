@@ -15,7 +15,7 @@ from quantenv.channel_groups import Channels, channels_of, parts_of, split_layer
 from quantenv.errors import QuantenvError
 from quantenv.layers import LayerSpec, describe
 from quantenv.locks import PREPARING
-from quantenv.quantize.calibrate import MAX_SAMPLES, activation_grids, weight_grids
+from quantenv.quantize.calibrate import MAX_SAMPLES, activation_grids, spread, weight_grids
 from quantenv.quantize.corrections import Statistics, bias_correction, measure
 from quantenv.quantize.equalisation import absorb, equalise
 from quantenv.quantize.graph import Site, find_sites
@@ -181,7 +181,10 @@ def calibrate(
         graph=graph,
         layers=split_layers(layers, channels or {}),
         sites=sites,
-        site_grids={node: activation_grids(torch.cat(parts)) for node, parts in recorder.samples.items()},
+        site_grids={
+            site.node: activation_grids(torch.cat(recorder.samples[site.node]), torch.cat(recorder.extremes[site.node]))
+            for site in sites
+        },
         inputs=inputs,
         scheme=scheme,
         gains=gains,
@@ -262,12 +265,13 @@ def _folded_gain(network: nn.Module, graph: fx.GraphModule, name: str) -> torch.
 
 
 class _SiteRecorder(fx.Interpreter):
-    """Runs the float graph and keeps strided samples, and the extremes, of every site."""
+    """Runs the float graph and keeps samples spread over all values, and the extremes, of every site."""
 
     def __init__(self, graph: fx.GraphModule, nodes: set[str], per_batch: int) -> None:
         super().__init__(graph)
         self.graph_module = graph
         self.samples: dict[str, list[torch.Tensor]] = {node: [] for node in nodes}
+        self.extremes: dict[str, list[torch.Tensor]] = {node: [] for node in nodes}
         self.per_batch = max(1, per_batch)
 
     def run_node(self, n: fx.Node) -> torch.Tensor:
@@ -279,8 +283,8 @@ class _SiteRecorder(fx.Interpreter):
                     f"{name_of(n, self.graph_module)} puts out NaN or infinity on the calibration inputs, which no "
                     "grid holds: check its weights, the inputs' normalisation, and divisions by zero."
                 )
-            extremes = torch.stack([flat.min(), flat.max()])
-            self.samples[n.name].append(torch.cat([flat[:: max(1, len(flat) // self.per_batch)], extremes]))
+            self.samples[n.name].append(spread(flat, self.per_batch))
+            self.extremes[n.name].append(torch.stack(flat.aminmax()))
         return value
 
 

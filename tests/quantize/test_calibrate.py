@@ -4,8 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
-from quantenv.quantize import activation_grids, codebooks, quantize, weight_grids
+from quantenv.quantize import Grid, activation_grids, calibrate, codebooks, quantize, weight_grids
+from quantenv.quantize.calibrate import spread
 
 TENSORS = st.tuples(st.integers(0, 2**31), st.sampled_from(["normal", "heavy", "uniform", "relu", "negative"]))
 
@@ -131,3 +133,43 @@ def test_values_too_small_for_a_step_become_zero():
             assert quantize(x, grid).abs().max() < 1e-37
     values = torch.cat([torch.randn(2, 50), torch.randn(2, 50) * 1e-42, torch.zeros(2, 50)])
     assert quantize(values, weight_grids(values)[8])[:2].sub(values[:2]).abs().max() < 0.02
+
+
+def images(size, pattern):
+    """Makes images (64, 2, size, size) whose values are told by their place: a border, stripes, a channel, a pixel."""
+    x = torch.randn(64, 2, size, size, generator=torch.Generator().manual_seed(0)).abs()
+    if pattern == "border":
+        x[..., :5] = x[..., -5:] = x[..., :5, :] = x[..., -5:, :] = 0
+    elif pattern == "columns":
+        x[..., ::4] *= 6
+    elif pattern == "rows":
+        x[..., ::4, :] *= 6
+    elif pattern == "channel":
+        x[:, 1] *= 6
+    else:
+        x[:, :, size // 2, size // 2] *= 8
+    return x
+
+
+@pytest.mark.parametrize("pattern", ["border", "columns", "rows", "channel", "pixel"])
+@pytest.mark.parametrize("size", [32, 60, 64])
+def test_ranges_are_those_of_all_values_wherever_they_stand(size, pattern):
+    x = images(size, pattern)
+    network = nn.Sequential(nn.Conv2d(2, 1, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2)).eval()
+    calibration = calibrate(network, x)
+    grids = calibration.site_grids[calibration.sites[0].node]
+    for bits in (2, 4):
+        steps = torch.linspace(0.1, 1, 91) * x.max() / (2**bits - 1)
+        least = min(float((quantize(x, Grid(bits, step, 0, 2**bits - 1)) - x).square().mean()) for step in steps)
+        assert errors(x, grids)[bits - 1] < 1.15 * least
+
+
+def test_samples_are_spread_over_every_period():
+    values = torch.arange(1 << 20)
+    assert torch.equal(spread(values, 1 << 20), values)
+    found = spread(values, 1 << 14)
+    assert len(found.unique()) == 1 << 14
+    for period in (2, 3, 64, 1000, 1024, 4096):
+        counts = torch.bincount(found % period, minlength=period) / (len(found) / period)
+        assert counts.max() < 1.6 or period > 1024
+        assert counts.min() > 0 or period > 1024
