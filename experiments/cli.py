@@ -3,18 +3,16 @@
 Only the command that was asked for is imported, so `quantenv --help` loads no torch.
 """
 
-import argparse
 import importlib
-import signal
+import os
+import select
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.command_line import parse_options
-from quantenv import __version__
-from quantenv.errors import QuantenvError, unknown_name
-from quantenv.own_code import only_named_functions
+from experiments.signals import EndAtOnce, Interrupted, end_at_once, exiting_at_once, ignore_from_now_on, restore
 
 PROGRAM = "quantenv"
 
@@ -103,27 +101,93 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Command line without the program's name; None means the process's own.
 
     Returns:
-        Exit code: 0; 1 if a validation found a mismatch; 2 for a mistake in the input, said in one sentence on
-        stderr; 130 or 143 if interrupted by Ctrl-C or SIGTERM.
+        Exit code: 0; 1 if a validation found a mismatch, or a disk failed; 2 for a mistake in the input, said in one
+        sentence on stderr; 130, 143 or 129 if interrupted by Ctrl-C, SIGTERM or SIGHUP; 141 if nobody reads the output
+        any more.
     """
-    name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    before = end_at_once()
     try:
-        if name.startswith("-"):
-            _top_level([name, *rest])
-            return 0
-        if name not in COMMANDS:
-            raise unknown_name("command", name, COMMANDS)
-        command = COMMANDS[name]
-        if command.options is not None and {"-h", "--help"} & set(rest):
-            parse_options(_named(command.options), name, ["--help"])
-        with only_named_functions():
-            return _named(command.target)(rest)
+        try:
+            return _run(list(sys.argv[1:] if arguments is None else arguments) or ["--help"])
+        finally:
+            if arguments is None:
+                ignore_from_now_on()
+            else:
+                restore(before)
+    except KeyboardInterrupt as interruption:
+        with suppress(OSError):
+            sys.stderr.write(f"{PROGRAM}: interrupted.\n")
+        return interruption.exit_code if isinstance(interruption, EndAtOnce | Interrupted) else 130
+
+
+def _run(arguments: Sequence[str]) -> int:
+    """Runs one command and turns what can go wrong into one sentence."""
+    with exiting_at_once():  # the first import of quantenv takes half a second
+        from experiments.disks import DiskError, disk_failure, quiet_threads, say
+        from quantenv.errors import QuantenvError
+    try:
+        try:
+            with quiet_threads():
+                code = _command(arguments)
+        except SystemExit:  # of --help and its like
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        if not _output_is_closed():
+            raise
+        _forget_output()
+        return 141
     except QuantenvError as error:
-        sys.stderr.write(f"{PROGRAM}: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write(f"{PROGRAM}: interrupted.\n")
-        return 128 + signal.SIGINT
+        say(str(error))
+        return 1 if isinstance(error, DiskError) or disk_failure(error) is not None else 2
+    except Exception as error:
+        failure = disk_failure(error)
+        if failure is None:
+            raise
+        say(f"{failure}, and give the same command again.")
+        _forget_output()
+        return 1
+
+
+def _command(arguments: Sequence[str]) -> int:
+    with exiting_at_once():
+        from experiments.command_line import parse_options
+        from quantenv.errors import unknown_name
+        from quantenv.own_code import only_named_functions
+
+    name, *rest = arguments
+    if name.startswith("-"):
+        _top_level([name, *rest])
+        return 0
+    if name not in COMMANDS:
+        raise unknown_name("command", name, COMMANDS)
+    command = COMMANDS[name]
+    if command.options is not None and {"-h", "--help"} & set(rest):
+        parse_options(_named(command.options), name, ["--help"])
+    with only_named_functions():
+        with exiting_at_once():
+            function = _named(command.target)
+        return function(rest)
+
+
+def _output_is_closed() -> bool:
+    """Whether nobody reads what goes to stdout or stderr any more, as after ``| head -1``."""
+    with suppress(OSError, ValueError):
+        poll = select.poll()
+        for stream in (sys.stdout, sys.stderr):
+            poll.register(stream.fileno(), 0)
+        return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+    return False
+
+
+def _forget_output() -> None:
+    """Leaves nothing that Python would try to write at its end to an output that takes nothing."""
+    with suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
 
 
 def _named(name: str) -> Any:
@@ -134,6 +198,11 @@ def _named(name: str) -> Any:
 
 def _top_level(arguments: list[str]) -> None:
     """Answers ``--help`` and ``--version``, which exit by themselves; anything else is an unknown option."""
+    import argparse
+
+    from quantenv import __version__
+    from quantenv.errors import unknown_name
+
     width = max(map(len, COMMANDS))
     commands = "\n".join(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items())
     parser = argparse.ArgumentParser(

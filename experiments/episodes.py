@@ -14,6 +14,7 @@ import msgspec
 
 from quantenv.allocation import Allocation, Bits
 from quantenv.errors import QuantenvError
+from quantenv.files import naming
 from quantenv.layers import LayerSpec
 from quantenv.reading import LINE_LIMIT, Schema, check_readable, fit
 from quantenv.records import KEY, open_line, sealed
@@ -150,8 +151,9 @@ class EpisodeLog:
         """
         if episode.evaluation > len(self._recorded):
             line = sealed(episode.to_dict(), self._last)
-            self._file.write(json.dumps(line).encode() + b"\n")
-            self._file.flush()
+            with naming(self._path):
+                self._file.write(json.dumps(line).encode() + b"\n")
+                self._file.flush()
             self._last = line[KEY]
         elif _text(episode) != _text(self._recorded[episode.evaluation - 1]):
             raise QuantenvError(
@@ -162,9 +164,9 @@ class EpisodeLog:
 
     def close(self) -> None:
         """Makes the file durable and closes it."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with naming(self._path), self._file as file:
+            file.flush()
+            os.fsync(file.fileno())
 
     def _last_checksum(self) -> str:
         """Returns the checksum of the last line."""

@@ -9,6 +9,7 @@ import torch
 
 from experiments.command_line import flatten, parse_options
 from experiments.console import announcements, results
+from experiments.folder_lock import kept_folder
 from experiments.options import FinetuneOptions
 from experiments.progress import ProgressView, epoch_text
 from experiments.run_folder import RunFolder
@@ -50,6 +51,12 @@ def main(arguments: Sequence[str]) -> int:
     assert isinstance(task, Task)  # no name of a network is that of a table
     allocation = allocation.check_fits(task.layers)
     output = Path(options.output) if options.output else source.parent / "finetune"
+    with kept_folder(output, "quantenv finetune", "the same command"):
+        return _finetune(options, task, allocation, source, output)
+
+
+def _finetune(options: FinetuneOptions, task: Task, allocation: Allocation, source: Path, output: Path) -> int:
+    """Fine-tunes in a folder; see `main`."""
     checkpoint = output / "checkpoint.safetensors"
     try:
         with GracefulStop() as stop:

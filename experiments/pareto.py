@@ -20,6 +20,7 @@ from experiments.agent_options import resolved_options
 from experiments.command_line import parse_options, to_yaml
 from experiments.console import announcements, results
 from experiments.episodes import Episode, EpisodeLog
+from experiments.folder_lock import sole_writer
 from experiments.pareto_report import ParetoReport, draw, make_report, print_report
 from experiments.progress import ProgressView
 from experiments.recorder import EpisodeRecorder
@@ -99,6 +100,18 @@ def search(options: ParetoOptions, env: QuantizationEnv, stop: GracefulStop) -> 
     recorder = EpisodeRecorder(env, env.reference.samples)
     agent = _make_agent(options, recorder)
     folder = _new_folder(options)
+    with sole_writer(folder, "quantenv pareto"):
+        return _search_in(folder, options, env, agent, recorder, stop)
+
+
+def _search_in(
+    folder: Path,
+    options: ParetoOptions,
+    env: QuantizationEnv,
+    agent: Agent,
+    recorder: EpisodeRecorder,
+    stop: GracefulStop,
+) -> tuple[ParetoReport, int]:
     announcements().print(f"Folder: {folder}")
     episodes: list[Episode] = []
     log = EpisodeLog(folder / "episodes.jsonl")

@@ -13,6 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from experiments.command_line import flatten, parse_options, read_options, to_yaml
 from experiments.console import announcements, results
+from experiments.folder_lock import kept_folder
 from experiments.progress import ProgressView
 from experiments.run_folder import make_new
 from experiments.signals import GracefulStop, Interrupted
@@ -57,8 +58,15 @@ def main(arguments: Sequence[str]) -> int:
     training = Pretraining(copy.deepcopy(task.network), task.splits["train"], _recipe(options))
     if folder is None:
         folder = _new_folder(options, model)
-    else:
-        _load(training, folder)
+    with kept_folder(folder, "quantenv pretrain", f"`quantenv pretrain --resume {folder}`"):
+        return _train_in(folder, training, task, options, model, output)
+
+
+def _train_in(
+    folder: Path, training: Pretraining, task: Task, options: PretrainOptions, model: str, output: Path
+) -> int:
+    """Trains in a folder, writes the weights and says how good they are; see `main`."""
+    _load(training, folder)
     announcements().print(f"Folder: {folder}")
     try:
         with GracefulStop() as stop:

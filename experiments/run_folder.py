@@ -1,11 +1,14 @@
 """A run's folder, ``<runs>/<task>/<agent>/<seed>-<time>/``: its files, and reading them with clear errors."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from experiments.command_line import read_options, to_yaml
+from experiments.folder_lock import kept_folder
 from experiments.options import TrainOptions
 from experiments.provenance import Environment
 from experiments.report import Report
@@ -85,9 +88,13 @@ class RunFolder:
         try:
             parent.mkdir(parents=True, exist_ok=True)
             folder = cls(make_new(parent, stem))
+            try:
+                folder.write_options(options)
+            except OSError:
+                folder.path.rmdir()
+                raise
         except OSError as error:
             raise QuantenvError(f"Cannot make a run folder in {parent}: {error.strerror}.") from error
-        folder.write_options(options)
         return folder
 
     @classmethod
@@ -103,6 +110,17 @@ class RunFolder:
         if not folder.config.is_file():
             raise QuantenvError(f"{path} is not a run folder: it holds no {folder.config.name}.")
         return folder
+
+    @contextmanager
+    def written_by(self, command: str) -> Iterator[None]:
+        """Keeps other processes from writing the folder meanwhile, and says how to go on if a disk fails.
+
+        Raises:
+            FolderInUseError: If another process writes it.
+            DiskError: If a disk fails within.
+        """
+        with kept_folder(self.path, command, f"`quantenv train --resume {self.path}`"):
+            yield
 
     def options(self) -> TrainOptions:
         """Reads the run's options.

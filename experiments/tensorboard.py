@@ -154,6 +154,7 @@ class TensorBoard:
         for summary in (experiment, *session):
             file_writer.add_summary(summary)
         for writer in (self._writer, *self._fine_tunings.values()):
+            writer.flush()  # raises what its thread met, which `close` does not
             writer.close()
 
     def _draw(self) -> None:

@@ -71,29 +71,28 @@ def main(arguments: Sequence[str]) -> int:
         QuantenvError: For a mistake in the options or a damaged run folder.
     """
     options = parse_train_options(arguments)
-    with GracefulStop() as stop:
-        if options.resume is None:
-            return train(_resolved(options), None, stop)
-        folder = RunFolder.open(options.resume)
-        _refuse_other_options(options)
-        given = {name: getattr(options, name) for name in OF_THE_MACHINE}
-        options = dataclasses.replace(folder.options(), **{**given, "store": options.store or folder.options().store})
-        if folder.report.exists():
-            report = folder.read_report()
-            if report.complete:
-                announcements().print(f"{folder.path} is finished; this is its table.")
-                print_report(report, results())
-                return 0
-        return train(options, folder, stop)
+    if options.resume is None:
+        return train(_resolved(options), None)
+    folder = RunFolder.open(options.resume)
+    _refuse_other_options(options)
+    given = {name: getattr(options, name) for name in OF_THE_MACHINE}
+    options = dataclasses.replace(folder.options(), **{**given, "store": options.store or folder.options().store})
+    if folder.report.exists():
+        report = folder.read_report()
+        if report.complete:
+            announcements().print(f"{folder.path} is finished; this is its table.")
+            print_report(report, results())
+            return 0
+    with folder.written_by("quantenv train --resume"):
+        return train(options, folder)
 
 
-def train(options: TrainOptions, earlier: RunFolder | None, stop: GracefulStop) -> int:
+def train(options: TrainOptions, earlier: RunFolder | None) -> int:
     """Searches, fine-tunes and compares.
 
     Args:
         options: What to run.
         earlier: The run folder to continue, whose options these are; None starts a new one.
-        stop: Says when to end early.
 
     Returns:
         Exit code: 0, or 128 + the signal's number if interrupted.
@@ -111,7 +110,7 @@ def train(options: TrainOptions, earlier: RunFolder | None, stop: GracefulStop) 
     with search_evaluator(options, task, store) as evaluator:
         if isinstance(task, Task) and (note := chance_note(task.splits["search"].labels.tolist(), evaluator.reference)):
             say.print(note)
-        return _train(options, task, evaluator, store, earlier, stop)
+        return _train(options, task, evaluator, store, earlier)
 
 
 def _train(
@@ -120,9 +119,7 @@ def _train(
     searching: Evaluator,
     store: EvaluationStore | str,
     earlier: RunFolder | None,
-    stop: GracefulStop,
 ) -> int:
-    say = announcements()
     recorded, sound = read_episodes(earlier.episodes) if earlier else ([], 0)
     evaluator = RecordedEvaluator(searching, recorded)
     env, bare = make_env(options, task, evaluator)
@@ -131,19 +128,42 @@ def _train(
     start_from(agent, options, earlier)
 
     where = environment(evaluator.identity, options.threads)
-    if earlier is not None:
-        _announce_resume(earlier, where, recorded, sound)
-    folder = earlier or _new_folder(options, where)
+    with GracefulStop() as stop:
+        if earlier is not None:
+            if not recorded and not earlier.environment.exists():  # it ended before it had begun
+                earlier.write_json(earlier.environment, where)
+                keep_initial(options, earlier)
+            _announce_resume(earlier, where, recorded, sound)
+            return _in_folder(earlier, options, task, agent, recorder, bare, store, recorded, sound, stop)
+        folder = RunFolder.create(options)
+        with folder.written_by("quantenv train"):
+            folder.write_json(folder.environment, where)
+            keep_initial(options, folder)
+            announcements().print(f"Run folder: {folder.path}")
+            return _in_folder(folder, options, task, agent, recorder, bare, store, [], 0, stop)
+
+
+def _in_folder(
+    folder: RunFolder,
+    options: TrainOptions,
+    task: Task | EvaluationTable,
+    agent: Agent,
+    recorder: EpisodeRecorder,
+    bare: QuantizationEnv,
+    store: EvaluationStore | str,
+    recorded: Sequence[Episode],
+    sound: int,
+    stop: GracefulStop,
+) -> int:
+    code = 0
     top = TopK(options.top_k, bare.budgets)
     board = TensorBoard(folder.path, bare.layers, bare.budgets, options.evaluations, top)
     fine_tune = None
     if isinstance(task, Task) and options.qat.epochs:
         fine_tune = _fine_tuner(folder, task, options.qat, board, stop)
-    code = 0
     try:
-        _search(
-            agent, recorder, options.evaluations, bare, EpisodeLog(folder.episodes, recorded, sound), top, board, stop
-        )
+        log = EpisodeLog(folder.episodes, recorded, sound)
+        _search(agent, recorder, options.evaluations, bare, log, top, board, stop)
         agent.save(folder.agent)
         _save_best(folder, top, bare)
         report = _report(options, task, bare, store, top, recorder.evaluations, fine_tune, complete=True)
@@ -151,28 +171,19 @@ def _train(
         code = interruption.exit_code
         _save_best(folder, top, bare)
         report = _report(options, task, bare, store, top, recorder.evaluations, None, complete=False)
-
-    folder.write_json(folder.report, report.to_dict())
-    write_text(folder.path / "report.md", to_markdown(report))
     regret = regret_of(bare, top.best.accuracy if top.best else None)
     board.finish(hyper_parameters(options, agent.config), report, regret)
+    write_text(folder.path / "report.md", to_markdown(report))
+    folder.write_json(folder.report, report.to_dict())  # last of all: with it the run is finished
     print_report(report, results())
     if code:
-        say.print(
+        announcements().print(
             f"Interrupted after {recorder.evaluations} of {options.evaluations} evaluations, before fine-tuning was "
             f"done. Continue with: quantenv train --resume {folder.path}"
         )
     elif fine_tune is not None:
         shutil.rmtree(folder.finetuning, ignore_errors=True)  # there is none if nothing was fine-tuned
     return code
-
-
-def _new_folder(options: TrainOptions, where: dict[str, Any]) -> RunFolder:
-    folder = RunFolder.create(options)
-    folder.write_json(folder.environment, where)
-    keep_initial(options, folder)
-    announcements().print(f"Run folder: {folder.path}")
-    return folder
 
 
 def _search(

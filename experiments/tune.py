@@ -24,6 +24,7 @@ from experiments.benchmarks.suite import FIRST_TUNING_SEED
 from experiments.benchmarks.workers import run_all
 from experiments.command_line import parse_options
 from experiments.console import announcements
+from experiments.folder_lock import kept_folder
 from experiments.progress import ProgressView
 from experiments.search_options import TuneOptions
 from experiments.signals import GracefulStop, Interrupted
@@ -61,7 +62,19 @@ def main(arguments: Sequence[str]) -> int:
     space = find_space(options)
     in_force = _in_force(options.agent, base, space)
     folder = Path(options.output or f"runs/tune/{Path(options.task).stem}/{options.agent}")
-    folder.mkdir(parents=True, exist_ok=True)
+    with kept_folder(folder, "quantenv tune", "the same command"):
+        return _tune(optuna, folder, options, base, space, in_force)
+
+
+def _tune(
+    optuna: Any,
+    folder: Path,
+    options: TuneOptions,
+    base: Mapping[str, Any],
+    space: Space,
+    in_force: Mapping[str, Any],
+) -> int:
+    """Runs the trials that are missing and writes the best options; see `main`."""
     study = open_study(folder)
     _check_same(study, folder, options, base, space)
     try:

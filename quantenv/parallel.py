@@ -32,7 +32,7 @@ from torch import nn
 
 from quantenv.compute import DEVICES
 from quantenv.errors import QuantenvError
-from quantenv.signals import blocked
+from quantenv.signals import ENDING, blocked
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -146,7 +146,7 @@ class Processes:
                     "module defines."
                 ) from error
             context = multiprocessing.get_context("spawn")
-            with blocked(signal.SIGINT, signal.SIGTERM):
+            with blocked(*ENDING):
                 for rank in range(self._count):
                     ours, theirs = context.Pipe()
                     setting = rank, self._count, self._compute, torch.get_num_threads(), str(folder), theirs

@@ -3,7 +3,7 @@
 import importlib.resources
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from experiments.benchmarks.suite import BenchmarkOptions, Job, jobs
 from experiments.benchmarks.workers import run_all
 from experiments.command_line import parse_options
 from experiments.console import announcements
+from experiments.folder_lock import kept_folder
 from experiments.progress import ProgressView
 from experiments.provenance import environment
 from experiments.signals import GracefulStop, Interrupted
@@ -50,6 +51,14 @@ def main(arguments: Sequence[str]) -> int:
     folder = BenchmarkFolder(Path(options.output or f"runs/benchmark/{options.name}"))
     wanted = jobs(options)
     tasks = {task: task_hash(task) for task in options.tasks}  # networks are trained before the workers start
+    with kept_folder(folder.path, "quantenv benchmark", "the same command"):
+        return _benchmark(options, folder, wanted, tasks)
+
+
+def _benchmark(
+    options: BenchmarkOptions, folder: BenchmarkFolder, wanted: Sequence[Job], tasks: Mapping[str, str]
+) -> int:
+    """Runs what is missing of a benchmark; see `main`."""
     here = environment("", 1)
     versions = {name: here[name] for name in VERSIONS}
     keys = {job.title: job_key(job, tasks[job.task], versions) for job in wanted}
@@ -63,7 +72,6 @@ def main(arguments: Sequence[str]) -> int:
             "are run again."
         )
     say.print(f"{len(wanted)} searches, {len(wanted) - len(missing)} of them done before, in {folder.path}.")
-    folder.path.mkdir(parents=True, exist_ok=True)
     folder.write_options(options)
     folder.write_json(folder.environment, {**here, "tasks": tasks})
     try:

@@ -16,6 +16,7 @@ from experiments.benchmarks.jobs import Record, Refusal, run_job
 from experiments.benchmarks.suite import Job
 from experiments.signals import GracefulStop, Interrupted
 from quantenv.errors import QuantenvError
+from quantenv.signals import blocked
 
 Outcome = Record | Refusal
 
@@ -64,14 +65,17 @@ def _in_processes(
     waiting = iter(jobs)
     running: dict[Future[Outcome], Job] = {}
     workers = min(workers, max(1, len(jobs)))
-    with _one_thread_each(), ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker) as pool:
+    with blocked(signal.SIGINT, signal.SIGHUP):  # multiprocessing's own tracker of semaphores starts here
+        executor = ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker)
+    with _one_thread_each(), executor as pool:
 
         def fill() -> None:
             while len(running) < workers + 1 and (job := next(waiting, None)) is not None:
                 running[pool.submit(attempt, job, store)] = job
 
         try:
-            fill()
+            with blocked(signal.SIGINT, signal.SIGHUP):  # until `_begin_worker` ignores them
+                fill()
             while running:
                 done, _ = wait(running, timeout=PATIENCE, return_when=FIRST_COMPLETED)
                 for future in done:
@@ -84,6 +88,7 @@ def _in_processes(
                     yield job, future.result()
             raise
         except BrokenProcessPool as error:
+            stop.check()  # SIGTERM may have come to all processes
             raise QuantenvError(
                 "A process that ran searches was killed, perhaps for memory: choose fewer --workers and run the same "
                 "command again, which continues with what is missing."
@@ -156,8 +161,9 @@ def _one_thread_each() -> Iterator[None]:
 
 
 def _begin_worker() -> None:
-    """Leaves Ctrl-C, which reaches all processes of a terminal, to the first one, and ends when that one does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Leaves what reaches all processes of a terminal to the first one, and ends when that one does."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

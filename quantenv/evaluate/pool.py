@@ -19,7 +19,7 @@ from quantenv.errors import QuantenvError
 from quantenv.evaluate.base import Evaluation, Evaluator
 from quantenv.evaluate.workers import Facts, Make, Workers, huge_pages, keep_freed_memory, pin_threads
 from quantenv.locks import Lock
-from quantenv.signals import blocked
+from quantenv.signals import ENDING, blocked
 
 if TYPE_CHECKING:
     from quantenv.evaluate.store import EvaluationStore
@@ -115,8 +115,8 @@ class _ProcessWorker:
     def __init__(self, payload: bytes, threads: int) -> None:
         context = get_context("spawn")
         end, self._lifeline = context.Pipe(duplex=False)
-        self._executor = ProcessPoolExecutor(1, context, _live, (end,))
-        with blocked(signal.SIGINT), huge_pages():
+        with blocked(*ENDING), huge_pages():  # multiprocessing's own tracker of semaphores starts here, too
+            self._executor = ProcessPoolExecutor(1, context, _live, (end,))
             self.facts: Future[Facts] = self._executor.submit(_prepare, payload, threads)
         end.close()
         self._owed: Future[Any] = self.facts
