@@ -46,6 +46,8 @@ class Row(Schema, frozen=True):
     """Of a fine-tuned row: the epoch of its checkpoint; 0 is the network before training."""
     diverged: bool = False
     """Of a fine-tuned row: whether training diverged, so that the row is the best that there was before."""
+    epochs: tuple[dict[str, float], ...] = ()
+    """Of a fine-tuned row: what each epoch reported, from the one before training on: accuracy, losses, rate."""
 
     @property
     def stage_title(self) -> str:
@@ -132,10 +134,10 @@ def print_report(report: Report, console: Console) -> None:
     """Prints the table, then notes and verdicts."""
     title = f"On the test split, budget {budgets_text(report.budgets)}"
     table = Table(title=title, title_justify="left", title_style="bold")
-    for index, heading in enumerate(_headings(report)):
+    for index, heading in enumerate(headings(report)):
         table.add_column(heading, justify="left" if index < 2 else "right", no_wrap=index < 2)
     for row in report.rows:
-        table.add_row(*_cells(report, row), style="bold" if row.name == "found" else "")
+        table.add_row(*cells(report, row), style="bold" if row.name == "found" else "")
     console.print(table)
     for note in report.notes:
         console.print(Text(note, style="dim"))
@@ -145,13 +147,13 @@ def print_report(report: Report, console: Console) -> None:
 
 def to_markdown(report: Report) -> str:
     """Returns table, notes and verdicts as Markdown, the content of `report.md`."""
-    headings = _headings(report)
+    columns = headings(report)
     lines = [
         f"Test split; budget {budgets_text(report.budgets)}; {report.evaluations} evaluations.",
         "",
-        f"| {' | '.join(headings)} |",
-        f"|{'|'.join(['---'] * 2 + ['---:'] * (len(headings) - 2))}|",
-        *(f"| {' | '.join(_cells(report, row))} |" for row in report.rows),
+        f"| {' | '.join(columns)} |",
+        f"|{'|'.join(['---'] * 2 + ['---:'] * (len(columns) - 2))}|",
+        *(f"| {' | '.join(cells(report, row))} |" for row in report.rows),
         "",
         *report.notes,
         "",
@@ -164,12 +166,14 @@ def _metrics(report: Report) -> list[str]:
     return [metric for metric in METRICS if any(metric in row.costs for row in report.rows)]
 
 
-def _headings(report: Report) -> list[str]:
+def headings(report: Report) -> list[str]:
+    """Returns the headings of the table."""
     costs = [HEADINGS[metric] for metric in _metrics(report)]
     return ["network", "stage", "accuracy", "cross-entropy", *costs, "in budget"]
 
 
-def _cells(report: Report, row: Row) -> list[str]:
+def cells(report: Report, row: Row) -> list[str]:
+    """Returns a row of the table as text, a cell for each heading."""
     costs = [format_quantity(metric, row.costs[metric]) if metric in row.costs else "-" for metric in _metrics(report)]
     within = "-" if row.within_budget is None else "yes" if row.within_budget else "no"
     return [row.title, row.stage_title or "-", f"{row.accuracy:.2%}", f"{row.evaluation.loss:.4f}", *costs, within]

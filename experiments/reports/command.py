@@ -41,8 +41,8 @@ def main(arguments: Sequence[str]) -> int:
     for setting in settings:
         say.print(f"Looking at {setting.title} ...", markup=False)
         known[setting] = learn(setting, [case for case in groups if case.setting == setting], options.measure)
-    sections, short = make_sections(sources, groups, known)
     output = Path(options.output)
+    sections, short = make_sections(sources, groups, known, output.parent)
     figures = [figure for section in sections for figure in section.figures]
     folders = ", ".join(options.folders) if len(options.folders) <= 4 else f"{len(options.folders)} folders"
     about = f"{len(sources.searches):,} searches from {folders}."

@@ -44,7 +44,8 @@ class Series:
     y: list[float | None]
     """None is a gap."""
     shape: str = "points"
-    """``points``, ``steps`` (each value holds until the next) or ``marked`` (steps with points)."""
+    """``points``, ``steps`` (each value holds until the next), ``marked`` (steps with points) or ``curve`` (points that
+    lines join)."""
     look: Look = Look()
     """How they look."""
     low: list[float | None] | None = None

@@ -90,7 +90,7 @@ def _traces(graph: Any, series: Series, entry: str) -> list[Any]:
     common = {"name": text(series.name), "legendgroup": entry, "visible": visible, "x": drawn}
     traces = []
     line = {"color": series.look.colour, "dash": series.look.dash, "width": 2}
-    if series.shape != "points":
+    if series.shape in ("steps", "marked"):
         line["shape"] = "hv"
     marks = series.low is not None and series.shape == "points"
     if series.low is not None and series.high is not None and not marks:
@@ -111,7 +111,7 @@ def _traces(graph: Any, series: Series, entry: str) -> list[Any]:
     trace = graph.Scatter(
         **common,
         y=series.y,
-        mode={"points": "markers", "marked": "lines+markers", "steps": "lines"}[series.shape],
+        mode={"points": "markers", "marked": "lines+markers", "steps": "lines", "curve": "lines+markers"}[series.shape],
         line=line,
         marker={"color": series.look.colour, "symbol": series.look.symbol, "size": 8, "opacity": 0.85},
         text=None if series.notes is None else [text(note) for note in series.notes],

@@ -35,6 +35,8 @@ th, td { padding: 4px 9px; text-align: right; border-bottom: 1px solid #e6e6e6; 
 th { border-bottom: 2px solid #bbb; font-weight: 600; vertical-align: bottom; }
 td.text, th.text { text-align: left; }
 tbody tr:hover { background: #f6f8fa; }
+summary { cursor: pointer; color: #0060a0; font-size: 14px; }
+pre { font-size: 12.5px; }
 .figure { width: 100%; min-height: 200px; }
 #errors { color: #a00; white-space: pre-wrap; }
 @media (max-width: 700px) { body { padding: 0 10px 40px; } }

@@ -85,7 +85,7 @@ def _draw(axes: Axes, series: Series, places: dict[str, float]) -> Any:
                 x, y, np.abs(np.stack(ends) - y), fmt="none", ecolor=series.look.colour, elinewidth=1, capsize=2
             )
         return axes.plot(x, y, SYMBOLS[series.look.symbol], color=series.look.colour, markersize=5)[0]
-    marks: Any = {"marker": SYMBOLS[series.look.symbol]} if series.shape == "marked" else {}
+    marks: Any = {} if series.shape == "steps" else {"marker": SYMBOLS[series.look.symbol]}
     if ends is not None:
         axes.fill_between(x, *ends, color=series.look.colour, alpha=0.16, linewidth=0, step="post")
     return axes.plot(
@@ -95,7 +95,7 @@ def _draw(axes: Axes, series: Series, places: dict[str, float]) -> Any:
         color=series.look.colour,
         linewidth=1.6,
         markersize=4,
-        drawstyle="steps-post",
+        drawstyle="default" if series.shape == "curve" else "steps-post",
         **marks,
     )[0]
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from experiments.options import TrainOptions
+from experiments.report import Report
 
 #: Weight and activation bits of every layer.
 Bits = tuple[tuple[int, int], ...]
@@ -153,12 +154,32 @@ class Benchmark:
     """Cases by task and budget."""
 
 
+@dataclass(frozen=True)
+class Run:
+    """What a run's folder says besides its episodes."""
+
+    folder: str
+    """The folder, as it was given."""
+    title: str
+    """The case, the agent and the seed."""
+    report: Report | None
+    """The final table; None if the run has not ended."""
+    config: str
+    """Content of `config.yaml`."""
+    environment: Mapping[str, str]
+    """Versions and machine by name."""
+    files: tuple[Path, ...]
+    """The files that are there for reading."""
+
+
 @dataclass
 class Sources:
     """Everything that was read."""
 
     searches: list[Search] = field(default_factory=list)
     """All searches."""
+    runs: list[Run] = field(default_factory=list)
+    """Single runs, in the order given."""
     benchmarks: list[Benchmark] = field(default_factory=list)
     """Benchmarks, in the order given."""
     missing: list[str] = field(default_factory=list)

@@ -1,6 +1,7 @@
 """What a report says, section by section."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from experiments.reports.known import CaseKnown, Known
 from experiments.reports.layer_charts import bits_against, bits_by_layer, pattern_chart
 from experiments.reports.page import Section, bullets, escape, from_markdown, paragraph, table
 from experiments.reports.patterns import KINDS, Pattern, patterns
+from experiments.reports.runs import runs_section
 from experiments.reports.searches import Benchmark, Case, Point, Search, Setting, Sources, merge_fronts
 from experiments.reports.verdicts import (
     Verdict,
@@ -44,7 +46,7 @@ HOW_TO_READ = (
 
 
 def make_sections(
-    sources: Sources, groups: Mapping[Case, list[Group]], known: Mapping[Setting, Known]
+    sources: Sources, groups: Mapping[Case, list[Group]], known: Mapping[Setting, Known], place: Path
 ) -> tuple[list[Section], list[str]]:
     """Writes a report's sections.
 
@@ -52,6 +54,7 @@ def make_sections(
         sources: What was read.
         groups: Groups of every case, the best first.
         known: What is known of every setting.
+        place: Folder of the page.
 
     Returns:
         The sections, and the sentences that sum them up.
@@ -62,7 +65,9 @@ def make_sections(
         for case, found in groups.items()
     }
     short = in_short([verdict for found in judged.values() for verdict in found])
-    sections = [_short(short, groups, judged, sources, known), _searches(sources)]
+    sections = [_short(short, groups, judged, sources, known)]
+    sections += [runs_section(sources.runs, place)] if sources.runs else []
+    sections.append(_searches(sources))
     for number, (setting, settled) in enumerate(known.items(), start=1):
         cases = {case: found for case, found in groups.items() if case.setting == setting}
         sections.append(_setting_section(number, setting, cases, settled, sources.benchmarks, looks))

@@ -17,9 +17,17 @@ from experiments.benchmarks.schemas import Description
 from experiments.benchmarks.suite import BenchmarkOptions
 from experiments.episodes import read_episodes
 from experiments.options import TrainOptions
-from experiments.reports.searches import Benchmark, Bits, Case, Point, Search, Setting, Sources, undominated
+from experiments.provenance import Environment
+from experiments.reports.searches import Benchmark, Bits, Case, Point, Run, Search, Setting, Sources, undominated
 from experiments.run_folder import RunFolder
 from quantenv.errors import QuantenvError
+from quantenv.reading import YAML_LIMIT, read_bytes
+
+#: Files of a run that a page links to.
+RUN_FILES = (
+    *("report.md", "best.json", "top_k.json", "episodes.jsonl", "config.yaml", "environment.json", "report.json"),
+    *("agent.safetensors", "finetuned.safetensors"),
+)
 
 
 def read_folders(folders: Sequence[str]) -> Sources:
@@ -59,11 +67,9 @@ def _read_run(folder: str, sources: Sources) -> None:
         return
     pairs = _budget_pairs(options)
     metrics = tuple(metric for metric, _ in pairs)
-    final: tuple[str, ...] = ()
     case = Case(_setting(options, metrics, identity), tuple(_budget_text(budget) for _, budget in pairs))
-    if run.report.exists():
-        final = run.read_report().verdicts
-    else:
+    report = run.read_report() if run.report.exists() else None
+    if report is None:
         sources.missing.append(f"{folder}: the run has not ended, so it has no final table on the test split.")
     if set(metrics) - set(episodes[0].costs):
         raise QuantenvError(f"{run.episodes} lacks costs of the budgeted metrics {', '.join(metrics)}: restore it.")
@@ -83,9 +89,32 @@ def _read_run(folder: str, sources: Sources) -> None:
             seed=options.seed,
             samples=episodes[0].samples,
             asked=options.evaluations,
-            final=final,
+            final=() if report is None else report.verdicts,
         )
     )
+    sources.runs.append(
+        Run(
+            folder=folder,
+            title=f"{case.title}: {_agent_name(options.agent, options.constraint)}, seed {options.seed}",
+            report=report,
+            config=read_bytes(run.config, limit=YAML_LIMIT).decode(),
+            environment=_described(run.read_environment()),
+            files=tuple(path for name in RUN_FILES if (path := run.path / name).is_file()),
+        )
+    )
+
+
+def _described(environment: Environment) -> dict[str, str]:
+    packages = {name: version for name, version in environment.packages.items() if version is not None}
+    return {
+        **packages,
+        "Python": environment.python,
+        "system": environment.system,
+        "CPU": environment.cpu,
+        "threads": str(environment.threads),
+        "git revision": environment.git_revision or "none",
+        "identity of the evaluator": environment.evaluator_identity,
+    }
 
 
 def _read_benchmark(folder: str, sources: Sources) -> None:

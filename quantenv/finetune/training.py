@@ -47,6 +47,8 @@ class FinetuneResult:
     diverged: bool
     """Whether training ended with losses that are not finite, or worse than before it and than chance: then this is
     what was best before that, and says little of what fine-tuning can do."""
+    history: tuple[Mapping[str, float], ...] = ()
+    """What each epoch reported, from the one before training on, as `finetune` tells `on_epoch`."""
 
     @property
     def remark(self) -> str | None:
@@ -177,7 +179,9 @@ def _result(task: Task, session: Session, calibration: Calibration | None, netwo
         else:
             network.load_state_dict(session.best_state)
     diverged = session.lost or session.diverged(network(task.splits["search"].inputs[:2]).shape[1])
-    result = FinetuneResult(task, network.eval(), best, session.best_epoch, len(session.history) - 1, diverged)
+    result = FinetuneResult(
+        task, network.eval(), best, session.best_epoch, len(session.history) - 1, diverged, tuple(session.history)
+    )
     if diverged:
         logger.warning("Fine-tuning of task %r: %s.", task.name, result.remark)
     return result

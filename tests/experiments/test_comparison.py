@@ -71,7 +71,7 @@ def test_float_costs_are_those_of_32_bits():
 
 def trained(correct, samples, loss=0.1, best_epoch=3, diverged=False):
     evaluation = Evaluation(correct, samples, loss)
-    return SimpleNamespace(test=evaluation, best_epoch=best_epoch, diverged=diverged)
+    return SimpleNamespace(test=evaluation, best_epoch=best_epoch, diverged=diverged, history=())
 
 
 def rows_for(found, uniform, fine_tune=None):

@@ -440,7 +440,7 @@ def _read_report(path: Path) -> Any:
     groups = group(sources)
     settings = dict.fromkeys(case.setting for case in groups)
     known = {each: learn(each, [case for case in groups if case.setting == each], False) for each in settings}
-    sections, short = make_sections(sources, groups, known)
+    sections, short = make_sections(sources, groups, known, Path())
     return page("Report", "", sections), short
 
 
