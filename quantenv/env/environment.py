@@ -272,7 +272,7 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
         """What `gymnasium.make` made this of, with the number of decisions as ``max_episode_steps``.
 
         So wrappers such as `TimeAwareObservation` know it, while Gymnasium's `TimeLimit` is not there: it would call
-        the last step truncated, too.
+        the last step truncated, too. It is there where an environment is made anew of this spec.
         """
         return self._spec
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
+from quantenv.arguments import whole_number
 from quantenv.env.constraints import Reject
 from quantenv.env.copies import Copies, Infos, Rows
 from quantenv.env.environment import QuantizationEnv
@@ -28,6 +29,7 @@ class VectorTableEnv(Copies):
         single: QuantizationEnv | None = None,
         *,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        max_episode_steps: int | None = None,
         **kwargs: Any,
     ) -> None:
         """Makes the environments.
@@ -36,6 +38,9 @@ class VectorTableEnv(Copies):
             num_envs: Copies, N, at least 1.
             single: The environment to copy, whose evaluations are counted too; None makes one.
             autoreset_mode: When an episode that has ended gives way to the next: see `quantenv.env.copies.Copies`.
+                `gymnasium.make_vec` passes it on as an argument of its own, not in its `vector_kwargs`, which Gymnasium
+                keeps for `SyncVectorEnv` and `AsyncVectorEnv`.
+            max_episode_steps: A time limit, which Gymnasium passes on from an `EnvSpec`; no episode may be longer.
             **kwargs: Without `single`, arguments of `QuantizationEnv`; with a table, ``decisions="weights"``, a
                 constraint ``mask`` or ``reject``, and no rendering.
 
@@ -56,6 +61,12 @@ class VectorTableEnv(Copies):
         if single.render_mode is not None:
             raise QuantenvError(
                 "The vectorised environment does not render: leave render_mode out, or use 'sync' mode."
+            )
+        longest = None if max_episode_steps is None else whole_number(max_episode_steps, "max_episode_steps")
+        if longest is not None and longest < single.n_decisions:
+            raise QuantenvError(
+                f"max_episode_steps={longest} would cut episodes of {single.n_decisions} decisions off, which "
+                "then have no allocation: leave it out."
             )
         super().__init__(single, num_envs, autoreset_mode)
         self.evaluations = 0

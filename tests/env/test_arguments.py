@@ -449,3 +449,12 @@ def test_the_length_of_episodes_is_known_and_nothing_is_truncated():
     assert changed.spec.max_episode_steps == 3  # the arguments count, not the id
     assert gymnasium.make("quantenv/DigitsTable-v0", task=TABLE, max_episode_steps=2).spec.max_episode_steps == 2
     assert QuantizationEnv(TABLE).spec is None
+
+
+def test_a_spec_with_the_length_makes_vectorised_environments():
+    spec = gymnasium.make("quantenv/DigitsTable-v0", task=TABLE).unwrapped.spec
+    assert isinstance(gymnasium.make_vec(spec, num_envs=2), VectorTableEnv)
+    with pytest.raises(QuantenvError, match="max_episode_steps=3 would cut episodes of 4 decisions off"):
+        gymnasium.make_vec("quantenv/DigitsTable-v0", num_envs=2, task=TABLE, max_episode_steps=3)
+    with pytest.raises(QuantenvError, match="max_episode_steps is True"):
+        VectorTableEnv(2, task=TABLE, max_episode_steps=True)
