@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.command_line import read_options, to_yaml
+from experiments.episodes import Episode, read_episodes
 from experiments.folder_lock import kept_folder
 from experiments.options import TrainOptions
 from experiments.provenance import Environment
@@ -140,6 +141,21 @@ class RunFolder:
     def write_json(self, path: Path, content: dict[str, Any]) -> None:
         """Writes one of the run's JSON files with a checksum, atomically."""
         write_record(path, content)
+
+    def read_episodes(self) -> list[Episode]:
+        """Reads all episodes of a run that is not going on.
+
+        Raises:
+            QuantenvError: If a line is damaged, or there are fewer than the final table counts.
+        """
+        episodes, _ = read_episodes(self.episodes)
+        counted = self.read_report().evaluations if self.report.exists() else 0
+        if len(episodes) < counted:
+            raise QuantenvError(
+                f"{self.episodes} holds {len(episodes)} evaluations, and {self.report.name} counts {counted}: lines "
+                "are missing at its end. Restore it."
+            )
+        return episodes
 
     def read_environment(self) -> Environment:
         """Reads `environment.json`; raises QuantenvError if it is missing, changed or damaged, as the next two do."""

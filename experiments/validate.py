@@ -19,7 +19,7 @@ from experiments.comparison import (
     quantized_row,
 )
 from experiments.console import announcements, results
-from experiments.episodes import Episode, read_episodes
+from experiments.episodes import Episode
 from experiments.finetune import run_finetune
 from experiments.options import TrainOptions, ValidateOptions
 from experiments.progress import ProgressView
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
     folder = RunFolder.open(options.folder)
     run = folder.options()
     torch.set_num_threads(run.threads)
-    episodes, _ = read_episodes(folder.episodes)
+    episodes = folder.read_episodes()
     if not episodes:
         raise QuantenvError(f"{folder.path} has recorded no episode yet, so there is nothing to validate.")
     task = find_task(run.task, run.scheme, run.source)

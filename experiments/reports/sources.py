@@ -15,7 +15,6 @@ from experiments.benchmarks.jobs import parse_bits
 from experiments.benchmarks.results import NOTHING, load_results
 from experiments.benchmarks.schemas import Description
 from experiments.benchmarks.suite import BenchmarkOptions
-from experiments.episodes import read_episodes
 from experiments.options import TrainOptions
 from experiments.provenance import Environment
 from experiments.reports.searches import Benchmark, Bits, Case, Point, Run, Search, Setting, Sources, undominated
@@ -61,7 +60,7 @@ def _read_run(folder: str, sources: Sources) -> None:
     run = RunFolder.open(folder)
     options = run.options()
     identity = run.read_environment().evaluator_identity
-    episodes, _ = read_episodes(run.episodes)
+    episodes = run.read_episodes()
     if not episodes:
         sources.missing.append(f"{folder}: the run has recorded no evaluation yet, so it is left out.")
         return

@@ -81,6 +81,14 @@ def test_a_damaged_file_is_refused(run_copy, refused, name):
     assert name in refused("validate", str(run_copy))
 
 
+@pytest.mark.parametrize("command", ["validate", "report"])
+def test_a_run_that_lost_its_last_episodes_is_refused(run_copy, refused, command):
+    path = run_copy / "episodes.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-3]))
+    assert "holds 37 evaluations, and report.json counts 40" in refused(command, str(run_copy))
+
+
 def test_a_run_without_episodes_is_refused(run_copy, refused):
     (run_copy / "episodes.jsonl").write_bytes(b"")
+    (run_copy / "report.json").unlink()
     assert "nothing to validate" in refused("validate", str(run_copy))

@@ -422,10 +422,9 @@ def _read_options(path: Path) -> Any:
 
 
 def _read_episodes(path: Path) -> Any:
-    from experiments.episodes import read_episodes
+    from experiments.run_folder import RunFolder
 
-    episodes, _ = read_episodes(path)
-    return episodes
+    return RunFolder.open(path.parent).read_episodes()
 
 
 def _read_report(path: Path) -> Any:
