@@ -22,6 +22,7 @@ from quantenv.env.walk import Walk
 from quantenv.errors import QuantenvError, shown, unknown_name
 from quantenv.evaluate.base import Evaluation
 from quantenv.hardware.budget import check_feasible
+from quantenv.typed import checked
 
 #: When the first and the last layer are kept at 8 bits.
 PINS = ("always", "over_budget", "never")
@@ -64,13 +65,12 @@ class HAQSwitches:
         """
         if isinstance(values, HAQSwitches):
             return values
-        known = {option.name: type(option.default) for option in fields(cls)}
+        known = {option.name: option.type for option in fields(cls)}
         given = named(values, "switches", "what they are")
         for name, value in given.items():
             if name not in known:
                 raise unknown_name("switch of HAQ:", name, known)
-            if type(value) is not known[name]:
-                raise QuantenvError(f"Switch {name} of HAQ is {shown(value)}; expected a {known[name].__name__}.")
+            checked(value, known[name], f"Switch {name} of HAQ")
         return cls(**given)
 
     def __post_init__(self) -> None:

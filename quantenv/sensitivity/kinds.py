@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from quantenv.errors import QuantenvError
+from quantenv.typed import check_fields
 
 #: Kinds by name, each with what it measures.
 KINDS = {
@@ -80,6 +81,7 @@ class Settings:
     """Seed of the probes."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name, value in asdict(self).items():
             if name not in ("seed", "relative_error") and value is not None and value < 1:
                 raise QuantenvError(f"{name} is {value}; expected a whole number of at least 1.")

@@ -167,7 +167,7 @@ def test_every_switch_is_off_in_the_paper():
     [
         ({"switches": {"pin": "never"}}, "Did you mean 'pins'"),
         ({"switches": {"pins": "allways"}}, "Did you mean 'always'"),
-        ({"switches": {"inverted_flag": 1}}, "expected a bool"),
+        ({"switches": {"inverted_flag": 1}}, "expected true or false"),
         ({"switches": {"first_activation_priced_at_7": True}}, "no effect without pins: over_budget"),
         ({"switches": {"inverted_flag": True}, "decisions": "weights"}, "is about decisions='weights\\+activations'"),
         (
