@@ -21,7 +21,7 @@ from torch.utils.data import (
 from quantenv.errors import QuantenvError
 from quantenv.tasks.base import Split, Task, sample_digest
 from quantenv.tasks.outputs import count_classes, takes_whole_numbers
-from quantenv.tasks.samples import as_float32, check_classes, class_of, plain_tensor
+from quantenv.tasks.samples import MOST, as_float32, check_classes, class_of, plain_tensor
 
 logger = logging.getLogger(__name__)
 
@@ -148,12 +148,17 @@ def _plain_batches(loader: DataLoader[Any]) -> bool:
 def _length(data: Any, name: str) -> int:
     try:
         length = len(data)
-    except (TypeError, ValueError, NotImplementedError) as error:
+    except Exception as error:  # a data set is the user's, which may fail in any way
         raise QuantenvError(
             f"The data set {name} ({type(data).__name__}) has no length; expected samples by index, and len()."
         ) from error
     if not length:
         raise QuantenvError(f"The data set {name} is empty.")
+    if length > MOST:
+        raise QuantenvError(
+            f"The data set {name} has {length:,} samples; expected {MOST:,} at most: give a part of them, such as "
+            "torch.utils.data.Subset(dataset, indices)."
+        )
     return length
 
 

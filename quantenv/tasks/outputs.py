@@ -64,9 +64,11 @@ def _count_classes(network: nn.Module, inputs: torch.Tensor) -> int:
     if not outputs.is_floating_point():
         raise UnsupportedLayerError(f"{name} puts out {outputs.dtype}; expected logits, without an argmax behind them.")
     if torch.isnan(outputs).any() or torch.isposinf(outputs).any():
+        tensors = (*network.named_parameters(), *network.named_buffers())
+        wrong = [repr(key) for key, tensor in tensors if tensor.is_floating_point() and not tensor.isfinite().all()]
+        cause = f" {', '.join(wrong)[:200]} hold NaN or infinity: load sound weights." if wrong else ""
         raise UnsupportedLayerError(
-            f"{name} puts out NaN or infinity for finite inputs, so its weights are unusable, or the inputs are not "
-            "normalised as it expects."
+            f"{name} puts out NaN or infinity for finite inputs.{cause or ' Look at its normalisation of them.'}"
         )
     _check_independent(network, name, inputs, outputs)
     return shape[1]

@@ -13,6 +13,9 @@ from quantenv.errors import QuantenvError
 
 logger = logging.getLogger(__name__)
 
+#: No data set has as many classes, or samples.
+MOST = 2**31
+
 
 def plain_tensor(value: Any, where: str) -> torch.Tensor:
     """Returns an input as a dense tensor of real numbers on the CPU, without gradients.
@@ -89,6 +92,8 @@ def class_of(label: Any, where: str) -> tuple[int, bool]:
     if isinstance(value, float) and not value.is_integer():
         kind = "Targets of a regression have no accuracy" if math.isfinite(value) else "Leave that sample out"
         raise QuantenvError(f"{where} has the label {value}; expected its class, a whole number from 0. {kind}.")
+    if abs(value) > MOST:
+        raise QuantenvError(f"{where} has the label {str(int(value))[:40]}; expected its class, a whole number from 0.")
     return int(value), isinstance(value, float)
 
 

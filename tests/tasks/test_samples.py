@@ -74,6 +74,8 @@ def test_two_classes_may_be_bools():
         (4, "has the label 4, but the network has 4 outputs, for the classes 0 to 3"),
         (-1, "has the label -1, but the network has 4 outputs"),
         (255, "has the label 255"),
+        (10**30, "has the label 1000"),
+        (np.uint64(2**64 - 1), "has the label 1844"),
         (0.35, r"has the label 0\.35; .* Targets of a regression"),
         (float("nan"), r"has the label nan"),
         (np.float64("inf"), r"has the label inf"),
@@ -196,6 +198,16 @@ def test_other_data_sets_are_named(data, sentence):
         task_from_datasets(linear(), data, samples(part=slice(12, 24)))
 
 
+class Endless(list):
+    def __len__(self):
+        return 2**40
+
+
+class Lengthless(list):
+    def __len__(self):
+        raise RuntimeError("unknown")
+
+
 class Stream(IterableDataset):
     def __iter__(self):
         return iter(samples())
@@ -208,6 +220,21 @@ def test_a_data_loader_stands_for_its_data_set():
     for options in ({"batch_size": 5}, {"shuffle": True, "drop_last": True}, {"batch_size": None}):
         made = task_from_datasets(linear(), DataLoader(samples(), **options), samples(part=slice(12, 24)))
         assert contents(made) == EXPECTED
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [(Endless(samples()), "has 1,099,511,627,776 samples"), (Lengthless(samples()), "has no length")],
+)
+def test_lengths_are_those_of_data_sets(data, sentence):
+    with pytest.raises(QuantenvError, match=sentence):
+        task_from_datasets(linear(), data, samples(part=slice(12, 24)))
+
+
+def broken():
+    network = linear()
+    nn.init.constant_(network[0].bias, torch.nan)
+    return network
 
 
 @pytest.mark.parametrize(
@@ -266,6 +293,7 @@ class InPlace(Head):
         (Head(lambda y: nn.functional.dropout(y, 0.5, True)), "or is random"),
         (nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4, track_running_stats=False)), "statistics .here: '1'."),
         (InPlace(None), "changes its inputs in place"),
+        (broken(), "NaN or infinity for finite inputs. '0.bias' hold NaN"),
         (linear(3), "has the label 3, but the network has 3 outputs"),
         (
             linear().double(),
