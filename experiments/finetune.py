@@ -79,6 +79,8 @@ def _finetune(options: FinetuneOptions, task: Task, allocation: Allocation, sour
     checkpoint.unlink()
     say = results()
     done = "fine-tuned with quantization" if options.qat.epochs else "quantized and not trained (0 epochs)"
+    if options.qat.epochs and result.remark is not None:
+        done = "fine-tuned without success"
     say.print(
         f"{source}, {done}: test accuracy {result.test.accuracy:.2%} ({result.test.correct} of {result.test.samples}), "
         f"cross-entropy {result.test.loss:.4f}; best checkpoint on search: epoch {result.best_epoch} of "

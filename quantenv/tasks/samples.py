@@ -92,9 +92,10 @@ def class_of(label: Any, where: str) -> tuple[int, bool]:
     if isinstance(value, float) and not value.is_integer():
         kind = "Targets of a regression have no accuracy" if math.isfinite(value) else "Leave that sample out"
         raise QuantenvError(f"{where} has the label {value}; expected its class, a whole number from 0. {kind}.")
-    if abs(value) > MOST:
-        raise QuantenvError(f"{where} has the label {str(int(value))[:40]}; expected its class, a whole number from 0.")
-    return int(value), isinstance(value, float)
+    number = int(value)
+    if abs(number) > MOST:
+        raise QuantenvError(f"{where} has the label {str(number)[:40]}; expected its class, a whole number from 0.")
+    return number, isinstance(value, float)
 
 
 def class_indices(labels: Any, count: int) -> torch.Tensor:

@@ -174,3 +174,16 @@ def test_a_search_does_not_begin_where_its_fine_tuning_cannot(refused, monkeypat
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "accelerate" else find(name))
     assert "install quantenv[accelerate]" in refused("train", "--qat.processes=2")
     assert "3 processes cannot share" in refused("train", "--qat.processes=3")
+
+
+def test_it_says_what_happened(finished, tmp_path, capsys):
+    arguments = ["finetune", f"--run={finished}", f"--output={tmp_path}"]
+    assert main([*arguments, "--qat.learning_rate=1e9"]) == 1
+    text = " ".join(capsys.readouterr().out.split())
+    assert "fine-tuned without success: test accuracy" in text
+    assert "What happened: training diverged (lower its learning rate), and the result is the network before" in text
+    assert json.loads((tmp_path / "finetune.json").read_text())["diverged"] is True
+    assert main([*arguments, "--qat.epochs=0"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "quantized and not trained (0 epochs): test accuracy" in text
+    assert "diverged" not in text

@@ -69,7 +69,9 @@ def test_a_distribution_s_task_is_listed_and_goes_through_the_pipeline(distribut
 
 def test_a_function_in_this_folder_is_a_task(module, tmp_path, capsys):
     module((EXAMPLE / "rings.py").read_text())
-    run = run_train(tmp_path / "runs", "--task=tasks_of_mine:make_task", *BRIEFLY, "--workers=2")
+    run = run_train(tmp_path / "runs", "--task=tasks_of_mine:make_task", *BRIEFLY, "--workers=2", "--qat.epochs=0")
+    report = json.loads((run / "report.json").read_text())
+    assert "QAT" not in json.dumps((report["rows"], report["verdicts"]))  # nothing was trained
     assert run.parent.parent.name == "tasks_of_mine.make_task"
     assert json.loads((run / "best.json").read_text())["task"] == "tasks_of_mine:make_task"
     assert main(["finetune", f"--allocation={run / 'best.json'}", "--qat.epochs=1"]) == 0
