@@ -164,10 +164,10 @@ def _command(arguments: Sequence[str]) -> int:
     if name not in COMMANDS:
         raise unknown_name("command", name, COMMANDS)
     command = COMMANDS[name]
-    if command.options is not None and {"-h", "--help"} & set(rest):
-        parse_options(_named(command.options), name, ["--help"])
     with only_named_functions():
         with exiting_at_once():
+            if command.options is not None:  # --help, and most mistakes, are answered before torch is imported
+                parse_options(_named(command.options), name, rest)
             function = _named(command.target)
         return function(rest)
 

@@ -9,7 +9,7 @@ from quantenv.errors import QuantenvError, unknown_name
 from quantenv.evaluate.workers import check_pool
 from quantenv.sensitivity import Settings
 from quantenv.tasks.pretrain_config import PretrainConfig
-from quantenv.typed import MOST_THREADS, MOST_WORKERS, Scalar, check_fields, require_within
+from quantenv.typed import MOST_THREADS, MOST_WORKERS, Scalar, check_fields, require_within, short
 
 IMAGE_FOLDER = "imagefolder"
 
@@ -119,7 +119,7 @@ class ReportOptions:
 
     def __post_init__(self) -> None:
         if Path(self.output).suffix.lower() not in (".html", ".htm"):
-            raise QuantenvError(f"--output is {self.output}; expected the path of a page, such as report.html.")
+            raise QuantenvError(f"--output is {short(self.output)}; expected the path of a page, such as report.html.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -100,7 +100,7 @@ def checked(value: Any, kind: Any, name: str) -> Any:
         return {key: checked(item, each, f"{name}.{key}") for key, item in value.items()}
     try:
         plain = msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:  # the latter for halves of characters
         raise QuantenvError(f"{name} is {short(value)}; expected {words(kind)}.") from error
     for item in plain if isinstance(plain, list) else (plain,):
         if isinstance(item, float) and not math.isfinite(item):

@@ -9,7 +9,7 @@ from agents.base import agent_names, make_config
 from experiments.agent_options import resolved_options
 from experiments.options import TrainOptions
 from quantenv.errors import QuantenvError, unknown_name
-from quantenv.typed import MOST_WORKERS, Scalar, check_fields, require_within
+from quantenv.typed import MOST_WORKERS, Scalar, check_fields, require_within, short
 
 POOLS = ("processes", "ray")
 
@@ -70,10 +70,10 @@ class BenchmarkOptions:
         for name in ("agents", "tasks", "budgets", "checkpoints"):
             values = getattr(self, name)
             if values is not None and (not values or len(set(values)) < len(values)):
-                raise QuantenvError(f"--{name} is {values}; expected at least one, each once.")
+                raise QuantenvError(f"--{name} is {short(values)}; expected at least one, each once.")
         read_at = self.read_at
         if sorted(read_at) != read_at or read_at[0] < 1:
-            raise QuantenvError(f"--checkpoints is {read_at}; expected ascending numbers of evaluations.")
+            raise QuantenvError(f"--checkpoints is {short(read_at)}; expected ascending numbers of evaluations.")
         if read_at[-1] > self.evaluations:
             raise QuantenvError(
                 f"--checkpoints ends with {read_at[-1]}, but a search ends after {self.evaluations} evaluations: raise "
