@@ -59,6 +59,11 @@ class Agent(Protocol):
 
     An agent is a deterministic function of (env, seed, config): runs are resumed by replaying them, so it
     draws from its own generators, reads no clock and leaves the global random states as they were.
+
+    A run can be given more evaluations when it has ended. So a search of more evaluations must begin like one of fewer,
+    but for a last batch of episodes that is cut short: an agent that plays several side by side says how many by an
+    option ``episodes_per_update`` or ``episodes_per_batch`` or by a class attribute ``together``; one that divides its
+    evaluations up beforehand has a class attribute ``plans_ahead = True``, and its runs are not given more.
     """
 
     name: ClassVar[str]

@@ -76,6 +76,8 @@ class DifferentiableAgent(AskTellAgent):
 
     name: ClassVar[str] = "differentiable"
     config_class: ClassVar[type] = DifferentiableConfig
+    plans_ahead: ClassVar[bool] = True
+    """How many evaluations gradients may cost follows from how many there will be."""
     needs_network: ClassVar[bool] = True
     """That it cannot search a table: for who chooses agents for one."""
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from rich.console import Console
 
 from experiments.command_line import flatten, parse_options
 from experiments.console import announcements, results
@@ -102,6 +103,7 @@ def run_finetune(
     curves: Curves | None,
     stop: GracefulStop,
     checkpoint: Path | None = None,
+    say: Console | None = None,
 ) -> FinetuneResult:
     """Fine-tunes an allocation under a progress bar.
 
@@ -113,6 +115,7 @@ def run_finetune(
         curves: Also receives every epoch's metrics.
         stop: Says when to end early.
         checkpoint: File that an interrupted fine-tuning goes on from; see `quantenv.finetune.finetune`.
+        say: Where the bar is shown, by default on stderr.
 
     Returns:
         The best checkpoint by the search split.
@@ -120,7 +123,7 @@ def run_finetune(
     Raises:
         Interrupted: If a signal came.
     """
-    with ProgressView(announcements(), f"fine-tune {name}", recipe.epochs) as view:
+    with ProgressView(say or announcements(), f"fine-tune {name}", recipe.epochs) as view:
 
         def on_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
             if curves is not None:

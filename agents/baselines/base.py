@@ -99,6 +99,8 @@ class AskTellAgent(ABC):
 
     name: ClassVar[str]
     config_class: ClassVar[type]
+    together: ClassVar[int] = LARGEST_BATCH
+    """Episodes that are played side by side at most."""
 
     def __init__(self, env: gymnasium.Env, seed: int = 0, config: Any = None) -> None:
         """See `agents.base.Agent`. Baselines measure what they need on the first `ask`, not here."""
