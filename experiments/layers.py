@@ -14,6 +14,7 @@ from experiments.console import results
 from experiments.tool_options import LayersOptions
 from quantenv.errors import QuantenvError
 from quantenv.layers import LayerSpec, describe
+from quantenv.plain import plain_network
 from quantenv.quantize.graph import find_sites
 from quantenv.quantize.tracing import trace
 from quantenv.tasks.models import make_network
@@ -65,8 +66,8 @@ def network_layers(options: LayersOptions) -> tuple[LayerSpec, ...]:
     if options.model is None:
         raise QuantenvError("Say which network: --model torchvision:resnet18, or --model your_module:make_network.")
     shape = _shape(options.input)
-    network = make_network(options.model, arguments=options.model_arguments)
     example = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+    network = plain_network(make_network(options.model, arguments=options.model_arguments), example)
     layers = describe(network, example)
     find_sites(trace(network), example)
     return layers

@@ -4,15 +4,36 @@ torch's and torchvision's attention hand the weights of their projections to one
 cannot reach them. These modules compute the same, and share the parameters.
 """
 
-import copy
 import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import fx, nn
 
+from quantenv.copies import copy_of
 from quantenv.errors import UnsupportedLayerError
+
+
+@fx.wrap
+def _masked(
+    scores: torch.Tensor, attn_mask: torch.Tensor | None, key_padding_mask: torch.Tensor | None
+) -> torch.Tensor:
+    """Masks scores (B, heads, L, S): minus infinity where a mask is true, or what it holds is added.
+
+    Args:
+        scores: What a softmax will read.
+        attn_mask: Shape (L, S) or (B * heads, L, S), or None.
+        key_padding_mask: Shape (B, S), or None.
+    """
+    if attn_mask is not None and attn_mask.dim() == 3:
+        attn_mask = attn_mask.unflatten(0, scores.shape[:2])
+    if key_padding_mask is not None:
+        key_padding_mask = key_padding_mask[:, None, None, :]
+    for mask in (attn_mask, key_padding_mask):
+        if mask is not None:
+            scores = scores.masked_fill(mask, -math.inf) if mask.dtype == torch.bool else scores + mask
+    return scores
 
 
 class ProjectedAttention(nn.Module):
@@ -57,16 +78,22 @@ class ProjectedAttention(nn.Module):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Computes what `nn.MultiheadAttention` does, for batches of sequences and without masks."""
-        if key_padding_mask is not None or attn_mask is not None or is_causal:
+        """Computes what `nn.MultiheadAttention` does, for batches of sequences.
+
+        Raises:
+            UnsupportedLayerError: If it is to be causal and has no mask that says so.
+        """
+        if is_causal and attn_mask is None:
             raise UnsupportedLayerError(
-                f"Attention {self.name!r} is called with a mask, which is not supported; call it without."
+                f"Attention {self.name!r} is called with is_causal and no attn_mask; torch needs both. Give the mask."
             )
         if not self.batch_first:
             query, key, value = query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1)
         q, k, v = self._split(self.q_proj(query)), self._split(self.k_proj(key)), self._split(self.v_proj(value))
         # The scale behind the product, where integer hardware rescales the sums.
         scores = torch.matmul(q, k.transpose(-2, -1)) * (self.q_proj.out_features // self.heads) ** -0.5
+        if attn_mask is not None or key_padding_mask is not None:
+            scores = _masked(scores, attn_mask, key_padding_mask)
         shares = F.dropout(torch.softmax(scores, -1), self.dropout, self.training)  # (B, heads, L, S)
         mixed = self.out_proj(torch.matmul(shares, v).transpose(1, 2).flatten(2))
         if not self.batch_first:
@@ -218,7 +245,7 @@ def with_plain_attention(network: nn.Module) -> nn.Module:
     names = [name for name, module in network.named_modules() if _known_attention(module)]
     if not names:
         return network
-    result = copy.deepcopy(network)
+    result = copy_of(network)
     for name in names:
         attention = result.get_submodule(name)
         plain: nn.Module = (

@@ -69,9 +69,10 @@ def describe(network: "nn.Module", example: "torch.Tensor") -> tuple[LayerSpec, 
     """Runs a network once and describes its quantizable layers in execution order.
 
     Args:
-        network: Any module that multiplies by weights in Conv2d, Linear and attention layers only; norms and PReLU may
-            lie between them, and parameters of modules of your own that are added or scale. Attention is described by
-            its projections (see `quantenv.attention`). Its mode is restored.
+        network: Any module that multiplies by weights as Conv2d, Linear and attention layers do; norms and PReLU may
+            lie between them, and parameters of modules of your own that are added or scale. It is described in its
+            plain form (see `quantenv.plain`): attention by its projections, weights that functions multiply by as
+            layers. Its mode is restored.
         example: One batch of inputs, shape (B, ...), on the network's device.
 
     Returns:
@@ -85,10 +86,10 @@ def describe(network: "nn.Module", example: "torch.Tensor") -> tuple[LayerSpec, 
     import torch
     from torch import nn
 
-    from quantenv.attention import with_plain_attention
     from quantenv.multiplications import Multiplications
+    from quantenv.plain import plain_network
 
-    network = with_plain_attention(network)
+    network = plain_network(network, example)
     _check_modules(network)
     calls: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = {}
     thread = threading.get_ident()
@@ -160,13 +161,13 @@ def _check_modules(network: "nn.Module") -> None:
     # Norms and PReLU stay in float and are not quantizable layers themselves.
     norms = nn.BatchNorm1d | nn.BatchNorm2d | nn.LayerNorm | nn.GroupNorm | nn.InstanceNorm2d | nn.RMSNorm
     known = nn.Conv2d | nn.Linear | norms | nn.PReLU
-    containers = nn.Sequential | nn.ModuleList | nn.ModuleDict
+    containers = nn.Sequential | nn.ModuleList | nn.ModuleDict | nn.ParameterList | nn.ParameterDict
     for name, module in network.named_modules():
         parameters = dict(module.named_parameters(recurse=False))
         where = f"Layer {name or '(the network itself)'!r}"
         # What torch calls its own is a leaf of the trace; of your own modules every step is seen.
-        torchs = type(module).__module__.startswith("torch.nn.")
-        if torchs and parameters and not isinstance(module, known):
+        torchs = type(module).__module__.startswith("torch.nn.") and type(module) is not nn.Module
+        if torchs and parameters and not isinstance(module, known | containers):
             raise UnsupportedLayerError(
                 f"{where} is a {type(module).__name__} with parameters of its own; quantenv handles Conv2d, Linear, "
                 "attention and norms. Replace it, or express it with those layers."
@@ -175,6 +176,12 @@ def _check_modules(network: "nn.Module") -> None:
             raise UnsupportedLayerError(
                 f"{where} is a {type(module).__name__}, which hides its layers from the trace. Express it with "
                 "nn.MultiheadAttention, nn.Linear and nn.LayerNorm in a module of your own."
+            )
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.running_mean is None:
+            raise UnsupportedLayerError(
+                f"{where} is a {type(module).__name__} without running statistics (track_running_stats=False): what it "
+                "makes of a sample depends on the others in its batch. Train it with running statistics, or use "
+                "nn.GroupNorm."
             )
         for key, value in parameters.items():
             if not torch.isfinite(value).all():
@@ -186,13 +193,10 @@ def _check_modules(network: "nn.Module") -> None:
 
 def _spec(name: str, module: "nn.Module", shapes: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> LayerSpec:
     from torch import nn
+    from torch.nn.modules.utils import _pair
 
     input_shape, output_shape = shapes[0]
     if isinstance(module, nn.Conv2d):
-        if module.padding_mode != "zeros":
-            raise UnsupportedLayerError(
-                f"Layer {name!r} pads with {module.padding_mode!r}; only zero padding is supported."
-            )
         depthwise = module.groups == module.in_channels and module.groups > 1
         kernel_macs = math.prod(module.kernel_size) * module.in_channels // module.groups
         return LayerSpec(
@@ -201,7 +205,7 @@ def _spec(name: str, module: "nn.Module", shapes: list[tuple[tuple[int, ...], tu
             in_channels=module.in_channels,
             out_channels=module.out_channels,
             kernel_size=(module.kernel_size[0], module.kernel_size[1]),
-            stride=(module.stride[0], module.stride[1]),
+            stride=_pair(module.stride),
             groups=module.groups,
             input_shape=input_shape,
             output_shape=output_shape,

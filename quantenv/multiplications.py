@@ -1,6 +1,5 @@
 """Weights that a network multiplies by outside of its layers, where no quantizer could reach them."""
 
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -8,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
 from quantenv.errors import UnsupportedLayerError
 
@@ -39,7 +40,7 @@ MULTIPLICATIONS: set[Callable[..., Any]] = {
 
 
 class Multiplications(TorchFunctionMode):
-    """Raises when a parameter is multiplied by outside of the Conv2d or Linear layer that owns it.
+    """Raises when a parameter, or what is made of parameters alone, is multiplied by outside of a layer.
 
     Args:
         network: The network that will run.
@@ -47,24 +48,20 @@ class Multiplications(TorchFunctionMode):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self._owners = {
-            _storage(parameter): (name, module)
-            for name, module in network.named_modules()
-            for parameter in module.parameters(recurse=False)
-        }
-        self._running: list[nn.Module] = []
-        self._thread = threading.get_ident()
+        self._weights = WeakIdKeyDictionary()  # tensors made of parameters, and of which module's
+        for name, module in network.named_modules():
+            for parameter in module.parameters(recurse=False):
+                self._weights[parameter] = name, type(module).__name__
+        self._running = 0
 
     def hooks(self, layer: nn.Module) -> Iterator[Any]:
         """Tells of a layer that its own multiplication is seen; returns handles that take this back."""
 
-        def before(module: nn.Module, _arguments: Any) -> None:
-            if threading.get_ident() == self._thread:
-                self._running.append(module)
+        def before(_module: nn.Module, _arguments: Any) -> None:
+            self._running += 1
 
-        def after(module: nn.Module, _arguments: Any, _output: Any) -> None:
-            if threading.get_ident() == self._thread:
-                self._running.remove(module)
+        def after(_module: nn.Module, _arguments: Any, _output: Any) -> None:
+            self._running -= 1
 
         yield layer.register_forward_pre_hook(before)
         yield layer.register_forward_hook(after)
@@ -74,18 +71,27 @@ class Multiplications(TorchFunctionMode):
     ) -> Any:
         """Looks at a call's tensors, then makes it."""
         kwargs = kwargs or {}
-        if func in MULTIPLICATIONS:
-            for value in [*args, *kwargs.values()]:
-                owner = self._owners.get(_storage(value)) if isinstance(value, torch.Tensor) else None
-                if owner is not None and not any(module is owner[1] for module in self._running):
-                    name, module = owner
+        tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
+        owners = [self._weights.get(value) for value in tensors]
+        if func in MULTIPLICATIONS and not self._running:
+            for owner in _factors(func.__name__, owners):
+                if owner is not None:
+                    name, kind = owner
                     raise UnsupportedLayerError(
-                        f"A weight of {name or 'the network itself'!r} ({type(module).__name__}) is multiplied by in "
+                        f"A weight of {name or 'the network itself'!r} ({kind}) is multiplied by in "
                         f"{func.__name__}, outside of a layer, where it cannot be quantized. "
                         "Make it the weight of an nn.Linear or nn.Conv2d and call that."
                     )
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if not self._running and owners and all(owner is not None for owner in owners):
+            for value in tree_leaves(result):
+                if isinstance(value, torch.Tensor):
+                    self._weights[value] = owners[0]
+        return result
 
 
-def _storage(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+def _factors(function: str, tensors: list[Any]) -> list[Any]:
+    """Returns those of a function's tensors that it multiplies: no biases."""
+    if function == "linear" or function.startswith("conv"):
+        return tensors[:2]
+    return tensors[1:] if function in ("addmm", "baddbmm") else tensors

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -71,5 +73,27 @@ def test_what_is_not_supported_is_named():
         with_plain_attention(nn.Sequential(nn.MultiheadAttention(4, 2, add_bias_kv=True)))
     x = sequences(3, 1, 4)
     plain = with_plain_attention(nn.ModuleDict({"mixer": nn.MultiheadAttention(4, 2)}))
-    with pytest.raises(UnsupportedLayerError, match="Attention 'mixer' is called with a mask"):
-        plain["mixer"](x, x, x, attn_mask=torch.zeros(3, 3))
+    with pytest.raises(UnsupportedLayerError, match="Attention 'mixer' is called with is_causal and no attn_mask"):
+        plain["mixer"](x, x, x, is_causal=True)
+
+
+@pytest.mark.parametrize("kind", ["true where masked", "added"])
+def test_masks_are_those_of_torch(kind):
+    attention = nn.MultiheadAttention(8, 2, batch_first=True).eval()
+    x = sequences(3, 5, 8)
+    causal = torch.ones(5, 5, dtype=torch.bool).triu(1)
+    padding = torch.zeros(3, 5, dtype=torch.bool)
+    padding[1, 3:] = True
+    of_heads = torch.rand(6, 5, 5, generator=torch.Generator().manual_seed(0)) < 0.3
+    of_heads[:, :, 0] = False
+    for masks in (
+        {"attn_mask": causal},
+        {"key_padding_mask": padding},
+        {"attn_mask": of_heads},
+        {"attn_mask": causal, "key_padding_mask": padding},
+    ):
+        if kind == "added":
+            masks = {key: torch.zeros(mask.shape).masked_fill(mask, -math.inf) for key, mask in masks.items()}
+        expected, _ = attention(x, x, x, **masks)
+        mixed, _ = with_plain_attention(attention)(x, x, x, **masks)
+        torch.testing.assert_close(mixed, expected)

@@ -38,6 +38,7 @@ STOREYS = (
         "quantenv.channel_groups",
         "quantenv.attention",
         "quantenv.multiplications",
+        "quantenv.plain",
     ),
     (
         "quantenv.errors",
@@ -48,6 +49,7 @@ STOREYS = (
         "quantenv.arguments",
         "quantenv.arrays",
         "quantenv.compute",
+        "quantenv.copies",
         "quantenv.locks",
         "quantenv.own_code",
         "quantenv.plain_yaml",

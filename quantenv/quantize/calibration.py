@@ -10,11 +10,11 @@ import torch
 from torch import fx, nn
 
 from quantenv.allocation import Allocation
-from quantenv.attention import with_plain_attention
 from quantenv.channel_groups import Channels, channels_of, parts_of, split_layers, whole
 from quantenv.errors import QuantenvError
 from quantenv.layers import LayerSpec, describe
 from quantenv.locks import PREPARING
+from quantenv.plain import plain_network
 from quantenv.quantize.calibrate import MAX_SAMPLES, activation_grids, spread, weight_grids
 from quantenv.quantize.corrections import Statistics, bias_correction, measure
 from quantenv.quantize.equalisation import absorb, equalise
@@ -23,7 +23,7 @@ from quantenv.quantize.kmeans import codebooks
 from quantenv.quantize.naming import name_of
 from quantenv.quantize.quantizers import Codebook, Grid, GroupedGrid, Rounding, WeightRounding
 from quantenv.quantize.schemes import Scheme, parse_scheme
-from quantenv.quantize.tracing import trace
+from quantenv.quantize.tracing import fold_linear_norms, trace
 
 if TYPE_CHECKING:
     from quantenv.tasks import Task
@@ -151,9 +151,10 @@ def calibrate(
     )  # which stand on calibrations
 
     check_grouping(scheme, channels)
-    network = with_plain_attention(network)
+    network = plain_network(network, inputs)
     layers = describe(network, inputs[:1])
     graph = trace(network)
+    fold_linear_norms(graph, inputs[:1])
     training = network.training
     check_trace(network.eval(), graph, inputs, CALIBRATION_BATCH)
     network.train(training)

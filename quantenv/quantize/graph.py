@@ -14,38 +14,65 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch.utils._pytree import tree_leaves
 
 from quantenv.attention import WindowPartition, WindowReverse
-from quantenv.errors import UnsupportedLayerError
 from quantenv.multiplications import MULTIPLICATIONS
 
 _MOVING_MODULES = (
     nn.Flatten,
     nn.Unflatten,
     nn.Dropout,
+    nn.Dropout1d,
     nn.Dropout2d,
     nn.Identity,
+    nn.MaxPool1d,
     nn.MaxPool2d,
+    nn.AdaptiveMaxPool1d,
     nn.AdaptiveMaxPool2d,
+    nn.PixelShuffle,
+    nn.PixelUnshuffle,
+    nn.ChannelShuffle,
+    nn.ZeroPad2d,
+    nn.ReflectionPad2d,
+    nn.ReplicationPad2d,
+    nn.CircularPad2d,
     WindowPartition,
     WindowReverse,
 )
+#: Functions and methods that move values, or choose some of them.
+_MOVING = {
+    "flatten",
+    "unflatten",
+    "reshape",
+    "permute",
+    "transpose",
+    "squeeze",
+    "unsqueeze",
+    "chunk",
+    "split",
+    "unbind",
+}
+_MOVING |= {"roll", "flip", "movedim", "swapaxes", "narrow", "select", "index_select", "gather", "take_along_dim", "t"}
+_MOVING |= {"tile", "amax", "amin", "broadcast_to", "repeat_interleave", "tensor_split", "ravel", "clone"}
+#: Those that only methods are called.
+_MOVING_METHODS = _MOVING | {"expand", "expand_as", "contiguous", "size", "repeat", "detach", "reshape_as"}
+#: Of the functions that choose values those that also tell where they stood: other calls of theirs compare two tensors.
+_CHOOSING = {"max", "min", "sort", "topk", "kthvalue", "median", "nanmedian", "mode", "cummax", "cummin", "aminmax"}
 _MOVING_FUNCTIONS = {
-    torch.flatten,
-    torch.reshape,
-    torch.permute,
-    torch.transpose,
-    torch.squeeze,
-    torch.unsqueeze,
-    torch.chunk,
-    torch.split,
+    *(getattr(torch, name) for name in _MOVING if hasattr(torch, name)),
+    torch.max_pool1d,
     torch.max_pool2d,
+    F.max_pool1d,
     F.max_pool2d,
+    F.adaptive_max_pool1d,
     F.adaptive_max_pool2d,
     F.dropout,
+    F.dropout1d,
     F.dropout2d,
-    torch.roll,
-    torch.unbind,
+    F.pixel_shuffle,
+    F.pixel_unshuffle,
+    F.channel_shuffle,
     operator.getitem,
     getattr,
 }
@@ -55,8 +82,8 @@ _MOVING_NAMES = {
     "torchvision.models.swin_transformer._patch_merging_pad",
     "torchvision.ops.stochastic_depth.stochastic_depth",
 }
-_MOVING_METHODS = {"flatten", "unflatten", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "expand"}
-_MOVING_METHODS |= {"contiguous", "chunk", "split", "unbind", "size"}
+#: Functions that make constants of a tensor's size.
+_LIKE = {torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like}
 _SOFTMAX_FUNCTIONS = {torch.softmax, F.softmax, torch.log_softmax, F.log_softmax}
 _SOFTMAX_METHODS = {"softmax", "log_softmax"}
 _MULTIPLICATION_METHODS = {"matmul", "mm", "bmm", "addmm", "baddbmm"}
@@ -87,45 +114,44 @@ def find_sites(graph_module: fx.GraphModule, example: torch.Tensor) -> tuple[Sit
 
     Returns:
         The sites in execution order.
-
-    Raises:
-        UnsupportedLayerError: If a layer reads a constant.
     """
-    shapes = _FloatShapes(graph_module, len(example))
+    values = _Values(graph_module, len(example))
     with torch.no_grad():
-        shapes.run(example)
+        values.run(example)
     modules = dict(graph_module.named_modules())
-    in_float = _in_float(graph_module, modules, shapes.carriers)
+    in_float = _in_float(graph_module, modules, values.carriers)
     sites = []
     for node in graph_module.graph.nodes:
-        if node.name not in shapes.features or moves(node, modules) or fused_relu(node, modules) is not None:
+        if node.name not in values.features or node in values.moving or fused_relu(node, modules) is not None:
             continue
-        layers, shared = _readers(node, modules, shapes.carriers)
+        layers, shared = _readers(node, modules, values)
+        shared &= node not in values.constants  # a constant is stored for layers alone
         if (layers or shared) and node not in in_float:
-            sites.append(Site(node.name, layers, shared, shapes.features[node.name]))
-    read = {layer for site in sites for layer in site.layers}
-    for node in graph_module.graph.nodes:
-        if _is_layer(node, modules) and str(node.target) not in read:
-            raise UnsupportedLayerError(
-                f"Layer {str(node.target)!r} reads nothing that depends on the network's input. "
-                "Replace it by its output, a constant."
-            )
+            sites.append(Site(node.name, layers, shared, values.features[node.name]))
     return tuple(sites)
 
 
-def moves(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether a node only moves stored values, so that its output needs no rounding of its own."""
+def _moves(node: fx.Node, modules: Mapping[str, nn.Module], value: object) -> bool:
+    """Whether a node only moves stored values, so that its output, the value, needs no rounding of its own."""
     if node.op == "call_module":
         return isinstance(modules[str(node.target)], _MOVING_MODULES)
-    if node.op == "call_function":
-        return node.target in _MOVING_FUNCTIONS or _pads_with_zeros(node) or _qualified_name(node) in _MOVING_NAMES
-    return node.op == "call_method" and node.target in _MOVING_METHODS
+    if node.op not in ("call_function", "call_method"):
+        return False
+    name = str(getattr(node.target, "__name__", node.target))
+    if name in _CHOOSING and isinstance(value, tuple):
+        return True
+    if node.op == "call_method":
+        return node.target in _MOVING_METHODS
+    return node.target in _MOVING_FUNCTIONS or _pads(node) or _qualified_name(node) in _MOVING_NAMES
 
 
-def _pads_with_zeros(node: fx.Node) -> bool:
-    """Zero is on every grid, so the zero-padded shortcuts of CIFAR ResNets need no rounding of their own."""
+def _pads(node: fx.Node) -> bool:
+    """Zero is on every grid, so the zero-padded shortcuts of CIFAR ResNets need no rounding of their own.
+
+    Nor does padding with values that are there.
+    """
     settings = {**dict(zip(("mode", "value"), node.args[2:], strict=False)), **node.kwargs}
-    return node.target is F.pad and settings.get("mode", "constant") == "constant" and not settings.get("value")
+    return node.target is F.pad and (settings.get("mode", "constant") != "constant" or not settings.get("value"))
 
 
 def _qualified_name(node: fx.Node) -> str:
@@ -178,46 +204,72 @@ def _in_float(graph_module: fx.GraphModule, modules: Mapping[str, nn.Module], ca
     return {node for node in found if node.op != "placeholder"}
 
 
-def _readers(node: fx.Node, modules: Mapping[str, nn.Module], carriers: Set[fx.Node]) -> tuple[tuple[str, ...], bool]:
+def _readers(node: fx.Node, modules: Mapping[str, nn.Module], values: "_Values") -> tuple[tuple[str, ...], bool]:
     """Layers that read a node's value, directly or through moving nodes, and whether anything else does."""
     layers: list[str] = []
     shared = False
     pending = list(node.users)
     while pending:
         user = pending.pop(0)
-        if user not in carriers:
+        if user not in values.carriers:
             continue  # it reads the shape only
         if _is_layer(user, modules):
             layers.append(str(user.target))
-        elif moves(user, modules):
+        elif user in values.moving:
             pending += list(user.users)
         elif user.op != "output":
             shared = True
     return tuple(dict.fromkeys(layers)), shared
 
 
-class _FloatShapes(fx.Interpreter):
-    """Runs a graph and remembers which nodes hold float tensors, and of how many elements for one sample."""
+class _Values(fx.Interpreter):
+    """Runs a graph and remembers which nodes hold floats, of how many elements for one sample, and which move them."""
 
     def __init__(self, graph_module: fx.GraphModule, batch: int) -> None:
         super().__init__(graph_module)
         self.batch = batch
         self.features: dict[str, int] = {}
+        """By nodes with a float tensor."""
         self.carriers: set[fx.Node] = set()
-        """Nodes with a float tensor, or a tuple or list of them, and the output."""
-        self._constants: set[fx.Node] = set()
+        """Nodes with a float or complex tensor, or a collection of them, and the output."""
+        self.moving: set[fx.Node] = set()
+        """Nodes that only move stored values."""
+        self._modules = dict(graph_module.named_modules())
+        self.constants: set[fx.Node] = set()
+        """Nodes that depend on no value of the input: parameters, and what is made of them and of sizes."""
 
     def run_node(self, n: fx.Node) -> object:
         value = super().run_node(n)
-        if n.op == "get_attr" or (n.op != "placeholder" and all(x in self._constants for x in n.all_input_nodes)):
-            self._constants.add(n)
-        if n.op == "output" or any(_is_float(x) for x in (value if isinstance(value, tuple | list) else (value,))):
+        if n.op == "get_attr" or (n.op != "placeholder" and all(x in self.constants for x in n.all_input_nodes)):
+            self.constants.add(n)
+        if _tells_of_sizes(n, value):
+            self.constants.add(n)
+        if n.op == "output" or any(_has_values(x) for x in tree_leaves(value)):
             self.carriers.add(n)
-        if _is_float(value) and n.op != "output" and n not in self._constants:
+        if _is_float(value) and n.op != "output":
             assert isinstance(value, torch.Tensor)
-            self.features[n.name] = value.numel() // self.batch
+            self.features[n.name] = max(1, value.numel() // self.batch)
+        if _moves(n, self._modules, value) and self._has_stored(n):
+            self.moving.add(n)
         return value
+
+    def _has_stored(self, node: fx.Node) -> bool:
+        """Whether what a node moves is stored, or moved: nothing that lies in a collection, and no complex numbers."""
+        source = node.args[0] if node.args else None
+        return not isinstance(source, fx.Node) or source.name in self.features or source in self.moving
+
+
+def _tells_of_sizes(node: fx.Node, value: object) -> bool:
+    """Whether a node tells of a tensor's size, type or place, but not of its values."""
+    if node.op == "call_method" and node.target in ("size", "dim", "numel", "new_zeros", "new_ones", "new_full"):
+        return True
+    told = node.target is getattr and not any(isinstance(x, torch.Tensor) for x in tree_leaves(value))
+    return told or node.target in _LIKE
 
 
 def _is_float(value: object) -> bool:
     return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+def _has_values(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex())

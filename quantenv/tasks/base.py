@@ -1,6 +1,5 @@
 """What a task is: a float network, fixed splits and a quantization scheme."""
 
-import copy
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -10,11 +9,12 @@ from functools import cached_property, partial
 import torch
 from torch import nn
 
-from quantenv.attention import with_plain_attention
 from quantenv.channel_groups import Channels, split_layers
-from quantenv.errors import QuantenvError, UnsupportedLayerError, unknown_name
+from quantenv.copies import copy_of
+from quantenv.errors import QuantenvError, unknown_name
 from quantenv.files import content_hash
 from quantenv.layers import LayerSpec, describe
+from quantenv.plain import plain_network
 from quantenv.quantize.identity import network_content, tensor_digest
 from quantenv.tasks.outputs import count_classes
 from quantenv.tasks.samples import check_classes, class_indices, plain_tensor
@@ -69,8 +69,8 @@ class Task:
     name: str
     """Name used in logs, allocation files and run folders."""
     network: nn.Module
-    """Float network with pretrained weights. The task keeps a copy in eval mode, in which attention is expressed by its
-    projections (see `quantenv.attention`): what becomes of the network afterwards changes no number."""
+    """Float network with pretrained weights. The task keeps a copy of its plain form (see `quantenv.plain`) in eval
+    mode: what becomes of the network afterwards changes no number."""
     splits: Mapping[str, Split]
     """``train`` (fine-tuning), ``calibration`` (ranges), ``search`` (the reward), ``test`` (reported once)."""
     scheme: str = "linear"
@@ -115,8 +115,8 @@ class Task:
                         "search and test accuracy would be training accuracy. Remove duplicates first."
                     )
             seen.update(dict.fromkeys(samples, name))
-        plain = with_plain_attention(self.network)
-        object.__setattr__(self, "network", (_copy(plain) if plain is self.network else plain).eval())
+        plain = plain_network(self.network, self.splits["calibration"].inputs)
+        object.__setattr__(self, "network", (copy_of(plain) if plain is self.network else plain).eval())
         few = torch.cat([self.splits[name].inputs[:1] for name in ("train", "search", "test")])
         classes = count_classes(self.network, few)
         for name in SPLITS:
@@ -166,16 +166,6 @@ class Task:
         for split in SPLITS:
             data = self.splits[split]
             yield from (split, tensor_digest(data.inputs), tensor_digest(data.labels))
-
-
-def _copy(network: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(network)
-    except (RuntimeError, TypeError, NotImplementedError) as error:  # what cannot be copied says so in one of these
-        raise UnsupportedLayerError(
-            f"{type(network).__name__} cannot be copied by copy.deepcopy ({(str(error).splitlines() or [''])[0]}): let "
-            "it keep parameters, buffers and plain values only."
-        ) from error
 
 
 def sample_digest(sample: torch.Tensor) -> bytes:

@@ -1,8 +1,6 @@
-import pytest
 import torch
 from torch import nn
 
-from quantenv.errors import UnsupportedLayerError
 from quantenv.quantize.graph import find_sites
 from quantenv.quantize.tracing import trace
 from quantenv.tasks.vision import torchvision
@@ -100,7 +98,7 @@ def test_reading_a_shape_is_not_reading_a_value():
     assert [(site.layers, site.shared) for site in sites] == [(("first",), False), (("second",), False)]
 
 
-def test_a_layer_that_reads_a_constant_is_named():
+def test_a_constant_is_stored_for_the_layer_that_reads_it():
     class Constant(nn.Module):
         def __init__(self):
             super().__init__()
@@ -108,7 +106,23 @@ def test_a_layer_that_reads_a_constant_is_named():
             self.layer, self.head = nn.Linear(2, 2), nn.Linear(2, 2)
 
         def forward(self, x):
-            return self.head(x + self.layer(self.token))
+            return self.head(x + self.token + self.layer(self.token.expand(len(x), -1)))
 
-    with pytest.raises(UnsupportedLayerError, match="'layer' reads nothing that depends"):
-        find_sites(trace(Constant()), torch.randn(1, 2))
+    sites = find_sites(trace(Constant()), torch.randn(3, 2))
+    assert [(site.node, site.layers) for site in sites if site.layers] == [("token", ("layer",)), ("add_1", ("head",))]
+
+
+def test_values_that_are_chosen_are_stored_already_and_those_in_collections_are_stored_when_taken():
+    class Choosing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(12, 2)
+
+        def forward(self, x):
+            largest = self.a(x).max(1)[0]
+            variance, mean = torch.var_mean(self.b(x), dim=1)
+            return self.head(torch.cat([largest, variance, torch.fft.fft(mean).real], 1))
+
+    sites = {site.node: site for site in find_sites(trace(Choosing()), torch.randn(1, 3, 4))}
+    assert set(sites) == {"x", "a", "b", "getitem_1", "getitem_2", "getattr_1", "cat"}
+    assert sites["a"].shared

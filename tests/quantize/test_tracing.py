@@ -7,7 +7,7 @@ from quantenv.allocation import Allocation
 from quantenv.errors import UnsupportedLayerError
 from quantenv.quantize import PrefixRunner, QuantizedNetwork, calibrate
 from quantenv.quantize.integer import IntegerNetwork
-from quantenv.quantize.tracing import trace
+from quantenv.quantize.tracing import fold_linear_norms, trace
 from tests.networks import branched
 
 EXAMPLE = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -25,9 +25,20 @@ def test_folding_batch_norms_changes_nothing():
 def test_linear_batch_norms_are_folded_too():
     network = nn.Sequential(nn.Linear(4, 6, bias=False), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2)).eval()
     network[1].running_mean.normal_()
-    folded = trace(network)
-    assert not any(isinstance(module, nn.BatchNorm1d) for module in folded.modules())
     x = torch.randn(3, 4)
+    folded = trace(network)
+    fold_linear_norms(folded, x)
+    assert not any(isinstance(module, nn.BatchNorm1d) for module in folded.modules())
+    torch.testing.assert_close(folded(x), network(x))
+
+
+def test_norms_of_tokens_are_kept():
+    network = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 2)).eval()
+    network[1].running_mean.normal_()
+    x = torch.randn(3, 6, 4)  # as many tokens as features
+    folded = trace(network)
+    fold_linear_norms(folded, x)
+    assert any(isinstance(module, nn.BatchNorm1d) for module in folded.modules())
     torch.testing.assert_close(folded(x), network(x))
 
 
