@@ -111,6 +111,8 @@ class Tracer(fx.Tracer):
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Makes a step of a parameter; of the original network's, it is the copy's."""
+        if threading.get_ident() != self._thread:
+            return attr_val
         if isinstance(attr_val, nn.Parameter) and (name := self._original.get(id(attr_val))) is not None:
             attr_val = self._copied[name]
         return super().getattr(attr, attr_val, parameter_proxy_cache)
