@@ -26,7 +26,8 @@ def plain_network(network: nn.Module, example: torch.Tensor) -> nn.Module:
     """Brings a network into the form that everything else here works on.
 
     Its layers are torch's own (see `quantenv.plain.modules`), weights that functions multiply by are layers, too (see
-    `quantenv.plain.weights`), all floats are of single precision, and ``squeeze()`` leaves a batch of one sample alone.
+    `quantenv.plain.weights`), what hooks compute is computed without them, all floats are of single precision, and
+    ``squeeze()`` leaves a batch of one sample alone.
 
     Args:
         network: Any network; not changed.
@@ -46,8 +47,8 @@ def plain_network(network: nn.Module, example: torch.Tensor) -> nn.Module:
         return simple  # whoever needs the trace says why there is none
     if graph.meta[UNTRACED]:
         _check_hooks(simple, graph.meta[UNTRACED], example)
-        _check_same(network, graph, example)
-    rewritten = layers_of_weights(graph, simple)
+    rewritten = any(module._forward_hooks or module._forward_pre_hooks for module in simple.modules())
+    rewritten |= layers_of_weights(graph, simple)
     rewritten |= _cast_to_single(graph)
     rewritten |= _squeeze_no_samples(graph, example)
     if rewritten:
@@ -163,7 +164,7 @@ def _outputs(network: nn.Module, example: torch.Tensor) -> Any:
         for kind in kinds:
             try:
                 with torch.no_grad():
-                    output = network.eval()(example.to(kind))
+                    output = network.eval()(example.to(kind, copy=True))
             except RUNTIME_ERRORS:
                 continue
             return output.float() if isinstance(output, torch.Tensor) else output

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 
 from quantenv.quantize.calibration import Calibration
-from quantenv.quantize.graph import moves
 from quantenv.quantize.verification import without_rounding
 
 logger = logging.getLogger(__name__)
@@ -48,17 +47,9 @@ def warn_of_rounded_inputs(calibration: Calibration, labels: torch.Tensor, batch
 
 
 def input_sites(calibration: Calibration) -> tuple[str, ...]:
-    """Returns the nodes of the sites that hold values of the network's input, as they are or moved."""
-    modules = dict(calibration.graph.named_modules())
-    nodes = {node.name: node for node in calibration.graph.graph.nodes}
-    found = []
-    for site in calibration.sites:
-        node = nodes[site.node]
-        while node.op != "placeholder" and moves(node, modules) and node.all_input_nodes:
-            node = node.all_input_nodes[0]
-        if node.op == "placeholder":
-            found.append(site.node)
-    return tuple(found)
+    """Returns the nodes of the sites that hold values of the network's input: what moves them stores nothing."""
+    inputs = {node.name for node in calibration.graph.graph.nodes if node.op == "placeholder"}
+    return tuple(site.node for site in calibration.sites if site.node in inputs)
 
 
 def _evaluate(network: torch.nn.Module, inputs: torch.Tensor, labels: torch.Tensor, batch: int) -> tuple[float, float]:

@@ -19,6 +19,7 @@ from torch.utils.data import (
 )
 
 from quantenv.errors import QuantenvError
+from quantenv.plain import plain_network
 from quantenv.tasks.base import Split, Task, sample_digest
 from quantenv.tasks.outputs import count_classes, takes_whole_numbers
 from quantenv.tasks.samples import MOST, as_float32, check_classes, class_of, plain_tensor
@@ -95,7 +96,8 @@ def task_from_datasets(
     seen: set[bytes] = set()
     test = _read(network, held_out, evaluation[searching:end], "held_out", seen)
     search = _read(network, held_out, evaluation[:searching], "held_out", seen)
-    classes = count_classes(network, torch.cat([test.inputs[:2], search.inputs[:1]]))
+    few = torch.cat([test.inputs[:2], search.inputs[:1]])
+    classes = count_classes(plain_network(network, few), few)
     fine_tuning = _read(network, train, training, "train", seen)
     for part in (test, search, fine_tuning):
         check_classes(part.labels, classes, part.name_of)
