@@ -100,6 +100,9 @@ class LayersOptions:
     json: bool = False
     """Print JSON instead of a table: a list of all that is known of each layer."""
 
+    def __post_init__(self) -> None:
+        check_fields(self, "--")
+
 
 @dataclass(frozen=True)
 class ReportOptions:
@@ -118,6 +121,7 @@ class ReportOptions:
     none."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "--")
         if Path(self.output).suffix.lower() not in (".html", ".htm"):
             raise QuantenvError(f"--output is {short(self.output)}; expected the path of a page, such as report.html.")
 

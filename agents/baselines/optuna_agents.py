@@ -91,6 +91,7 @@ class CMAESConfig:
     """Where Optuna keeps the trials: a URL such as ``sqlite:///trials.db``. Empty keeps them in memory."""
 
     def __post_init__(self) -> None:
+        require_in_range(self, 0, math.inf, "population")
         if self.population != 0:
             require_in_range(self, 4, math.inf, "population")
 
