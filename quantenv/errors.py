@@ -22,6 +22,8 @@ class UnsupportedLayerError(QuantenvError):
 
 #: The longest piece of a value that a message quotes.
 SHOWN = 80
+#: The most names that a message lists; more are not listed at all where one of them is near.
+LISTED = 30
 
 
 def shown(value: object) -> str:
@@ -49,4 +51,6 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> QuantenvError
     text = name if isinstance(name, str) else shown(name)
     near = difflib.get_close_matches(text[:SHOWN], known, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-    return QuantenvError(f"Unknown {kind} {shown(text)}.{hint} Known: {', '.join(known)}.")
+    more = f" and {len(known) - LISTED} more" if len(known) > LISTED else ""
+    listed = "" if near and more else f" Known: {', '.join(known[:LISTED]) or 'none'}{more}."
+    return QuantenvError(f"Unknown {kind} {shown(text)}.{hint}{listed}")
