@@ -13,7 +13,7 @@ from experiments.command_line import parse_options
 from experiments.console import results
 from experiments.tool_options import LayersOptions
 from quantenv.errors import QuantenvError
-from quantenv.layers import LayerSpec, describe
+from quantenv.layers import LayerSpec, describe, float_weights_note
 from quantenv.plain import plain_network
 from quantenv.quantize.graph import find_sites
 from quantenv.quantize.tracing import trace
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
         UnsupportedLayerError: If the network cannot be quantized.
     """
     options = parse_options(LayersOptions, "layers", arguments)
-    layers = network_layers(options)
+    network, layers = network_layers(options)
     if options.json:
         sys.stdout.write(json.dumps([dataclasses.asdict(layer) for layer in layers], indent=1) + "\n")
         return 0
@@ -58,11 +58,13 @@ def main(arguments: Sequence[str]) -> int:
     table.add_section()
     table.add_row(f"{len(layers)} layers", *[""] * 6, *totals)
     results().print(table, markup=False)
+    if note := float_weights_note(network, {layer.name for layer in layers}):
+        results().print(note, markup=False)
     return 0
 
 
-def network_layers(options: LayersOptions) -> tuple[LayerSpec, ...]:
-    """Makes the network, runs it on one random input, and traces it."""
+def network_layers(options: LayersOptions) -> tuple[torch.nn.Module, tuple[LayerSpec, ...]]:
+    """Makes the network in its plain form, runs it on one random input, and traces it."""
     if options.model is None:
         raise QuantenvError("Say which network: --model torchvision:resnet18, or --model your_module:make_network.")
     shape = _shape(options.input)
@@ -70,7 +72,7 @@ def network_layers(options: LayersOptions) -> tuple[LayerSpec, ...]:
     network = plain_network(make_network(options.model, arguments=options.model_arguments), example)
     layers = describe(network, example)
     find_sites(trace(network), example)
-    return layers
+    return network, layers
 
 
 def _shape(text: str) -> list[int]:

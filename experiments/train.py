@@ -75,8 +75,10 @@ def train(options: TrainOptions, earlier: RunFolder | None) -> int:
     check_fine_tuning(options, task)
 
     def begin(setting: Setting) -> None:
-        if isinstance(task, Task) and (note := chance_note(task.splits["search"].labels.tolist(), setting.reference)):
-            say.print(note)
+        if isinstance(task, Task):
+            chance = chance_note(task.splits["search"].labels.tolist(), setting.reference)
+            for note in filter(None, (task.float_weights_note, chance)):
+                say.print(note)
 
     result, interruption = run(options, task, earlier, say, GracefulStop(), begin)
     assert result.folder is not None  # which `run` always makes

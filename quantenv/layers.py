@@ -5,6 +5,7 @@ torch is imported by the functions that need it: environments over tables know t
 
 import math
 import threading
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 Kind = Literal["conv", "depthwise", "linear"]
+#: Parameters that stay in float which are named, the largest ones.
+MOST_NAMED = 4
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,44 @@ def describe(network: "nn.Module", example: "torch.Tensor") -> tuple[LayerSpec, 
         )
     modules = dict(network.named_modules())
     return tuple(_spec(name, modules[name], shapes) for name, shapes in calls.items())
+
+
+def float_weights(network: "nn.Module", layers: Collection[str]) -> dict[str, int]:
+    """Counts the parameters that no decision covers, so that they stay in float whatever the allocation.
+
+    Args:
+        network: A network in its plain form, such as a task's.
+        layers: Names of its quantizable layers.
+
+    Returns:
+        Elements by name of the parameter, those of quantizable layers and of batch norms, which are folded, left out.
+    """
+    from torch import nn
+
+    return {
+        f"{name}.{key}" if name else key: value.numel()
+        for name, module in network.named_modules()
+        for key, value in module.named_parameters(recurse=False)
+        if name not in layers and not isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
+    }
+
+
+def float_weights_note(network: "nn.Module", layers: Collection[str]) -> str | None:
+    """Says how many parameters stay in float and which; see `float_weights`.
+
+    Returns:
+        A sentence, or None if there are none.
+    """
+    found = float_weights(network, layers)
+    if not found:
+        return None
+    largest = sorted(found, key=lambda name: -found[name])[:MOST_NAMED]
+    others = f" and {len(found) - len(largest)} more" if len(found) > len(largest) else ""
+    total = sum(value.numel() for value in network.parameters())
+    return (
+        f"{sum(found.values()):,} weights of {total:,} stay in float, and no decision or cost covers them: "
+        f"{', '.join(f'{name} ({found[name]:,})' for name in largest)}{others}."
+    )
 
 
 def _run(network: "nn.Module", example: "torch.Tensor") -> object:

@@ -18,7 +18,7 @@ from quantenv.plain import plain_network
 from quantenv.quantize.calibrate import MAX_SAMPLES, activation_grids, spread, weight_grids
 from quantenv.quantize.corrections import Statistics, bias_correction, measure
 from quantenv.quantize.equalisation import absorb, equalise
-from quantenv.quantize.graph import Site, find_sites
+from quantenv.quantize.graph import Site, find_sites, keep_exact
 from quantenv.quantize.kmeans import codebooks
 from quantenv.quantize.naming import name_of
 from quantenv.quantize.quantizers import Codebook, Grid, GroupedGrid, Rounding, WeightRounding
@@ -167,6 +167,7 @@ def calibrate(
         equalise(graph)
     if scheme.absorption:
         absorb(graph, measure(graph, [layer.name for layer in layers], inputs).moments)
+    keep_exact(graph, inputs[:1])
     sites = find_sites(graph, inputs[:1])
     recorder = _SiteRecorder(
         graph, {site.node for site in sites}, per_batch=MAX_SAMPLES * CALIBRATION_BATCH // len(inputs)

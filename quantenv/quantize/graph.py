@@ -120,15 +120,66 @@ def find_sites(graph_module: fx.GraphModule, example: torch.Tensor) -> tuple[Sit
         values.run(example)
     modules = dict(graph_module.named_modules())
     in_float = _in_float(graph_module, modules, values.carriers)
+    exact = _exact(graph_module, modules, values)
     sites = []
     for node in graph_module.graph.nodes:
-        if node.name not in values.features or node in values.moving or fused_relu(node, modules) is not None:
+        moved = node in values.moving and node.args[0] not in exact  # what moves exact values is the first to be stored
+        if node.name not in values.features or moved or node in exact or fused_relu(node, modules) is not None:
             continue
         layers, shared = _readers(node, modules, values)
         shared &= node not in values.constants  # a constant is stored for layers alone
         if (layers or shared) and node not in in_float:
             sites.append(Site(node.name, layers, shared, values.features[node.name]))
     return tuple(sites)
+
+
+def keep_exact(graph_module: fx.GraphModule, example: torch.Tensor) -> None:
+    """Has what reads numbers of the input as they are, such as ids that index, read it beside what is quantized.
+
+    Whatever else reads the same tensor gets a node of its own to be rounded.
+
+    Args:
+        graph_module: A network from `quantenv.quantize.tracing.trace`, changed in place.
+        example: A batch of inputs.
+    """
+    values = _Values(graph_module, len(example))
+    with torch.no_grad():
+        values.run(example)
+    exact = _exact(graph_module, dict(graph_module.named_modules()), values)
+    for node in exact:
+        rounded = [user for user in node.users if not _leaves_alone(user, exact, values) and user not in values.moving]
+        if rounded and node.name in values.features:  # no collection of tensors
+            with graph_module.graph.inserting_after(node):
+                stored = graph_module.graph.call_method("detach", (node,))
+            for user in rounded:
+                user.replace_input_with(node, stored)
+    graph_module.recompile()
+
+
+def _exact(graph_module: fx.GraphModule, modules: Mapping[str, nn.Module], values: "_Values") -> set[fx.Node]:
+    """Returns the nodes that hold the input, or numbers made of it, which something reads that must not be rounded.
+
+    That is what makes whole numbers or truth values of it: ids are cast, compared and looked up.
+    """
+    exact: set[fx.Node] = set()
+    for node in reversed(graph_module.graph.nodes):
+        if node.op == "output" or node not in values.carriers or _multiplies(node, modules):
+            continue
+        users = [user for user in node.users if user not in values.constants]
+        if node not in values.constants and any(_leaves_alone(user, exact, values) for user in users):
+            exact.add(node)
+    # From the input on: what is computed of rounded values is stored rounded, whoever reads it.
+    of_input: set[fx.Node] = set()
+    for node in graph_module.graph.nodes:
+        sources = [source for source in node.all_input_nodes if source not in values.constants]
+        if node in exact and all(source in of_input for source in sources):
+            of_input.add(node)
+    return of_input
+
+
+def _leaves_alone(user: fx.Node, exact: Set[fx.Node], values: "_Values") -> bool:
+    """Whether a reader takes values as they are: it makes no floats of them, or others do that with what it makes."""
+    return user in exact or (user not in values.carriers and user not in values.constants)
 
 
 def _moves(node: fx.Node, modules: Mapping[str, nn.Module], value: object) -> bool:

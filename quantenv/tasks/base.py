@@ -9,11 +9,11 @@ from functools import cached_property, partial
 import torch
 from torch import nn
 
-from quantenv.channel_groups import Channels, split_layers
+from quantenv.channel_groups import Channels, split_layers, whole
 from quantenv.copies import copy_of
 from quantenv.errors import QuantenvError, unknown_name
 from quantenv.files import content_hash
-from quantenv.layers import LayerSpec, describe
+from quantenv.layers import LayerSpec, describe, float_weights_note
 from quantenv.plain import plain_network
 from quantenv.quantize.identity import network_content, tensor_digest
 from quantenv.tasks.outputs import count_classes
@@ -147,6 +147,11 @@ class Task:
         """The quantizable layers, in execution order; in place of a layer its channel groups, where it has any."""
         layers = describe(self.network, self.splits["calibration"].inputs[:1])
         return split_layers(layers, self.channel_groups)
+
+    @property
+    def float_weights_note(self) -> str | None:
+        """Says how many of the network's parameters no decision covers, and which; None if there are none."""
+        return float_weights_note(self.network, {whole(layer).name for layer in self.layers})
 
     @cached_property
     def identity(self) -> str:

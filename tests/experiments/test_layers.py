@@ -1,6 +1,8 @@
 import json
 
 import pytest
+import torch
+from torch import nn
 
 from experiments.cli import main
 
@@ -52,3 +54,26 @@ def test_arguments_reach_the_constructor(capsys):
 )
 def test_mistakes_are_one_sentence(refused, options, sentence):
     assert sentence in refused("layers", *options)
+
+
+def test_weights_that_no_decision_covers_are_named_and_counted(capsys):
+    assert "stay in float" not in listed(capsys)
+    assert main(["layers", "--model=tests.experiments.test_layers:with_positions", "--input=3,8,8"]) == 0
+    sentence = " ".join(capsys.readouterr().out.split())
+    total = 3 * 4 * 64 + 4 + 4 * 64 + 8 + 4 * 5 + 5
+    assert f"264 weights of {total:,} stay in float, and no decision or cost covers them: positions (256)" in sentence
+    assert "norm.weight (4), norm.bias (4)" in sentence
+
+
+class WithPositions(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.patches, self.norm, self.head = nn.Conv2d(3, 4, 8), nn.LayerNorm(4), nn.Linear(4, 5)
+        self.positions = nn.Parameter(torch.zeros(64, 4))
+
+    def forward(self, x):
+        return self.head(self.norm(self.patches(x).flatten(2).transpose(1, 2) + self.positions.mean(0)).mean(1))
+
+
+def with_positions():
+    return WithPositions()
