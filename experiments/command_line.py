@@ -18,9 +18,11 @@ from typing import Any, TypeVar
 from experiments.option_files import read_option_file, refuse_classes
 from experiments.option_text import from_text
 from quantenv.errors import QuantenvError
+from quantenv.files import write_text
 from quantenv.own_code import name_on_command_line
 from quantenv.plain_yaml import dump_plain
-from quantenv.reading import parse_yaml
+from quantenv.reading import YAML_LIMIT, parse_yaml, read_bytes
+from quantenv.records import check_comment, with_comment
 from quantenv.typed import checked, members, short
 
 Options = TypeVar("Options")
@@ -83,7 +85,7 @@ def parse_options(
 
 
 def read_options(kind: type[Options], command: str, path: str | Path, instead: Mapping[str, Any]) -> Options:
-    """Reads the options that a folder was made with.
+    """Reads the options that a folder was made with, as `write_options` wrote them.
 
     Args:
         kind: Dataclass of the options.
@@ -92,8 +94,9 @@ def read_options(kind: type[Options], command: str, path: str | Path, instead: M
         instead: Options that are as given here, whatever the file says of them.
 
     Raises:
-        QuantenvError: As `parse_options`.
+        QuantenvError: As `parse_options`, or if the file was changed or damaged.
     """
+    check_comment(read_bytes(path, limit=YAML_LIMIT), f"The file {path}")
     values = _from_mapping(read_option_file(path), kind, command, str(path))
     return _build(kind, {**values, **instead}, command)
 
@@ -105,6 +108,19 @@ def _refuse_cluster(values: Mapping[str, Any], given: Sequence[tuple[str, str]],
             f"{where}: {CLUSTER} is {short(values[CLUSTER])}, and a Ray cluster may run code here: name it on the "
             f"command line with --{CLUSTER}, or leave it out."
         )
+
+
+def write_options(path: Path, options: Any, command: str, what: str) -> None:
+    """Writes the options that a folder is made with, atomically, with a checksum in a comment.
+
+    Args:
+        path: The file.
+        options: A dataclass instance.
+        command: Name of the command that makes the folder.
+        what: What the folder is of, such as ``"run"``.
+    """
+    header = f"# Resolved options of this {what}; run it again with `quantenv {command} --config <this file>`.\n"
+    write_text(path, with_comment(header + to_yaml(options)))
 
 
 def to_yaml(options: Any) -> str:

@@ -17,7 +17,7 @@ import torch
 
 from agents import Agent, make_agent
 from experiments.agent_options import resolved_options
-from experiments.command_line import parse_options, to_yaml
+from experiments.command_line import parse_options, write_options
 from experiments.console import announcements, results
 from experiments.episodes import Episode, EpisodeLog
 from experiments.folder_lock import sole_writer
@@ -192,6 +192,5 @@ def _new_folder(options: ParetoOptions) -> Path:
                 break
     except OSError as error:
         raise QuantenvError(f"Cannot make a folder in {parent}: {error.strerror}.") from error
-    header = "# Resolved options of this front; run it again with `quantenv pareto --config <this file>`.\n"
-    write_text(folder / "config.yaml", header + to_yaml(options))
+    write_options(folder / "config.yaml", options, "pareto", "front")
     return folder

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from experiments.command_line import flatten, parse_options, read_options, to_yaml
+from experiments.command_line import flatten, parse_options, read_options, write_options
 from experiments.console import announcements, results
 from experiments.folder_lock import kept_folder
 from experiments.progress import ProgressView
@@ -21,7 +21,6 @@ from experiments.task_source import with_absolute_paths
 from experiments.tool_options import IMAGE_FOLDER, PretrainOptions
 from quantenv.errors import QuantenvError
 from quantenv.evaluate.ptq import evaluate_logits
-from quantenv.files import write_text
 from quantenv.tasks import Task, check_source
 from quantenv.tasks.imagefolder import imagefolder_of
 from quantenv.tasks.pretraining import PretrainConfig, Pretraining
@@ -139,8 +138,7 @@ def _new_folder(options: PretrainOptions, model: str) -> Path:
         folder = make_new(parent, f"{model.replace(':', '.')}-{options.seed}-{datetime.now():%Y%m%d-%H%M%S}")
     except OSError as error:
         raise QuantenvError(f"Cannot make a folder in {parent}: {error.strerror}.") from error
-    header = "# Resolved options of this training; run it again with `quantenv pretrain --config <this file>`.\n"
-    write_text(folder / "config.yaml", header + to_yaml(with_absolute_paths(options)))
+    write_options(folder / "config.yaml", with_absolute_paths(options), "pretrain", "training")
     return folder
 
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from experiments.command_line import read_options, to_yaml
+from experiments.command_line import read_options, write_options
 from experiments.episodes import Episode, read_episodes
 from experiments.folder_lock import kept_folder
 from experiments.options import TrainOptions
@@ -15,9 +15,7 @@ from experiments.provenance import Environment
 from experiments.report import Report
 from experiments.top_k import TopKFile
 from quantenv.errors import QuantenvError
-from quantenv.files import write_text
-from quantenv.reading import YAML_LIMIT, read_bytes
-from quantenv.records import check_comment, read_record, with_comment, write_record
+from quantenv.records import read_record, write_record
 
 
 @dataclass(frozen=True)
@@ -129,14 +127,12 @@ class RunFolder:
         Raises:
             QuantenvError: If the file was changed or damaged, or an option is unknown.
         """
-        check_comment(read_bytes(self.config, limit=YAML_LIMIT), f"The file {self.config}")
         # Which cluster evaluates is for each command to say, and never for a folder.
         return read_options(TrainOptions, "train", self.config, {"ray_address": None})
 
     def write_options(self, options: TrainOptions) -> None:
         """Writes the run's options, with a checksum in a comment."""
-        header = "# Resolved options of this run; run it again with `quantenv train --config <this file>`.\n"
-        write_text(self.config, with_comment(header + to_yaml(options)))
+        write_options(self.config, options, "train", "run")
 
     def write_json(self, path: Path, content: dict[str, Any]) -> None:
         """Writes one of the run's JSON files with a checksum, atomically."""

@@ -23,12 +23,12 @@ from experiments.benchmarks.jobs import Record
 from experiments.benchmarks.parquet import COLUMNS, DamagedFile, read_description, read_table, write_table, write_tables
 from experiments.benchmarks.schemas import CurvesFile, Description, JobsFile, LeaderboardFile
 from experiments.benchmarks.suite import BenchmarkOptions, Job
-from experiments.command_line import read_options, to_yaml
+from experiments.command_line import read_options, write_options
 from experiments.provenance import Environment
 from quantenv.errors import QuantenvError
-from quantenv.files import content_hash, write_text
-from quantenv.reading import MIB, YAML_LIMIT, fit, read_bytes
-from quantenv.records import check_comment, read_record, with_comment, write_record
+from quantenv.files import content_hash
+from quantenv.reading import MIB, fit
+from quantenv.records import read_record, write_record
 
 JOBS_LIMIT = 64 * MIB
 """Bytes of `jobs.json`, which has some 700 for each search."""
@@ -102,13 +102,11 @@ class BenchmarkFolder:
         Raises:
             QuantenvError: If the file was changed or damaged.
         """
-        check_comment(read_bytes(self.suite, limit=YAML_LIMIT), f"The file {self.suite}")
         return read_options(BenchmarkOptions, "benchmark", self.suite, {})
 
     def write_options(self, options: BenchmarkOptions) -> None:
         """Writes the options, with a checksum in a comment."""
-        header = "# Options of this benchmark; run it again with `quantenv benchmark --config <this file>`.\n"
-        write_text(self.suite, with_comment(header + to_yaml(options)))
+        write_options(self.suite, options, "benchmark", "benchmark")
 
     def write_json(self, path: Path, content: dict[str, Any]) -> None:
         """Writes a JSON file with its checksum; what it holds must be finite or None."""
