@@ -162,7 +162,8 @@ def quantized_row(name: str, stage: str, env: QuantizationEnv, allocation: Alloc
 def fine_tuned_row(name: str, env: QuantizationEnv, allocation: Allocation, result: FinetuneResult) -> Row:
     """Makes the row of an allocation after fine-tuning, which says how that went."""
     row = quantized_row(name, QAT, env, allocation, result.test)
-    epochs = tuple({key: value for key, value in each.items() if math.isfinite(value)} for each in result.history)
+    # Sorted, as a checkpoint of the fine-tuning has them: a resumed run's report is the same to the byte.
+    epochs = tuple({key: each[key] for key in sorted(each) if math.isfinite(each[key])} for each in result.history)
     return structs.replace(row, best_epoch=result.best_epoch, diverged=result.diverged, epochs=epochs)
 
 
