@@ -12,8 +12,9 @@ import numpy as np
 from gymnasium import spaces
 
 from quantenv.allocation import MAX_BITS, Allocation
-from quantenv.arguments import named
+from quantenv.arguments import named, one_of
 from quantenv.env.constraints import Constraint
+from quantenv.env.decisions import DECISIONS
 from quantenv.env.environment import QuantizationEnv
 from quantenv.env.masks import cost_of, within
 from quantenv.env.projection import project
@@ -105,8 +106,9 @@ class HAQEnv(QuantizationEnv):
         """
         self.switches = HAQSwitches.of({} if switches is None else switches)
         """Where the search follows the published code."""
-        alternating = options.setdefault("decisions", "weights+activations") == "weights+activations"
-        if options["decisions"] == "hierarchical":
+        decisions = one_of(options.setdefault("decisions", "weights+activations"), "decisions", DECISIONS)
+        alternating = decisions == "weights+activations"
+        if decisions == "hierarchical":
             raise QuantenvError("decisions='hierarchical' is not HAQ's search: use weights+activations or weights.")
         for name in ("stale_first_observation", "inverted_flag", "first_activation_priced_at_7"):
             if getattr(self.switches, name) and not alternating:
