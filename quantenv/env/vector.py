@@ -11,7 +11,7 @@ from quantenv.env.constraints import Reject
 from quantenv.env.copies import Copies, Infos, Rows
 from quantenv.env.environment import QuantizationEnv
 from quantenv.env.masks import cost_of
-from quantenv.errors import QuantenvError
+from quantenv.errors import QuantenvError, shown
 from quantenv.evaluate.table import EvaluationTable
 from quantenv.hardware.budget import TOLERANCE
 
@@ -49,6 +49,8 @@ class VectorTableEnv(Copies):
         """
         if single is None:
             single = QuantizationEnv(**kwargs)
+        elif not isinstance(single, QuantizationEnv):
+            raise QuantenvError(f"single is {shown(single)}: expected a QuantizationEnv without wrappers.")
         elif kwargs:
             raise QuantenvError(f"single is given, so {', '.join(kwargs)} cannot be: leave one of them out.")
         if single.table is None:

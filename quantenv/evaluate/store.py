@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
-from quantenv.errors import QuantenvError
+from quantenv.errors import QuantenvError, shown
 from quantenv.evaluate.base import Evaluation
 from quantenv.evaluate.database import Damaged, Database, parse_location
 
@@ -88,7 +88,7 @@ class Summary:
     """Seconds since 1970."""
 
 
-def open_store(location: str | None = None) -> "EvaluationStore | None":
+def open_store(location: str | os.PathLike | None = None) -> "EvaluationStore | None":
     """Opens the store that an option or the user's settings name.
 
     Args:
@@ -101,7 +101,11 @@ def open_store(location: str | None = None) -> "EvaluationStore | None":
     Raises:
         QuantenvError: If it cannot be opened.
     """
-    location = location or os.environ.get(STORE_VARIABLE) or str(default_path())
+    if location is not None and not isinstance(location, str | os.PathLike):
+        raise QuantenvError(
+            f"The store is {shown(location)}: expected an SQLAlchemy URL, the path of an SQLite file, or 'off'."
+        )
+    location = str(location or os.environ.get(STORE_VARIABLE) or default_path())
     return None if location == OFF else EvaluationStore(location)
 
 

@@ -322,6 +322,18 @@ def test_haq_takes_nothing_that_is_not_its_own(given):
         HAQEnv(None, evaluator=AdditiveEvaluator(), **given)
 
 
+@pytest.mark.parametrize("decisions", [None, 3, ["weights"], np.array(["weights", "joint"]), "weight"])
+def test_haqs_decisions_are_checked(decisions):
+    with pytest.raises(QuantenvError, match="Unknown decisions"):
+        HAQEnv(None, evaluator=AdditiveEvaluator(), decisions=decisions, switches={"inverted_flag": True})
+
+
+@pytest.mark.parametrize("single", [3, "digits_table", gymnasium.make("quantenv/DigitsTable-v0")])
+def test_what_is_copied_is_a_plain_environment(single):
+    with pytest.raises(QuantenvError, match="expected a QuantizationEnv without wrappers"):
+        VectorTableEnv(2, single=single)
+
+
 # Reset and step
 
 

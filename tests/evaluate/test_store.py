@@ -177,3 +177,14 @@ def test_a_missing_driver_names_the_extra(scheme, monkeypatch):
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(QuantenvError, match=r"pip install 'quantenv\[postgres\]'"):
         EvaluationStore(f"{scheme}://user@127.0.0.1/x")
+
+
+@pytest.mark.parametrize("location", [3, True, b"store.sqlite", [], {}])
+def test_what_is_no_place_is_refused(location):
+    with pytest.raises(QuantenvError, match=r"The store is .*: expected an SQLAlchemy URL, the path"):
+        open_store(location)
+
+
+def test_a_path_is_a_place(tmp_path):
+    with_path, with_text = open_store(tmp_path / "a.sqlite"), open_store(str(tmp_path / "a.sqlite"))
+    assert with_path.name == with_text.name
