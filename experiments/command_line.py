@@ -5,17 +5,26 @@ objects of what a file says takes part.
 """
 
 import dataclasses
-import difflib
 import importlib.resources
-import re
 import sys
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Any, TypeVar
 
 from experiments.option_files import read_option_file, refuse_classes
+from experiments.option_names import (
+    CONFIG,
+    HELP,
+    PRINT,
+    check_known,
+    leaves_of,
+    positionals,
+    tokens,
+    unknown_option,
+    values_by_name,
+)
 from experiments.option_text import from_text
 from quantenv.errors import QuantenvError
 from quantenv.files import write_text
@@ -23,7 +32,7 @@ from quantenv.own_code import name_on_command_line
 from quantenv.plain_yaml import dump_plain
 from quantenv.reading import YAML_LIMIT, parse_yaml, read_bytes
 from quantenv.records import check_comment, with_comment
-from quantenv.typed import checked, members, short
+from quantenv.typed import checked, short
 
 Options = TypeVar("Options")
 
@@ -31,8 +40,6 @@ Options = TypeVar("Options")
 FUNCTIONS = ("model", "task")
 #: The option that names a Ray cluster to join.
 CLUSTER = "ray_address"
-
-CONFIG, HELP, PRINT = "config", "help", "print_config"
 
 
 def parse_options(
@@ -55,13 +62,13 @@ def parse_options(
     Raises:
         QuantenvError: If an option is unknown, a value is of the wrong type or a file cannot be read.
     """
-    given = _tokens(arguments, kind, command)
+    given = tokens(arguments, kind, command)
     if any(name == HELP for name, _ in given):
         from experiments.option_help import print_help  # reads docstrings: only where they are shown
 
         print_help(kind, command)
         sys.exit(0)
-    kinds = _leaves(kind)
+    kinds = leaves_of(kind)
     values: dict[str, Any] = {}
     shipped = importlib.resources.files("experiments.configs") / f"{command}.yaml"
     if shipped.is_file():
@@ -98,7 +105,10 @@ def read_options(kind: type[Options], command: str, path: str | Path, instead: M
     """
     check_comment(read_bytes(path, limit=YAML_LIMIT), f"The file {path}")
     values = _from_mapping(read_option_file(path), kind, command, str(path))
-    return _build(kind, {**values, **instead}, command)
+    try:
+        return _build(kind, {**values, **instead}, command)
+    except QuantenvError as error:
+        raise QuantenvError(f"{path}: {error}") from error
 
 
 def _refuse_cluster(values: Mapping[str, Any], given: Sequence[tuple[str, str]], where: str) -> None:
@@ -144,99 +154,12 @@ def flatten(options: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def positionals(kind: Any) -> list[str]:
-    """Returns the names of the fields that are given without their names, in order."""
-    return [f.name for f in dataclasses.fields(kind) if f.default is MISSING and f.default_factory is MISSING]
-
-
-def _tokens(arguments: Sequence[str], kind: Any, command: str) -> list[tuple[str, str]]:
-    """Splits a command line into names of options and their texts; a bare ``--all`` is true.
-
-    Raises:
-        QuantenvError: If an option lacks its value, or a value its option.
-    """
-    switches = {PRINT, *(name for name, leaf in _leaves(kind).items() if leaf is bool)}
-    unnamed = positionals(kind)
-    several = {field.name for field in dataclasses.fields(kind) if typing.get_origin(field.type) is list}
-    rest = list(arguments)
-    found: list[tuple[str, str]] = []
-    while rest:
-        argument = rest.pop(0)
-        if argument in ("-h", "--help"):
-            found.append((HELP, ""))
-        elif argument.startswith("--") and len(argument) > 2:
-            name, has_value, text = argument[2:].partition("=")
-            head, dot, tail = name.partition(".")
-            name = head.replace("-", "_") + dot + tail
-            following = rest[0] if rest else ""
-            bare = following not in ("true", "false") and (unnamed or not following or _is_option(following))
-            if name in switches and not has_value and bare:
-                text = "true"
-            elif not has_value:
-                if not rest or _is_option(following):
-                    _known(name, kind, command)
-                    raise QuantenvError(f"Option --{name} expects a value, as --{name}=VALUE.")
-                text = rest.pop(0)
-            found.append((name, text))
-        elif unnamed and not _is_option(argument):
-            found.append((unnamed[0], argument))
-            if unnamed[0] not in several:
-                unnamed.pop(0)
-        elif _is_option(argument):
-            raise _unknown(f"option {argument!r} of `quantenv {command}`", argument, _names(kind))
-        else:
-            raise QuantenvError(
-                f"`quantenv {command}` does not expect {short(argument)}; see `quantenv {command} --help`."
-            )
-    return found
-
-
-def _is_option(argument: str) -> bool:
-    return re.match(r"-+[a-zA-Z]", argument) is not None and argument != "-inf"
-
-
-def _leaves(kind: Any, prefix: str = "") -> dict[str, Any]:
-    """Returns the types of all options by dotted name."""
-    leaves: dict[str, Any] = {}
-    for field in dataclasses.fields(kind):
-        if dataclasses.is_dataclass(field.type):
-            leaves |= _leaves(field.type, f"{prefix}{field.name}.")
-        else:
-            leaves[f"{prefix}{field.name}"] = field.type
-    return leaves
-
-
-def _names(kind: Any) -> list[str]:
-    return [f"--{name}" for name in (CONFIG, HELP, PRINT, *_leaves(kind))]
-
-
-def _known(name: str, kind: Any, command: str) -> None:
-    """Raises QuantenvError unless an option of this dotted name exists, or a mapping that it could be an entry of."""
-    leaves = _leaves(kind)
-    head = name.partition(".")[0]
-    if name in leaves or name == CONFIG or (head in leaves and "." in name and _by_name(leaves[head]) is not None):
-        return
-    raise _unknown(f"option {short(f'--{name}')} of `quantenv {command}`", f"--{name}", _names(kind))
-
-
-def _unknown(what: str, name: str, known: Iterable[str]) -> QuantenvError:
-    """Builds the error for an unknown option, with the nearest one."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    hint = f"Did you mean {near[0]!r}?" if near else "`--help` lists those that there are."
-    return QuantenvError(f"Unknown {what}. {hint}")
-
-
-def _by_name(kind: Any) -> Any:
-    """Returns the type of a mapping's values, where an option may be a mapping."""
-    return next((typing.get_args(part)[1] for part in members(kind) if typing.get_origin(part) is dict), None)
-
-
 def _set(values: dict[str, Any], name: str, text: str, kinds: Mapping[str, Any], kind: Any, command: str) -> None:
     """Sets an option, or one entry of an option that is a mapping, from its text."""
     if name not in kinds and any(leaf.startswith(f"{name}.") for leaf in kinds):
         first = next(leaf for leaf in kinds if leaf.startswith(f"{name}."))
         raise QuantenvError(f"Option --{name} is several options: give each by its own name, such as --{first}=VALUE.")
-    _known(name, kind, command)
+    check_known(name, kind, command)
     if name in positionals(kind) and typing.get_origin(kinds[name]) is list:
         values[name] = [*values.get(name, []), text]
         return
@@ -246,10 +169,10 @@ def _set(values: dict[str, Any], name: str, text: str, kinds: Mapping[str, Any],
         values[name] = checked(value, kinds[name], f"--{name}")
         return
     head, _, entry = name.partition(".")
-    each = _by_name(kinds[head])
+    each = values_by_name(kinds[head])
     before = values.get(head, _default(kind, head))
     changed = dict(before) if isinstance(before, Mapping) else {}
-    deeper = _by_name(each)
+    deeper = values_by_name(each)
     if deeper is not None and "." in entry:
         entry, _, last = entry.partition(".")
         value = {**changed.get(entry, {}), last: from_text(text, deeper, f"--{name}")}
@@ -271,7 +194,7 @@ def _from_mapping(content: Mapping[str, Any], kind: Any, command: str, where: st
         name = f"{prefix}{key}"
         if key not in fields:
             known = [prefix + field for field in fields]
-            raise _unknown(f"option {short(name)} of `quantenv {command}` in {where}", name, known)
+            raise unknown_option(f"option {short(name)} of `quantenv {command}` in {where}", name, known)
         field = fields[key]
         if not dataclasses.is_dataclass(field.type):
             flat[name] = checked(value, field.type, f"{where}: {name}")

@@ -8,7 +8,7 @@ from typing import Any
 
 from docstring_parser import parse_from_object
 
-from experiments.command_line import CONFIG, PRINT, positionals
+from experiments.option_names import CONFIG, PRINT, positionals
 from quantenv.typed import members, words
 
 
