@@ -17,6 +17,7 @@ from quantenv.evaluate.base import Evaluator
 from quantenv.evaluate.store import EvaluationStore
 from quantenv.evaluate.table import EvaluationTable
 from quantenv.evaluate.tables import resolve_task
+from quantenv.finetune import check_recipe
 from quantenv.hardware import load_device
 from quantenv.quantize import parse_scheme
 from quantenv.sensitivity.channel_groups import grouped_as
@@ -69,13 +70,10 @@ def check_fine_tuning(options: TrainOptions, task: Task | EvaluationTable) -> No
     """Checks at once what fine-tuning would refuse when the search is over.
 
     Raises:
-        QuantenvError: If a batch is larger than the training split.
+        QuantenvError: If the recipe does not fit the task: see `quantenv.finetune.check_recipe`.
     """
-    if isinstance(task, Task) and options.qat.batch_size > len(task.splits["train"]):
-        raise QuantenvError(
-            f"--qat.batch_size is {options.qat.batch_size}; task {task.name!r} has only {len(task.splits['train'])} "
-            "training samples."
-        )
+    if isinstance(task, Task):
+        check_recipe(task, options.qat)
 
 
 @contextmanager

@@ -7,15 +7,16 @@ from quantenv.finetune.config import FinetuneConfig
 
 if TYPE_CHECKING:
     from quantenv.finetune.evaluator import FinetuneEvaluator
-    from quantenv.finetune.training import FinetuneResult, OnEpoch, finetune
+    from quantenv.finetune.training import FinetuneResult, OnEpoch, check_recipe, finetune
 
-__all__ = ["FinetuneConfig", "FinetuneEvaluator", "FinetuneResult", "OnEpoch", "finetune"]
+__all__ = ["FinetuneConfig", "FinetuneEvaluator", "FinetuneResult", "OnEpoch", "check_recipe", "finetune"]
 
 #: What needs torch, by the module that it is in.
 _WITH_TORCH = {
     "FinetuneEvaluator": "quantenv.finetune.evaluator",
     "FinetuneResult": "quantenv.finetune.training",
     "OnEpoch": "quantenv.finetune.training",
+    "check_recipe": "quantenv.finetune.training",
     "finetune": "quantenv.finetune.training",
 }
 

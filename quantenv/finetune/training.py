@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import fx, nn
 
-from quantenv.allocation import Allocation
+from quantenv.allocation import MAX_BITS, Allocation
 from quantenv.errors import QuantenvError
 from quantenv.evaluate.base import Evaluation
 from quantenv.evaluate.ptq import evaluate_logits
@@ -24,7 +24,7 @@ from quantenv.quantize import Quantizer, calibrate_task, trainable_network
 from quantenv.quantize.calibration import Calibration
 from quantenv.quantize.norms import check_statistics
 from quantenv.quantize.trainable import fold_norms, reestimate_trained
-from quantenv.tasks import Task
+from quantenv.tasks import Split, Task
 
 logger = logging.getLogger(__name__)
 
@@ -111,24 +111,12 @@ def finetune(
     """
     config = config or FinetuneConfig()
     train = task.splits["train"]
-    if config.batch_size > len(train):
-        raise QuantenvError(
-            f"Fine-tuning's batch_size is {config.batch_size}; the training split has only {len(train)} samples."
-        )
+    _check_samples(train, config)
     check_processes(config.processes, config.compute)
     batches = len(train) // config.batch_size
     calibration = calibrate_task(task)
     compiled = resolve(config, calibration, config.epochs * batches)
-    network = trainable_network(
-        calibration,
-        allocation,
-        config.weight_quantizer,
-        config.activation_quantizer,
-        fused=compiled != NEVER,
-        live_norms=None if config.norms is None else config.norms == LIVE,
-    )
-    if config.batch_size == 1 and config.epochs:
-        check_statistics(network, train.inputs[:1])
+    network = _trainable(calibration, allocation, config, train, fused=compiled != NEVER)
     if config.bf16:
         keep_quantizers_in_float32(network)
     share = Share("cpu" if config.processes > 1 else config.compute)  # several processes train without this one
@@ -154,6 +142,42 @@ def finetune(
             save()
             _report(on_epoch, session.epoch - 1, metrics)
     return _result(task, session, calibration if config.batch_norm else None, network)
+
+
+def check_recipe(task: Task, config: FinetuneConfig) -> None:
+    """Checks what fine-tuning would refuse of any allocation: at once, before a long search for one.
+
+    Raises:
+        QuantenvError: As `finetune` would, but for what compiles, and for GPUs and checkpoints.
+    """
+    if config.epochs:
+        _check_samples(task.splits["train"], config)
+        eight = Allocation.make(task.layers, MAX_BITS, MAX_BITS)
+        _trainable(calibrate_task(task), eight, config, task.splits["train"], fused=False)
+
+
+def _check_samples(train: Split, config: FinetuneConfig) -> None:
+    if config.epochs and config.batch_size > len(train):
+        raise QuantenvError(
+            f"Fine-tuning's batch_size is {config.batch_size}; the training split has only {len(train)} samples."
+        )
+    if config.epochs and config.augmented and train.inputs.dim() != 4:
+        raise QuantenvError(
+            f"Fine-tuning's crop and flip are for images (B, C, H, W); the inputs are {tuple(train.inputs.shape)}: "
+            "leave both out."
+        )
+
+
+def _trainable(
+    calibration: Calibration, allocation: Allocation, config: FinetuneConfig, train: Split, fused: bool
+) -> fx.GraphModule:
+    """Returns what is trained, which batches of the recipe's size can train."""
+    live = None if config.norms is None else config.norms == LIVE
+    quantizers = config.weight_quantizer, config.activation_quantizer
+    network = trainable_network(calibration, allocation, *quantizers, fused=fused, live_norms=live)
+    if config.batch_size == 1 and config.epochs:
+        check_statistics(network, train.inputs[:1])
+    return network
 
 
 def _result(task: Task, session: Session, calibration: Calibration | None, network: fx.GraphModule) -> FinetuneResult:

@@ -97,7 +97,7 @@ def test_other_commands_take_it(folder, command, tmp_path, monkeypatch, capsys):
         (("train", "--task=imagefolder"), "needs --data"),
         (("train", "--task=imagefolder", "--data=missing", "--model=tests.networks:branched"), "There is no folder"),
         (("train", "--resume=RUN", "--data=images"), "--data cannot be given with it"),
-        (("train", *BROUGHT, "--data=FOLDER"), "--qat.batch_size is 32; task 'imagefolder' has only 20"),
+        (("train", *BROUGHT, "--data=FOLDER"), "batch_size is 32; the training split has only 20 samples"),
     ],
 )
 def test_mistakes_are_one_sentence(refused, run, folder, arguments, sentence):

@@ -8,7 +8,7 @@ from torch import nn
 from quantenv.allocation import Allocation
 from quantenv.errors import AllocationError, QuantenvError
 from quantenv.evaluate.ptq import PTQEvaluator, evaluate_logits
-from quantenv.finetune import FinetuneConfig, FinetuneEvaluator, finetune
+from quantenv.finetune import FinetuneConfig, FinetuneEvaluator, check_recipe, finetune
 from quantenv.quantize import LSQQuantizer
 from quantenv.tasks import Split, Task, get_task
 from tests.synthetic import synthetic_layers
@@ -252,3 +252,27 @@ def test_one_training_sample_is_enough(tiny):
     assert finetune(one, Allocation.make(one.layers, 4), FinetuneConfig(epochs=1, batch_size=1)).epochs == 1
     with pytest.raises(QuantenvError, match="has only 1 samples"):
         finetune(one, Allocation.make(one.layers, 4), FinetuneConfig(epochs=1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"batch_size": 49}, "batch_size is 49; the training split has only 48 samples"),
+        ({"crop": 1}, r"crop and flip are for images \(B, C, H, W\); the inputs are \(48, 6\)"),
+        ({"flip": True}, "crop and flip are for images"),
+        ({"batch_size": 1}, "Batch norm '0' cannot train on a batch of 1"),
+        ({"weight_quantizer": "k-means", "norms": "live"}, "'k-means' has one codebook"),
+    ],
+)
+def test_a_recipe_that_fits_no_allocation_is_refused_before_any_is_found(tiny, changes, sentence):
+    normed = dataclasses.replace(tiny, network=nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 4)))
+    config = FinetuneConfig(epochs=1, **changes)
+    for refuse in (check_recipe, lambda task, config: finetune(task, Allocation.make(task.layers, 4), config)):
+        with pytest.raises(QuantenvError, match=sentence):
+            refuse(normed, config)
+    check_recipe(normed, FinetuneConfig(epochs=0, **{**changes, "norms": None}))
+    check_recipe(normed, FinetuneConfig(epochs=1))
+
+
+def test_few_samples_need_no_batch_where_nothing_is_trained(tiny):
+    assert finetune(tiny, Allocation.make(tiny.layers, 4), FinetuneConfig(epochs=0, batch_size=100)).epochs == 0
