@@ -211,8 +211,10 @@ def _default(kind: Any, name: str) -> Any:
     return field.default_factory() if field.default_factory is not MISSING else field.default
 
 
-def _build(kind: type[Options], values: Mapping[str, Any], command: str, prefix: str = "") -> Options:
-    """Makes a dataclass of options by dotted name.
+def _build(
+    kind: type[Options], values: Mapping[str, Any], command: str, prefix: str = "", default: Options | None = None
+) -> Options:
+    """Makes a dataclass of options by dotted name; what is not named is as in `default`, if there is one.
 
     Raises:
         QuantenvError: If one without a default is missing, or the dataclass refuses a value.
@@ -221,12 +223,14 @@ def _build(kind: type[Options], values: Mapping[str, Any], command: str, prefix:
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
         name = f"{prefix}{field.name}"
         if dataclasses.is_dataclass(field.type):
-            filled[field.name] = _build(field.type, values, command, f"{name}.")  # type: ignore[arg-type]
+            own = _default(kind, field.name) if default is None else getattr(default, field.name)
+            own = None if own is MISSING else own
+            filled[field.name] = _build(field.type, values, command, f"{name}.", own)  # type: ignore[arg-type]
         elif name in values:
             filled[field.name] = values[name]
         elif name in positionals(kind):
             raise QuantenvError(f"`quantenv {command}` needs {name.upper()}; see `quantenv {command} --help`.")
-    return kind(**filled)
+    return kind(**filled) if default is None else dataclasses.replace(default, **filled)  # type: ignore[type-var]
 
 
 def _plain(value: Any) -> Any:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from experiments.command_line import flatten, parse_options, to_yaml
 from experiments.options import FinetuneOptions, TrainOptions
 from quantenv.errors import QuantenvError
+from quantenv.finetune import FinetuneConfig
 
 
 @dataclass(frozen=True)
@@ -125,3 +126,12 @@ def test_a_switch_takes_a_value_or_none(line, value):
         """Another option."""
 
     assert parse_options(Switch, "none", [*line, "--count", "3"]) == Switch(value, 3)
+
+
+def test_options_within_options_have_the_defaults_of_the_command():
+    @dataclass(frozen=True)
+    class Own:
+        qat: FinetuneConfig = FinetuneConfig(epochs=7, learning_rate=0.25)
+
+    assert parse_options(Own, "own", ["--qat.epochs=3"]).qat == FinetuneConfig(epochs=3, learning_rate=0.25)
+    assert parse_options(Own, "own", []).qat == Own().qat
