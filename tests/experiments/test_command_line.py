@@ -128,10 +128,12 @@ def test_a_switch_takes_a_value_or_none(line, value):
     assert parse_options(Switch, "none", [*line, "--count", "3"]) == Switch(value, 3)
 
 
-def test_options_within_options_have_the_defaults_of_the_command():
-    @dataclass(frozen=True)
-    class Own:
-        qat: FinetuneConfig = FinetuneConfig(epochs=7, learning_rate=0.25)
+@dataclass(frozen=True)
+class Own:
+    inner: FinetuneConfig = field(default_factory=lambda: FinetuneConfig(epochs=7, learning_rate=0.25))
 
-    assert parse_options(Own, "own", ["--qat.epochs=3"]).qat == FinetuneConfig(epochs=3, learning_rate=0.25)
-    assert parse_options(Own, "own", []).qat == Own().qat
+
+def test_options_within_options_have_the_defaults_of_the_command():
+    changed = parse_options(Own, "own", ["--inner.epochs=3"]).inner
+    assert changed == FinetuneConfig(epochs=3, learning_rate=0.25)
+    assert parse_options(Own, "own", []).inner == Own().inner
