@@ -106,6 +106,10 @@ class Report(Schema, frozen=True, tag_field="format", tag=FORMAT):
         content: dict[str, Any] = msgspec.to_builtins(self)
         return content
 
+    def __str__(self) -> str:
+        """Returns table, notes and verdicts as Markdown."""
+        return to_markdown(self)
+
     def check(self) -> "Report":
         """Returns the report, once what its schema cannot say was found right.
 

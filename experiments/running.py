@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from rich.console import Console
@@ -14,6 +14,7 @@ from experiments.found import markdown
 from experiments.options import TrainOptions
 from experiments.progress import ProgressView, Rate, summary
 from experiments.provenance import changes, check_identity, environment
+from experiments.recorder import Listener
 from experiments.report import to_markdown
 from experiments.run_folder import RunFolder
 from experiments.searching import SearchResult, Setting, learn, prepared, result_of, table
@@ -33,8 +34,9 @@ def run(
     task: Task | EvaluationTable,
     earlier: RunFolder | None,
     say: Console,
-    stop: GracefulStop,
+    stop: GracefulStop | None,
     begin: Callable[[Setting], object] = lambda setting: None,
+    listeners: Sequence[Listener] = (),
 ) -> tuple[SearchResult, Interrupted | None]:
     """Searches in a run's folder, fine-tunes and compares.
 
@@ -43,8 +45,9 @@ def run(
         task: The task or table.
         earlier: The run's folder to continue, which no other process writes; None makes a new one.
         say: Where progress is shown.
-        stop: Says when to end early; entered here.
+        stop: Says when to end early, and is entered here; None leaves signals as they are.
         begin: Called with the setting before anything is written.
+        listeners: Also called with every episode.
 
     Returns:
         What was found, with its report, and what interrupted the run, if anything did.
@@ -53,8 +56,9 @@ def run(
     with prepared(options, task, recorded, earlier) as setting:
         begin(setting)
         where = environment(setting.identity, options.threads)
-        with stop, _folder(setting, where, recorded, sound, say) as folder:
-            return _search_and_compare(setting, folder, EpisodeLog(folder.episodes, recorded, sound), say, stop)
+        with stop or nullcontext(), _folder(setting, where, recorded, sound, say) as folder:
+            log = EpisodeLog(folder.episodes, recorded, sound)
+            return _search_and_compare(setting, folder, log, listeners, say, stop or GracefulStop())
 
 
 @contextmanager
@@ -85,7 +89,12 @@ def _folder(
 
 
 def _search_and_compare(
-    setting: Setting, folder: RunFolder, log: EpisodeLog, say: Console, stop: GracefulStop
+    setting: Setting,
+    folder: RunFolder,
+    log: EpisodeLog,
+    listeners: Sequence[Listener],
+    say: Console,
+    stop: GracefulStop,
 ) -> tuple[SearchResult, Interrupted | None]:
     options, env = setting.options, setting.env
     episodes: list[Episode] = []
@@ -101,7 +110,7 @@ def _search_and_compare(
 
             try:
                 # Every episode is logged, ranked, drawn and shown before a signal can end the search.
-                learn(setting, [log, episodes.append, top, board, show, stop.check], board.log)
+                learn(setting, [log, episodes.append, top, board, show, *listeners, stop.check], board.log)
             finally:
                 log.close()
         setting.agent.save(folder.agent)

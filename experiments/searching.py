@@ -14,7 +14,7 @@ import torch
 
 from agents import Agent, make_agent
 from agents.base import Log
-from experiments.comparison import FineTune, best_uniform, compare, post_training, regret_note, verdicts
+from experiments.comparison import FineTune, best_uniform, chance_note, compare, post_training, regret_note, verdicts
 from experiments.episodes import Episode
 from experiments.options import TrainOptions
 from experiments.recorder import EpisodeRecorder, Listener
@@ -54,6 +54,14 @@ class Setting:
     """The evaluator's."""
     folder: RunFolder | None
     """Folder of an earlier run that is resumed."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Says what of the task a user should know: weights that stay float, a float network no better than chance."""
+        if isinstance(self.task, EvaluationTable):
+            return ()
+        chance = chance_note(self.task.splits["search"].labels.tolist(), self.reference)
+        return tuple(note for note in (self.task.float_weights_note, chance) if note)
 
 
 @contextmanager

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import torch
 
 from experiments.agent_options import resolved_options
-from experiments.comparison import chance_note
 from experiments.console import announcements, results
 from experiments.continuing import continued_options, extend, finished_report
 from experiments.found import allocation_lines, next_commands
@@ -25,7 +24,6 @@ from experiments.signals import GracefulStop
 from experiments.task_source import with_absolute_paths
 from experiments.transfer import check_source
 from quantenv.parallel import check_processes
-from quantenv.tasks import Task
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -75,10 +73,8 @@ def train(options: TrainOptions, earlier: RunFolder | None) -> int:
     check_fine_tuning(options, task)
 
     def begin(setting: Setting) -> None:
-        if isinstance(task, Task):
-            chance = chance_note(task.splits["search"].labels.tolist(), setting.reference)
-            for note in filter(None, (task.float_weights_note, chance)):
-                say.print(note)
+        for note in setting.notes:
+            say.print(note)
 
     result, interruption = run(options, task, earlier, say, GracefulStop(), begin)
     assert result.folder is not None  # which `run` always makes

@@ -195,7 +195,7 @@ def test_readme_s_python_example_runs(tmp_path):
     assert "bytes: weight bits" in result.stdout
 
 
-def test_readme_s_own_network_becomes_a_task():
+def test_readme_s_own_network_is_searched(capsys):
     rng = np.random.default_rng(0)
     inputs, labels = torch.tensor(rng.random((300, 1, 8, 8)), dtype=torch.float32), torch.arange(300) % 3
     network = torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 3)
@@ -205,15 +205,13 @@ def test_readme_s_own_network_becomes_a_task():
         "held_out_data": TensorDataset(inputs[200:], labels[200:]),
     }
     _, example = blocks("python")
-    assert len(example.splitlines()) == 5
-    exec(example, names)
-    env = names["env"]
-    _, info = env.reset()
-    for _ in range(2):
-        _, _, ended, _, info = env.step(int(np.flatnonzero(info["action_mask"])[0]))
-    assert ended
-    assert info["bits"].tolist() == [[2, 8], [2, 8]]
-    assert info["feasible"]
+    assert len(example.splitlines()) == 6
+    exec(example.replace("evaluations=500", "evaluations=20"), names)
+    found = names["found"]
+    assert len(found.episodes) == 20
+    assert found.best.weight_bits == found.top.best.allocation(found.setting.env.layers).weight_bits
+    assert found.report.row("found", "QAT") is not None
+    assert f"{found.report.rows[-1].accuracy:.2%}" in capsys.readouterr().out
 
 
 def test_readme_says_that_names_may_clash():
