@@ -1,10 +1,16 @@
+import ast
 import json
 import os
+import re
+from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 import pytest
 
+import agents
+import experiments
+import quantenv
 from quantenv.errors import AllocationError, QuantenvError
 from quantenv.reading import LINE_LIMIT, Schema, fit, parse_json, read_bytes, read_json, read_json_lines, read_yaml
 
@@ -180,3 +186,32 @@ def test_yaml_is_held_to_the_same_schema(tmp_path):
     path.write_text("")
     with pytest.raises(QuantenvError, match="its content is null"):
         read_yaml(path, Layer)
+
+
+#: Calls that parse files, and where they may stand: the reading layer, and where what is read is ours already.
+PARSERS = re.compile(
+    r"(json|yaml|pickle|marshal|csv|tomllib|np|numpy|torch)\.(load|loads|\w*_load|load_all|loadtxt|genfromtxt|fromfile|reader)"
+)
+MAY_PARSE = {
+    "quantenv/reading.py": "the layer itself",
+    "quantenv/tensor_file.py": "the header of safetensors, bounded, whose every text counts in the checksum",
+    "quantenv/weights.py": "weights without pickled objects, within bounds",
+    "quantenv/parallel.py": "what processes of one training hand each other",
+    "quantenv/evaluate/pool.py": "what a process hands those it starts",
+    "experiments/episodes.py": "the last line of a file that was read before",
+    "experiments/folder_lock.py": "a note of 4,096 bytes that is only shown",
+    "experiments/tune.py": "a text that was parsed and found sound when the study was opened",
+}
+
+
+def test_every_file_is_read_by_the_layer():
+    """So that a reader of a new kind of file cannot forget bounds and schema."""
+    found = {}
+    for package in (quantenv, agents, experiments):
+        folder = Path(package.__file__).parent
+        for file in folder.rglob("*.py"):
+            calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+            parsers = {name for name in map(ast.unparse, (call.func for call in calls)) if PARSERS.fullmatch(name)}
+            if parsers:
+                found[str(file.relative_to(folder.parent))] = parsers
+    assert set(found) == set(MAY_PARSE), found

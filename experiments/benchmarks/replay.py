@@ -26,6 +26,7 @@ from quantenv.evaluate import make_evaluator
 from quantenv.evaluate.store import OFF
 from quantenv.evaluate.table import EvaluationTable
 from quantenv.evaluate.tables import resolve_task
+from quantenv.reading import read_bytes
 
 #: Columns that a repeated search must have exactly.
 REPEATED = ("bits", "correct", "loss", "cost", "feasible", "reward", "regret")
@@ -80,7 +81,8 @@ def _leaderboard_differences(folder: BenchmarkFolder) -> Iterator[str]:
         elif recorded[section] != now[section]:
             yield f"{folder.leaderboard.name}: {section} does not follow from the evaluations"
     markdown = folder.leaderboard.with_suffix(".md")
-    if not differs_from(recorded, now) and markdown.is_file() and markdown.read_text() != to_markdown(recorded):
+    drawn = to_markdown(recorded).encode()
+    if not differs_from(recorded, now) and markdown.is_file() and read_bytes(markdown) != drawn:
         yield f"{markdown.name}: not the leaderboard of {folder.leaderboard.name}"
     if folder.read_curves() != curves(results):
         yield f"{folder.curves.name}: the curves do not follow from the evaluations"

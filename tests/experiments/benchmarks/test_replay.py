@@ -87,6 +87,12 @@ def test_a_tampered_text_or_curve_is_found(benchmark_copy, in_process, capsys):
     assert "curves.json: the curves do not follow" in out
 
 
+def test_a_text_that_is_no_text_is_found(benchmark_copy, in_process, capsys):
+    (benchmark_copy / "leaderboard.md").write_bytes(b"\xff\xfe")
+    assert validate(benchmark_copy) == 1
+    assert "leaderboard.md: not the leaderboard of leaderboard.json" in capsys.readouterr().out
+
+
 def test_changed_options_are_found(benchmark_copy, in_process, capsys):
     def tamper(content):
         for job in content["jobs"]:
