@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 from experiments.task_source import SourceOptions
+from quantenv.env.decisions import check_bit, check_bits
 from quantenv.evaluate.workers import check_pool
 from quantenv.finetune.config import FinetuneConfig
 from quantenv.typed import MOST_SEED, MOST_THREADS, MOST_WORKERS, Scalar, check_fields, require_within
@@ -101,6 +102,9 @@ class TrainOptions(SourceOptions):
         require_within(self, 1, MOST_WORKERS, "workers")
         require_within(self, 0, MOST_SEED, "seed")
         check_pool(self.pool, self.ray_address)
+        check_bit(self.activation_bits, "activation_bits")
+        if self.bits is not None:
+            check_bits(self.bits)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from agents import Agent, make_agent
+from agents.base import make_config
 from experiments.agent_options import resolved_options
 from experiments.command_line import parse_options, write_options
 from experiments.console import announcements, results
@@ -50,6 +51,7 @@ def main(arguments: Sequence[str]) -> int:
         InfeasibleBudgetError: If no allocation meets the budget.
     """
     options = parse_options(ParetoOptions, "pareto", arguments)
+    make_config(options.agent, options.agent_options)  # before the task is made
     torch.set_num_threads(options.threads)
     options, env = prepare(options)
     with GracefulStop() as stop:

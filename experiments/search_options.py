@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from agents.base import BUILT_IN, agent_names
 from experiments.benchmarks.suite import FIRST_TUNING_SEED, Job
 from experiments.task_source import SourceOptions
+from quantenv.env.decisions import check_bits
 from quantenv.errors import QuantenvError, unknown_name
 from quantenv.typed import MOST_SEED, MOST_THREADS, MOST_WORKERS, Scalar, check_fields, require_within
 
@@ -62,6 +63,8 @@ class ParetoOptions(SourceOptions):
     def __post_init__(self) -> None:
         check_fields(self, "--")
         require_within(self, 1, math.inf, "levels")
+        if self.bits is not None:
+            check_bits(self.bits)
         require_within(self, 1, MOST_THREADS, "threads")
         require_within(self, 0, MOST_SEED, "seed")
         if self.agent not in (NSGA2, *POLICIES) and self.agent in BUILT_IN:

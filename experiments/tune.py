@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from agents import agent_class
+from agents.base import make_config
 from experiments.agent_options import read_sections, resolved_options
 from experiments.benchmarks.jobs import Record, Refusal
 from experiments.benchmarks.suite import FIRST_TUNING_SEED
@@ -59,6 +60,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parse_options(TuneOptions, "tune", arguments)
     optuna = _optuna()
     base = resolved_options(options.agent, options.task, options.agent_options)
+    make_config(options.agent, base)
     space = find_space(options)
     in_force = _in_force(options.agent, base, space)
     folder = Path(options.output or f"runs/tune/{Path(options.task).stem}/{options.agent}")
