@@ -174,7 +174,13 @@ def calibrate(
     )
     with torch.no_grad():
         for batch in inputs.split(CALIBRATION_BATCH):
-            if not recorder.run(batch).isfinite().all():
+            outputs = recorder.run(batch)
+            if recorder.not_finite is not None:
+                raise QuantenvError(
+                    f"{name_of(recorder.not_finite, graph)} puts out NaN or infinity on the calibration inputs, which "
+                    "no grid holds: check its weights, the inputs' normalisation, and divisions by zero."
+                )
+            if not outputs.isfinite().all():
                 raise QuantenvError(
                     f"{type(network).__name__} puts out NaN or infinity on the calibration inputs"
                     f"{first_not_finite(graph, batch)}; check its weights and the inputs' normalisation."
@@ -271,7 +277,8 @@ class _SiteRecorder(fx.Interpreter):
 
     def __init__(self, graph: fx.GraphModule, nodes: set[str], per_batch: int) -> None:
         super().__init__(graph)
-        self.graph_module = graph
+        self.not_finite: fx.Node | None = None
+        """The first site that holds NaN or infinity. (What is raised while a graph runs, torch.fx adds to.)"""
         self.samples: dict[str, list[torch.Tensor]] = {node: [] for node in nodes}
         self.extremes: dict[str, list[torch.Tensor]] = {node: [] for node in nodes}
         self.per_batch = max(1, per_batch)
@@ -280,11 +287,8 @@ class _SiteRecorder(fx.Interpreter):
         value = super().run_node(n)
         if n.name in self.samples:
             flat = value.flatten()
-            if not flat.isfinite().all():
-                raise QuantenvError(
-                    f"{name_of(n, self.graph_module)} puts out NaN or infinity on the calibration inputs, which no "
-                    "grid holds: check its weights, the inputs' normalisation, and divisions by zero."
-                )
+            if self.not_finite is None and not flat.isfinite().all():
+                self.not_finite = n
             self.samples[n.name].append(spread(flat, self.per_batch))
             self.extremes[n.name].append(torch.stack(flat.aminmax()))
         return value

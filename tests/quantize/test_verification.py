@@ -139,9 +139,7 @@ class Divided(nn.Module):
 
 @pytest.mark.parametrize("hidden", [True, False])
 def test_values_that_are_not_finite_are_refused_where_they_come_up(hidden):
-    with pytest.raises(
-        QuantenvError, match="truediv behind Linear 'first' puts out NaN or infinity on the calibration"
-    ):
+    with pytest.raises(QuantenvError, match=r"truediv behind Linear 'first' puts out NaN or infinity.*by zero\.$"):
         calibrate(Divided(hidden).eval(), torch.randn(20, 8))
 
 
