@@ -7,6 +7,7 @@ into more than it holds.
 
 import math
 import re
+import reprlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -168,8 +169,11 @@ def _key(key: Any, mapping: dict[Any, Any], event: Any) -> str | int:
 
 
 def shorten(value: object, limit: int = 60) -> str:
-    """Returns a value as messages show it: its `repr`, cut after so many characters."""
-    text = repr(value[: 2 * limit] if isinstance(value, str) else value)
+    """Returns a value as messages show it: its `repr`, cut after so many characters, without ever making all of it."""
+    shown = reprlib.Repr()
+    shown.maxlist = shown.maxtuple = shown.maxdict = limit // 3
+    shown.maxstring = shown.maxlong = shown.maxother = 2 * limit
+    text = shown.repr(value)
     return text if len(text) <= limit else f"{text[: limit - 4]} ..."
 
 

@@ -2,15 +2,14 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from quantenv.plain_yaml import shorten
 
-SEARCHED = 2000
-"""Entries of a mapping among which the one that does not fit is looked for."""
 _WORDS = {
     "int": "a whole number",
     "float": "a number",
@@ -71,9 +70,7 @@ def _keys(path: str, content: Any, schema: Any, message: str) -> list[Any]:
         elif step["index"]:
             key = int(step["index"])
         else:
-            entries = list(value) if isinstance(value, dict) and len(value) <= SEARCHED else []
-            failing = (key for key in entries if _fails(_with(content, keys, {key: value[key]}), schema, message))
-            key = next(failing, None)
+            key = _first_failing(value, partial(_fails_with, content, tuple(keys), schema, message))
             if key is None:
                 return keys
         keys.append(key)
@@ -81,10 +78,22 @@ def _keys(path: str, content: Any, schema: Any, message: str) -> list[Any]:
     return keys
 
 
-def _fails(content: Any, schema: Any, message: str) -> bool:
-    """Whether content fails with the same message."""
+def _first_failing(mapping: Any, fails: Callable[[dict[Any, Any]], bool]) -> Any:
+    """Returns the key of the first entry that fails, found by halving; None if none fails by itself."""
+    entries = list(mapping.items()) if isinstance(mapping, dict) else []
+    low, high = 0, len(entries)  # the first `low` entries pass, the first `high` fail
+    if not fails(dict(entries)):
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fails(dict(entries[:middle])) else (middle, high)
+    return entries[high - 1][0] if entries else None
+
+
+def _fails_with(content: Any, keys: Sequence[Any], schema: Any, message: str, value: Any) -> bool:
+    """Whether content with another value at a path fails with the same message."""
     try:
-        msgspec.convert(content, schema, strict=True)
+        msgspec.convert(_with(content, keys, value), schema, strict=True)
     except msgspec.ValidationError as error:
         return str(error) == message
     return False

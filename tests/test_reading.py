@@ -93,6 +93,12 @@ def test_a_misfit_names_file_key_and_value(tmp_path, change, said):
     assert len(str(error.value)) < len(str(path)) + 200
 
 
+def test_the_entry_that_does_not_fit_is_found_among_many():
+    costs = {f"c{number}": 1.0 for number in range(50_000)} | {"bad": "x", "worse": "y"}
+    with pytest.raises(QuantenvError, match=r"costs\.bad is 'x'; expected a number"):
+        fit({**SOUND, "costs": costs}, Content, "The file x")
+
+
 @pytest.mark.parametrize("content", [None, 3, [], "text"])
 def test_another_kind_of_content_is_refused(content):
     with pytest.raises(QuantenvError, match=r"its content is .*; expected names with values"):
