@@ -16,7 +16,7 @@ from quantenv.plain.weights import layers_of_weights
 
 #: Samples that a network and its plain form are compared on, and the difference that rounding may make, as a fraction
 #: of the outputs' norm: numbers of half precision have 11 bits or 8.
-CHECKED, TOLERANCE = 4, 0.01
+CHECKED, TOLERANCE = 32, 0.01
 #: What torch raises if a network does not run on an input.
 RUNTIME_ERRORS = (RuntimeError, AssertionError, ValueError, IndexError, TypeError, NotImplementedError)
 _CASTS = {"double", "half", "bfloat16"}

@@ -155,6 +155,7 @@ def calibrate(
     layers = describe(network, inputs[:1])
     graph = trace(network)
     fold_linear_norms(graph, inputs[:1])
+    _check_folded(graph)
     training = network.training
     check_trace(network.eval(), graph, inputs, CALIBRATION_BATCH)
     network.train(training)
@@ -199,6 +200,17 @@ def calibrate(
     )
     check_rewritten(calibration)
     return calibration
+
+
+def _check_folded(graph: fx.GraphModule) -> None:
+    """Refuses statistics of batch norms that are no numbers, which a ReLU behind may hide."""
+    for name, value in graph.named_parameters():
+        if not value.isfinite().all():
+            layer = name.rpartition(".")[0]
+            raise QuantenvError(
+                f"{type(graph.get_submodule(layer)).__name__} {layer!r} has NaN or infinity in its weights once its "
+                "batch norm is folded in: look at that norm's running mean and variance. Load a sound checkpoint."
+            )
 
 
 def calibrate_task(task: "Task") -> Calibration:
