@@ -37,7 +37,7 @@ from quantenv.typed import checked, short
 Options = TypeVar("Options")
 
 #: Options that may name a function of the user's own.
-FUNCTIONS = ("model", "task")
+FUNCTIONS = ("model", "task", "tasks")
 #: The option that names a Ray cluster to join.
 CLUSTER = "ray_address"
 
@@ -83,7 +83,8 @@ def parse_options(
         if name not in (CONFIG, PRINT):
             _set(values, name, text, kinds, kind, command)
             if name in FUNCTIONS:
-                name_on_command_line(text)
+                for each in values[name] if isinstance(values[name], list) else [text]:
+                    name_on_command_line(each)
     options = _build(kind, values, command)
     if any(name == PRINT for name, _ in given):
         sys.stdout.write(to_yaml(options))

@@ -5,7 +5,9 @@ import sys
 
 import pytest
 
+from experiments.benchmarks.suite import BenchmarkOptions
 from experiments.cli import main
+from experiments.command_line import parse_options
 from quantenv.errors import QuantenvError
 from quantenv.own_code import name_on_command_line, only_named_functions, own_function
 from quantenv.tasks.models import make_network
@@ -55,6 +57,12 @@ def test_what_a_command_line_named_once_a_file_may_name(marker, tmp_path, capsys
     assert main(["layers", "--model=networks_of_mine:make", "--input=3,16,16"]) == 0
     (tmp_path / "mine.yaml").write_text("model: networks_of_mine:make\ninput: 3,16,16\n")
     assert main(["layers", f"--config={tmp_path / 'mine.yaml'}"]) == 0
+
+
+def test_of_a_list_each_is_named(marker, tmp_path):
+    parse_options(BenchmarkOptions, "benchmark", ["--tasks=digits,networks_of_mine:make", "--agents=random"])
+    with only_named_functions():
+        assert callable(own_function("networks_of_mine:make", "task"))
 
 
 def test_another_module_of_the_same_name_is_another(marker, tmp_path, monkeypatch):
