@@ -73,9 +73,17 @@ def _keys(path: str, content: Any, schema: Any, message: str) -> list[Any]:
             key = _first_failing(value, partial(_fails_with, content, tuple(keys), schema, message))
             if key is None:
                 return keys
+        if not _leads_on(value, key):  # a key or a text of the file that looks like a path
+            return keys
         keys.append(key)
         value = value[key]
     return keys
+
+
+def _leads_on(value: Any, key: Any) -> bool:
+    if isinstance(value, dict):
+        return key in value
+    return isinstance(value, list) and isinstance(key, int) and key < len(value)
 
 
 def _first_failing(mapping: Any, fails: Callable[[dict[Any, Any]], bool]) -> Any:

@@ -48,6 +48,11 @@ MISFITS = [
     ({"costs": {"size": True}}, "costs.size is true; expected a number"),
     ({"pairs": {"a": [[1, 2]], "b": [[3, 4], [5, False]]}}, r"pairs.b\[1\]\[1\] is false; expected a whole number"),
     ({"pairs": {"a": [[1, 2, 3]]}}, r"pairs.a\[0\] has 3 entries; expected 2"),
+    ({"x` - at `$.a[5].b[...]": 1}, "unknown key"),
+    ({"x` - at `key` in `$.a": 1}, "does not fit|unknown key"),
+    ({"x` - at `$[...][7]": 1}, "unknown key"),
+    ({"x\n" * 1000: 1}, "unknown key"),
+    ({"format": "y` - at `$.layers[9]"}, "expected 'x-1'|a known value"),
     ({"note": 5}, "note is 5; expected text or null"),
     ({"note": ["x" * 10_000]}, r"note is \['xxx.* \.\.\.; expected text or null"),
 ]
