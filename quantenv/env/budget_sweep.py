@@ -1,5 +1,6 @@
 """BudgetSweepEnv: another budget in every episode, so that one policy learns the whole accuracy-cost front."""
 
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from quantenv.env.environment import QuantizationEnv
 from quantenv.env.masks import Masks
 from quantenv.env.observations import Observer, check_sensitivity, describe_groups
 from quantenv.env.subject import TaskLike
-from quantenv.errors import QuantenvError, shown
+from quantenv.errors import QuantenvError, shown, unknown_name
 from quantenv.hardware.budget import Budget
 
 #: The observation's last feature: where the episode's budget lies between the cheapest allocation and the highest one.
@@ -104,7 +105,11 @@ class BudgetSweepEnv(QuantizationEnv):
             QuantenvError: If there is no such level, or the seed or the options are malformed.
         """
         seed = read_seed(seed)
-        level = read_options(options).get("level")
+        given = read_options(options)
+        for name in given.keys() - {"level"}:
+            if get_close_matches(name, ["level"]):  # others are a wrapper's, and none of ours
+                raise unknown_name("option of reset:", name, ["level"])
+        level = given.get("level")
         if level is not None:
             level = whole_number(level, "level", 0, len(self._levels) - 1)
         if seed is not None:

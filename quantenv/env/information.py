@@ -12,6 +12,9 @@ import numpy as np
 #: steps, and NaN is not equal to itself.
 UNKNOWN = -1
 
+#: What an info holds already as it should.
+NUMPYS = (np.ndarray, np.generic)
+
 #: What one entry of an info is: its NumPy type, and its shape, () for a number.
 Field = tuple[type[Any], tuple[int, ...]]
 
@@ -80,7 +83,7 @@ class Information:
             if name not in known:
                 info[name] = array.copy()
         for name, value in known.items():
-            info[name] = value if isinstance(value, np.ndarray | np.generic) else self.fields[name][0](value)
+            info[name] = value if isinstance(value, NUMPYS) else self.fields[name][0](value)
         return info
 
 

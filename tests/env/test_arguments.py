@@ -360,8 +360,12 @@ def test_options_are_checked(options):
             env.reset(options=options)
 
 
-def test_options_of_wrappers_pass():
-    QuantizationEnv(TABLE).reset(options={"minari_autoseed": False})
+def test_options_of_wrappers_pass_but_no_misspelt_level():
+    for env in (QuantizationEnv(TABLE), BudgetSweepEnv(TABLE)):
+        env.reset(options={"minari_autoseed": False})
+    for name in ("levels", "Level", "levle"):
+        with pytest.raises(QuantenvError, match=r"Unknown option of reset: .* Did you mean 'level'"):
+            BudgetSweepEnv(TABLE).reset(options={name: 1})
 
 
 @pytest.mark.parametrize("action", [1, np.int64(1), np.uint8(1), np.array(1), torch.tensor(1)])
