@@ -28,8 +28,9 @@ def trace(network: nn.Module) -> fx.GraphModule:
     Raises:
         UnsupportedLayerError: If torch.fx cannot trace the network, or a layer runs more than once.
     """
-    graph_module = unfolded(network)
+    graph_module = functional_graph(expressed(network))
     modules = dict(graph_module.named_modules())
+    _check_used_once(graph_module, modules)
     _set_aside(graph_module, modules)
     _pad_openly(graph_module, modules)
     for node, layer, norm in _normalised(graph_module, nn.Conv2d):
@@ -41,13 +42,6 @@ def trace(network: nn.Module) -> fx.GraphModule:
             setattr(layer, name, nn.Parameter(parameter.detach().clone(), parameter.requires_grad))
     graph_module.delete_all_unused_submodules()
     graph_module.recompile()
-    return graph_module
-
-
-def unfolded(network: nn.Module) -> fx.GraphModule:
-    """Traces a network, but leaves its batch norms, padding and shared weights as they are; otherwise like `trace`."""
-    graph_module = functional_graph(expressed(network))
-    _check_used_once(graph_module, dict(graph_module.named_modules()))
     return graph_module
 
 

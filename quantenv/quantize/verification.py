@@ -16,9 +16,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from quantenv.errors import UnsupportedLayerError
 from quantenv.layers import LayerSpec
+from quantenv.plain.identity import InDoublePrecision
 from quantenv.quantize.calibration import Calibration
 from quantenv.quantize.graph import Site
-from quantenv.quantize.identity import InDoublePrecision
 from quantenv.quantize.integer import IntegerLayer, IntegerNetwork, decode
 from quantenv.quantize.naming import name_of
 from quantenv.quantize.network import QuantizedNetwork, SwitchedLayer, SwitchedSite, rewire

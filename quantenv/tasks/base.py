@@ -15,7 +15,7 @@ from quantenv.errors import QuantenvError, unknown_name
 from quantenv.files import content_hash
 from quantenv.layers import LayerSpec, describe, float_weights_note
 from quantenv.plain import plain_network
-from quantenv.quantize.identity import network_content, tensor_digest
+from quantenv.plain.identity import network_content, tensor_digest
 from quantenv.tasks.outputs import count_classes
 from quantenv.tasks.samples import check_classes, class_indices, plain_tensor
 
@@ -155,7 +155,7 @@ class Task:
 
     @cached_property
     def identity(self) -> str:
-        """Content hash of what the network computes (see `quantenv.quantize.identity`), splits, scheme and groups.
+        """Content hash of what the network computes (see `quantenv.plain.identity`), splits, scheme and groups.
 
         The same in every process, on every machine and for any number of threads.
         """

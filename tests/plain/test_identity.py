@@ -14,7 +14,7 @@ from torch import nn
 from quantenv.allocation import Allocation
 from quantenv.evaluate import make_evaluator
 from quantenv.files import content_hash
-from quantenv.quantize.identity import fingerprint, network_content, tensor_digest
+from quantenv.plain.identity import fingerprint, network_content, tensor_digest
 from quantenv.tasks import Split, Task
 from tests.networks import branched
 
@@ -184,11 +184,11 @@ SCRIPT = """
 import sys, torch
 torch.set_num_threads(int(sys.argv[1]))
 from quantenv.tasks import Split, Task
-from tests.quantize.test_identity import INPUTS, identity, net, task
+from tests.plain.test_identity import INPUTS, identity, net, task
 from tests.networks import branched
 image = torch.randn(20, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 from quantenv.files import content_hash
-from quantenv.quantize.identity import network_content
+from quantenv.plain.identity import network_content
 print(identity(net()), task(net()).identity, content_hash(network_content(branched(), image)))
 """
 

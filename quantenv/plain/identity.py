@@ -22,7 +22,8 @@ from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
 from quantenv.files import content_hash
-from quantenv.quantize.tracing import unfolded
+from quantenv.plain.functional import functional_graph
+from quantenv.plain.modules import expressed
 
 #: Packages whose functions and classes are known by their names.
 _KNOWN = {"torch", "torchvision", "numpy", "quantenv", *sys.stdlib_module_names}
@@ -48,7 +49,7 @@ def network_content(network: nn.Module, inputs: torch.Tensor) -> Iterator[bytes 
         UnsupportedLayerError: If it cannot be traced.
     """
     yield "network-1"
-    yield from _graph_content(unfolded(network))
+    yield from _graph_content(functional_graph(expressed(network)))
     for kind in (network.named_parameters(remove_duplicate=False), network.named_buffers(remove_duplicate=False)):
         for name, tensor in kind:
             yield f"{name}: {tensor_digest(tensor)}"
