@@ -131,7 +131,7 @@ class Tracer(fx.Tracer):
                     if node is last:
                         break
                     self.graph.erase_node(node)
-                reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+                reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0].rstrip(".")
                 self.untraced_hooks[hook_name(hook, module, name)] = reason
                 return None
 
