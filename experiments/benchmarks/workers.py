@@ -83,9 +83,10 @@ def _in_processes(
                 stop.check()
                 fill()
         except Interrupted:
-            for future, job in running.items():
-                if not future.cancel():
-                    yield job, future.result()
+            with contextlib.suppress(BrokenProcessPool):  # the signal may have come to all processes: those are ended
+                for future, job in running.items():
+                    if not future.cancel():
+                        yield job, future.result()
             raise
         except BrokenProcessPool as error:
             stop.check()  # SIGTERM may have come to all processes

@@ -138,6 +138,25 @@ def test_a_signal_ends_it_with_what_was_found(table_file, tmp_path, monkeypatch,
     assert len(list(tmp_path.glob("parts/*.parquet"))) == 1
 
 
+def test_sigterm_to_all_processes_is_an_interruption(table_file, tmp_path):
+    arguments = ["benchmark", f"--tasks=[{table_file}]", *ARGUMENTS, f"--output={tmp_path}", "--workers=2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments.cli", *arguments, "--seeds=50"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not list(tmp_path.glob("parts/*.sha256")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGTERM)  # as schedulers do
+    _, error = process.communicate()
+    assert process.returncode == 143
+    assert "The same command continues" in error
+    assert "Traceback" not in error
+
+
 def test_only_what_changed_is_run_again(benchmark_copy, table_file, in_process, capsys):
     options = '--agent_options={"reinforce": {"hidden": 4, "layers": 1}}'
     run_benchmark(table_file, benchmark_copy, options, "--seeds=4")
