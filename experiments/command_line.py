@@ -1,7 +1,7 @@
 """Options: a frozen dataclass filled from its defaults, the shipped YAML, ``--config`` files, then the command line.
 
-Options are data. Every value is plain and is checked against the type of its field here; no library that would make
-objects of what a file says takes part.
+Options are data. click splits the command line, msgspec checks every value against the type of its field; no library
+that would make objects of what a file says takes part.
 """
 
 import dataclasses
@@ -14,17 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from experiments.option_files import read_option_file, refuse_classes
-from experiments.option_names import (
-    CONFIG,
-    HELP,
-    PRINT,
-    check_known,
-    leaves_of,
-    positionals,
-    tokens,
-    unknown_option,
-    values_by_name,
-)
+from experiments.option_parser import CONFIG, PRINT, positionals, split, types_of, unknown_option, values_by_name
 from experiments.option_text import from_text
 from quantenv.errors import QuantenvError
 from quantenv.files import write_text
@@ -62,31 +52,25 @@ def parse_options(
     Raises:
         QuantenvError: If an option is unknown, a value is of the wrong type or a file cannot be read.
     """
-    given = tokens(arguments, kind, command)
-    if any(name == HELP for name, _ in given):
-        from experiments.option_help import print_help  # reads docstrings: only where they are shown
-
-        print_help(kind, command)
-        sys.exit(0)
-    kinds = leaves_of(kind)
+    kinds = types_of(kind)
+    given = split(arguments, kind, command)
     values: dict[str, Any] = {}
     shipped = importlib.resources.files("experiments.configs") / f"{command}.yaml"
     if shipped.is_file():
         values |= _from_mapping(parse_yaml(shipped.read_bytes(), shipped.name) or {}, kind, command, shipped.name)
     for name, value in (defaults or {}).items():
         values[name] = checked(value, kinds[name], name)
-    for name, text in given:
-        if name == CONFIG:
-            values |= _from_mapping(read_option_file(text), kind, command, text)
-            _refuse_cluster(values, given, text)
-    for name, text in given:
-        if name not in (CONFIG, PRINT):
-            _set(values, name, text, kinds, kind, command)
-            if name in FUNCTIONS:
-                for each in values[name] if isinstance(values[name], list) else [text]:
-                    name_on_command_line(each)
+    for path in given.pop(CONFIG, []):
+        values |= _from_mapping(read_option_file(path), kind, command, path)
+        _refuse_cluster(values, given, path)
+    printing = given.pop(PRINT, None)
+    for name, texts in given.items():
+        _set(values, name, texts, kinds, kind)
+        if name in FUNCTIONS:
+            for each in values[name] if isinstance(values[name], list) else texts[-1:]:
+                name_on_command_line(each)
     options = _build(kind, values, command)
-    if any(name == PRINT for name, _ in given):
+    if printing:
         sys.stdout.write(to_yaml(options))
         sys.exit(0)
     return options
@@ -112,9 +96,9 @@ def read_options(kind: type[Options], command: str, path: str | Path, instead: M
         raise QuantenvError(f"{path}: {error}") from error
 
 
-def _refuse_cluster(values: Mapping[str, Any], given: Sequence[tuple[str, str]], where: str) -> None:
+def _refuse_cluster(values: Mapping[str, Any], given: Mapping[str, Sequence[str]], where: str) -> None:
     """Raises QuantenvError if a file names a Ray cluster that the command line does not: a cluster runs code here."""
-    if values.get(CLUSTER) is not None and all(name != CLUSTER for name, _ in given):
+    if values.get(CLUSTER) is not None and CLUSTER not in given:
         raise QuantenvError(
             f"{where}: {CLUSTER} is {short(values[CLUSTER])}, and a Ray cluster may run code here: name it on the "
             f"command line with --{CLUSTER}, or leave it out."
@@ -155,15 +139,12 @@ def flatten(options: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _set(values: dict[str, Any], name: str, text: str, kinds: Mapping[str, Any], kind: Any, command: str) -> None:
-    """Sets an option, or one entry of an option that is a mapping, from its text."""
-    if name not in kinds and any(leaf.startswith(f"{name}.") for leaf in kinds):
-        first = next(leaf for leaf in kinds if leaf.startswith(f"{name}."))
-        raise QuantenvError(f"Option --{name} is several options: give each by its own name, such as --{first}=VALUE.")
-    check_known(name, kind, command)
+def _set(values: dict[str, Any], name: str, texts: Sequence[str], kinds: Mapping[str, Any], kind: Any) -> None:
+    """Sets an option, or one entry of an option that is a mapping, from the last of its texts; a list from all."""
     if name in positionals(kind) and typing.get_origin(kinds[name]) is list:
-        values[name] = [*values.get(name, []), text]
+        values[name] = list(texts)
         return
+    text = texts[-1]
     if name in kinds:
         value = from_text(text, kinds[name], f"--{name}")
         refuse_classes(value, f"--{name}")

@@ -82,7 +82,7 @@ def test_help_explains_every_option(command, capsys, monkeypatch):
         if dataclasses.is_dataclass(field.type):
             names += [f"--{field.name}.{inner.name}" for inner in dataclasses.fields(field.type)]
         else:
-            names.append(field.name if field.name in POSITIONAL else f"--{field.name}")
+            names.append(field.name.upper() if field.name in POSITIONAL else f"--{field.name}")
     for name in names:
         (start,) = [number for number, line in enumerate(lines) if line.startswith(f"  {name} ") or line == f"  {name}"]
         explanation = " ".join(lines[start : start + 3])
