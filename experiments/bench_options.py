@@ -1,7 +1,10 @@
 """The options of `make bench`: one set for all its parts, so that a small run of everything is one command."""
 
+import math
 import os
 from dataclasses import dataclass
+
+from quantenv.typed import MOST_SEED, MOST_THREADS, MOST_WORKERS, check_fields, require_within
 
 
 @dataclass(frozen=True)
@@ -42,3 +45,11 @@ class BenchOptions:
     """Draws allocations and moments."""
     output: str = "experiments/results"
     """Folder of the JSON file and the table."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "--")
+        require_within(self, 1, MOST_THREADS, "threads")
+        require_within(self, 1, MOST_WORKERS, "workers")
+        require_within(self, 0, MOST_SEED, "seed")
+        counts = ("images", "rounds", "rows", "episodes", "replayed", "enumerations", "num_envs", "kills", "stored")
+        require_within(self, 0, math.inf, "seconds", "evaluations", *counts)

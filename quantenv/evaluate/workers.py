@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 from quantenv.errors import QuantenvError, unknown_name
 from quantenv.evaluate.base import Evaluation, Evaluator
 from quantenv.layers import LayerSpec
+from quantenv.typed import MOST_THREADS, MOST_WORKERS, checked
 
 logger = logging.getLogger(__name__)
 
@@ -92,10 +93,8 @@ class Workers(ABC):
     """Errors of futures that mean that their worker died."""
 
     def __init__(self, make: Make, count: int, threads: int | None = None) -> None:
-        self.count, self.threads = count, threads_each(count) if threads is None else threads
-        for name, value in (("workers", self.count), ("threads", self.threads)):
-            if value < 1:
-                raise QuantenvError(f"{name} is {value}; expected a whole number of at least 1.")
+        self.count = count = _counted(count, "workers", MOST_WORKERS)
+        self.threads = threads_each(count) if threads is None else _counted(threads, "threads", MOST_THREADS)
         self._workers: list[Worker] = []
         try:
             self._send(make)
@@ -238,6 +237,14 @@ def start_workers(
     kind = getattr(importlib.import_module(module), name)
     workers: Workers = kind(make, count, threads, *([address] if pool == "ray" else []))
     return workers
+
+
+def _counted(value: object, name: str, most: int) -> int:
+    """Returns a number of workers or threads, or raises QuantenvError."""
+    count: int = checked(value, int, name)
+    if not 1 <= count <= most:
+        raise QuantenvError(f"{name} is {count}; expected a whole number of at least 1, and at most {most}.")
+    return count
 
 
 def check_pool(pool: str, address: str | None) -> None:
