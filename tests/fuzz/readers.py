@@ -3,6 +3,7 @@
 A new reader belongs into `READERS`: what is not in it, is not tried.
 """
 
+import dataclasses
 import io
 import json
 import shutil
@@ -41,6 +42,10 @@ class Reader:
     """Mutants for one of an average reader: less where reading takes long."""
 
 
+#: Evaluations of the sample of a run.
+EVALUATIONS = 8
+
+
 class Damaged(QuantenvError):
     """A file that its reader moved aside, to make it anew."""
 
@@ -65,7 +70,13 @@ def _run(folder: Path) -> Path:
     """The folder of a finished run, with fine-tuning."""
     from experiments.cli import main
 
-    short = ("--evaluations=8", "--qat.epochs=1", "--agent_options.hidden=8", "--agent_options.layers=1", "--top_k=3")
+    short = (
+        f"--evaluations={EVALUATIONS}",
+        "--qat.epochs=1",
+        "--agent_options.hidden=8",
+        "--agent_options.layers=1",
+        "--top_k=3",
+    )
     assert main(["train", f"--runs={folder}", *short]) == 0
     (run,) = folder.glob("digits/reinforce/*")
     return run
@@ -199,9 +210,17 @@ def _read_store(path: Path) -> Any:
 
 
 def _read_merged(path: Path) -> Any:
+    """Reads a store or an export as `quantenv store merge` does; rows may be missing, as in any other store."""
     from experiments.store import _records_of
 
-    return sorted(map(repr, _records_of(str(path))))
+    def value(record: Any) -> str:
+        return repr(dataclasses.replace(record, created=0.0))  # when the sample was made
+
+    found = {value(record) for record in _records_of(str(path))}
+    expected = {value(record) for record in _records()}
+    if found < expected:
+        raise Damaged("rows were deleted")
+    return sorted(found)
 
 
 def _make_export(folder: Path, parts: Parts) -> Path:
@@ -450,6 +469,27 @@ def _read_final_table(path: Path) -> Any:
     return to_markdown(RunFolder.open(path.parent).read_report())
 
 
+def _read_environment(path: Path) -> Any:
+    from experiments.provenance import changes, environment
+    from experiments.run_folder import RunFolder
+
+    recorded = RunFolder(path.parent).read_environment()
+    return recorded, list(changes(recorded, environment("", 1)))
+
+
+def _read_top_k(path: Path) -> Any:
+    from experiments.run_folder import RunFolder
+
+    return RunFolder(path.parent).read_top_k()
+
+
+def _read_best(path: Path) -> Any:
+    from quantenv.allocation import Allocation
+    from quantenv.tasks import get_task
+
+    return Allocation.load(path).check_fits(get_task("digits").layers)
+
+
 def _read_resumed(path: Path) -> Any:
     """Reads all that `quantenv train --resume` reads of a finished run, by which it prints the table again."""
     from experiments.cli import main
@@ -483,6 +523,19 @@ def _read_results(path: Path) -> Any:
 
     results = load_results(BenchmarkFolder.open(path.parent))
     return {key: (runs.found, runs.agent_seconds, runs.environment_seconds) for key, runs in results.runs.items()}
+
+
+def _read_leaderboard(path: Path) -> Any:
+    from experiments.benchmarks.folder import BenchmarkFolder
+    from experiments.benchmarks.markdown import to_markdown
+
+    return to_markdown(BenchmarkFolder(path.parent).read_leaderboard())
+
+
+def _read_benchmark_environment(path: Path) -> Any:
+    from experiments.benchmarks.folder import BenchmarkFolder
+
+    return BenchmarkFolder(path.parent).read_environment()
 
 
 def _read_evaluations(path: Path) -> Any:
@@ -686,16 +739,21 @@ READERS: tuple[Reader, ...] = (
     Reader("fine-tuning checkpoint", "safetensors", True, _make_finetuning, _read_finetuning),
     Reader("pretraining checkpoint", "safetensors", True, _make_pretraining, _read_pretraining),
     Reader("run config.yaml", "yaml", True, _of_run("config.yaml"), _read_options, 0.5),
-    Reader("run environment.json", "json", True, _of_run("environment.json"), _read_report, 0.3),
+    Reader("run environment.json", "json", True, _of_run("environment.json"), _read_environment),
     Reader("run episodes.jsonl", "jsonl", True, _of_run("episodes.jsonl"), _read_episodes),
+    Reader("run top_k.json", "json", True, _of_run("top_k.json"), _read_top_k),
+    Reader("run best.json", "json", True, _of_run("best.json"), _read_best),
+    Reader("run agent.safetensors", "safetensors", True, _of_run("agent.safetensors"), _read_tensors, 0.3),
     Reader("run report.json", "json", True, _of_run("report.json"), _read_final_table),
     Reader("run report.json, drawn", "json", True, _of_run("report.json"), _read_report, 0.3),
     Reader("run resumed", "json", True, _of_run("report.json"), _read_resumed, 0.3),
     Reader("run finetuned.safetensors", "safetensors", True, _of_run("finetuned.safetensors"), _read_tensors, 0.3),
     Reader("benchmark suite.yaml", "yaml", True, _of_benchmark("suite.yaml"), _read_suite, 0.5),
     Reader("benchmark jobs.json", "json", True, _of_benchmark("jobs.json"), _read_results),
-    Reader("benchmark leaderboard.json", "json", True, _of_benchmark("leaderboard.json"), _read_report, 0.3),
-    Reader("benchmark curves.json", "json", True, _of_benchmark("curves.json"), _read_report, 0.3),
+    Reader("benchmark leaderboard.json", "json", True, _of_benchmark("leaderboard.json"), _read_report, 0.5),
+    Reader("benchmark leaderboard.json, written", "json", True, _of_benchmark("leaderboard.json"), _read_leaderboard),
+    Reader("benchmark curves.json", "json", True, _of_benchmark("curves.json"), _read_report, 0.5),
+    Reader("benchmark environment.json", "json", True, _of_benchmark("environment.json"), _read_benchmark_environment),
     Reader("benchmark part", "parquet", True, _of_benchmark("parts/*.parquet"), _read_part),
     Reader("benchmark part's checksum", "text", True, _of_benchmark("parts/*.sha256"), _read_part, 0.3),
     Reader("benchmark evaluations", "parquet", True, _of_benchmark("evaluations.parquet"), _read_evaluations),

@@ -24,7 +24,7 @@ BAD = ("accepted change", "raw error", "hang", "ran code")
 #: Outcomes in the order of the table's columns.
 OUTCOMES = ("refused", "equal", "accepted", *BAD)
 #: Seconds without a word after which a process is ended: longer than it may take for one mutant, and to begin.
-SILENCE = 120
+SILENCE = 300
 
 
 @dataclass
@@ -82,13 +82,11 @@ def run(readers: Sequence[Reader], root: Path, seed: int, mutants: int, workers:
         What came of it, reader by reader.
     """
     tallies = {reader.name: Tally(reader) for reader in readers}
-    waiting: queue.SimpleQueue[list[tuple[str, int, int]]] = queue.SimpleQueue()
     shares = [(reader.name, 0, max(1, round(mutants * reader.share))) for reader in readers]
-    if workers == 1:
-        waiting.put(shares)
-    else:
-        for share in sorted(shares, key=lambda each: -each[2]):
-            waiting.put([share])
+    waiting: queue.SimpleQueue[list[tuple[str, int, int]]] = queue.SimpleQueue()
+    lists = 1 if workers == 1 else 3 * workers  # to begin takes a process seconds
+    for first in range(lists):
+        waiting.put(shares[first::lists])
 
     def work() -> None:
         while True:

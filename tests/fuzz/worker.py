@@ -23,6 +23,7 @@ import warnings
 from pathlib import Path
 from typing import Any, TextIO
 
+import msgspec
 import numpy as np
 import torch
 
@@ -31,8 +32,8 @@ from quantenv.files import content_hash
 from tests.fuzz.readers import READERS, Damaged, Reader
 from tests.fuzz.structures import NAME, mutate
 
-#: Seconds for one mutant, and bytes of memory beyond what the process has when it begins.
-SECONDS, MEMORY = 20, 3 << 30
+#: Seconds of the processor for one mutant, and bytes of memory beyond what the process has when it begins.
+SECONDS, MEMORY = 10, 3 << 30
 
 
 class TooLong(BaseException):
@@ -55,6 +56,8 @@ def _collect(content: Any, into: list[bytes | str]) -> None:
         into += [content.dtype.str, str(content.shape), np.ascontiguousarray(content).tobytes()]
     elif dataclasses.is_dataclass(content) and not isinstance(content, type):
         _collect({field.name: getattr(content, field.name) for field in dataclasses.fields(content)}, into)
+    elif isinstance(content, msgspec.Struct):
+        _collect(msgspec.structs.asdict(content), into)
     elif isinstance(content, dict):
         for key in sorted(content, key=repr):
             into.append(repr(key))
@@ -76,7 +79,7 @@ def main(arguments: list[str]) -> None:
     logging.disable()
     torch.set_num_threads(1)
     readers = {reader.name: reader for reader in READERS}
-    signal.signal(signal.SIGALRM, _too_long)
+    signal.signal(signal.SIGPROF, _too_long)
     for each in wanted:
         name, first, count = each.rsplit(":", 2)
         with tempfile.TemporaryDirectory() as folder:
@@ -120,7 +123,7 @@ def _restore(source: Path, place: Path) -> None:
 
 
 def _outcome(reader: Reader, path: Path, expected: str, forged: bool) -> tuple[str, str]:
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             found = fingerprint(reader.read(path))
@@ -133,7 +136,7 @@ def _outcome(reader: Reader, path: Path, expected: str, forged: bool) -> tuple[s
     except BaseException as error:
         return "raw error", _where(error)
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
     if found == expected:
         return "equal", ""
     return ("accepted" if forged or not reader.own else "accepted change"), ""
