@@ -178,7 +178,7 @@ def _nudge(parent: Any, key: Any, draw: random.Random) -> None:
     value = parent[key]
     if isinstance(value, bool):
         parent[key] = not value
-    elif isinstance(value, int | float):
+    elif isinstance(value, int | float) and abs(value) < 1e300:
         parent[key] = draw.choice((value + 1, value - 1, -value, value * 1000, value + 0.5, float(value), str(value)))
     elif isinstance(value, str):
         parent[key] = draw.choice((value[:-1], f"{value}x", value.upper(), value[::-1], ""))
