@@ -61,7 +61,7 @@ def test_a_distribution_s_task_is_listed_and_goes_through_the_pipeline(distribut
         ["finetune", f"--allocation={run / 'best.json'}", f"--output={tmp_path / 'again'}", "--qat.epochs=1"],
         ["tasks", "--task=rings"],
         ["sensitivity", "--task=rings"],
-        ["report", str(run)],
+        ["report", str(run), f"--output={tmp_path / 'report.html'}"],
     ):
         assert main(command) == 0, command
     sys.modules.pop("rings", None)
