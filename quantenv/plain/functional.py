@@ -20,22 +20,27 @@ _COPYING = {"view": "reshape", "view_as": "reshape_as"}
 _TWINS = {getattr(operator, f"__i{name}__"): getattr(operator, f"__{name}__") for name in OPERATORS}
 #: Where the graph module says which hooks are not in its graph.
 UNTRACED = "untraced_hooks"
+#: Where it says whether sizes of the example decided what is in it.
+DECIDED = "decided"
 
 
-def functional_graph(network: nn.Module) -> fx.GraphModule:
+def functional_graph(network: nn.Module, example: torch.Tensor | None = None) -> fx.GraphModule:
     """Traces a network and spells its graph in one way.
 
     Args:
         network: A network; it is not changed.
+        example: Inputs, (B, ...) with B > 1, by whose sizes, but the batch's, its Python may branch and loop; none if
+            it may not.
 
     Returns:
         A graph module over copies of its modules, in eval mode, in which nothing is changed in place. Module names are
-        kept. Its ``meta["untraced_hooks"]`` says of hooks that cannot be followed why: they look at values.
+        kept. Its ``meta["decided"]`` says whether Python did so, and ``meta["untraced_hooks"]`` why hooks cannot be
+        followed: they look at values.
 
     Raises:
         UnsupportedLayerError: If torch.fx cannot trace the network.
     """
-    copied, tracer = copy_of(network).eval(), Tracer(network)
+    copied, tracer = copy_of(network).eval(), Tracer(network, example)
     try:
         with PREPARING:  # torch.fx puts back what it changed in the order of one trace
             graph_module = fx.GraphModule(copied, tracer.trace_network(copied), type(network).__name__)
@@ -54,6 +59,7 @@ def functional_graph(network: nn.Module) -> fx.GraphModule:
         _make_functional(node, in_place)
     graph_module.graph.eliminate_dead_code()
     graph_module.recompile()
+    graph_module.meta[DECIDED] = tracer.decided
     graph_module.meta[UNTRACED] = tracer.untraced_hooks
     return graph_module
 

@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from quantenv.copies import copy_of
 from quantenv.errors import UnsupportedLayerError
-from quantenv.plain.functional import UNTRACED, functional_graph
+from quantenv.plain.functional import DECIDED, UNTRACED, functional_graph
 from quantenv.plain.modules import expressed
 from quantenv.plain.tracer import hook_name
 from quantenv.plain.weights import layers_of_weights
@@ -42,12 +42,13 @@ def plain_network(network: nn.Module, example: torch.Tensor) -> nn.Module:
     example = example[:CHECKED] if len(example) > 1 else torch.cat([example, example])
     simple = expressed(network)
     try:
-        graph = functional_graph(simple)
+        graph = functional_graph(simple, example)
     except UnsupportedLayerError:
         return simple  # whoever needs the trace says why there is none
     if graph.meta[UNTRACED]:
         _check_hooks(simple, graph.meta[UNTRACED], example)
     rewritten = any(module._forward_hooks or module._forward_pre_hooks for module in simple.modules())
+    rewritten |= graph.meta[DECIDED]
     rewritten |= layers_of_weights(graph, simple)
     rewritten |= _cast_to_single(graph)
     rewritten |= _squeeze_no_samples(graph, example)

@@ -22,6 +22,12 @@ _MAKING = ("zeros", "ones", "full", "empty", "arange", "linspace", "eye", "rand"
 class _Proxy(fx.Proxy):
     """Knows ``+=`` and the like from ``+``: others may hold the tensor that the first changes."""
 
+    def __len__(self) -> int:
+        length = self.tracer.length(self) if isinstance(self.tracer, Tracer) else None
+        if length is None:
+            raise TypeError("the length of a tensor is not known while it is traced")
+        return length
+
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
@@ -41,18 +47,22 @@ class Tracer(fx.Tracer):
     forward, or whose weight is no parameter but made by something else, is traced into.
     """
 
-    def __init__(self, original: nn.Module) -> None:
+    def __init__(self, original: nn.Module, example: torch.Tensor | None = None) -> None:
         """Makes a tracer.
 
         Args:
             original: What will be traced is a copy of this; functions may hold modules of it.
+            example: Inputs, (B, ...) with B > 1, by whose sizes Python may branch and loop; none if it may not.
         """
         super().__init__()
         self.traced_func_name = "_with_hooks"
         self._original = {id(parameter): name for name, parameter in original.named_parameters()}
         self._copied: dict[str, nn.Parameter] = {}
         self.where = ""
-        self._thread = threading.get_ident()
+        self._thread: int | None = threading.get_ident()
+        self._example = example
+        self.decided = False
+        """Whether Python branched or looped by sizes, which this graph holds for."""
         self.untraced_hooks: dict[str, str] = {}
         """Hooks that could not be followed, and why."""
 
@@ -117,6 +127,46 @@ class Tracer(fx.Tracer):
             attr_val = self._copied[name]
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
+    def iter(self, obj: fx.Proxy) -> Any:
+        """Takes a shape, or another collection of a length that does not depend on the batch, apart."""
+        length = self.length(obj)
+        if length is None:
+            return super().iter(obj)
+        return iter([self.create_proxy("call_function", operator.getitem, (obj, index), {}) for index in range(length)])
+
+    def length(self, obj: fx.Proxy) -> int | None:
+        """Returns the length of a shape or another collection, or None if there is none or it depends on the batch."""
+        lengths = {len(value) if isinstance(value, tuple | list) else -1 for value in self._values(obj)}
+        if len(lengths) != 1 or -1 in lengths:
+            return None
+        self.decided = True
+        return lengths.pop()
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Decides what sizes decide, other than the batch's."""
+        answers = {value if isinstance(value, bool) else None for value in self._values(obj)}
+        if len(answers) != 1 or None in answers:
+            return super().to_bool(obj)
+        self.decided = True
+        return bool(answers.pop())
+
+    def _values(self, obj: fx.Proxy) -> list[Any]:
+        """Computes what a step is for the example and for its first sample; none without an example."""
+        if self._example is None:
+            return []
+        node = obj.node  # of an attribute, it is made now
+        graph = fx.Graph()
+        copied: dict[fx.Node, fx.Node] = {}
+        graph.graph_copy(self.graph, copied)
+        graph.output(copied[node])
+        thread, self._thread = self._thread, None  # modules are run now, not traced
+        try:
+            with torch.no_grad():
+                run = fx.Interpreter(fx.GraphModule(self.root, graph)).run
+                return [run(part.clone()) for part in (self._example, self._example[:1])]
+        finally:
+            self._thread = thread
+
     def _guarded(self, hook: Callable[..., Any], network: nn.Module, module: nn.Module) -> Callable[..., Any]:
         """Returns a hook that leaves the graph as it was if it cannot be traced, as one that prints values."""
         name = next(name for name, each in network.named_modules() if each is module)
@@ -180,7 +230,10 @@ def _recorded_lengths(network: nn.Module) -> Iterator[None]:
     """Records ``len(x)``, which Python wants to be a number."""
 
     def length(x: Any) -> Any:
-        return x.size(0) if isinstance(x, fx.Proxy) else len(x)
+        if not isinstance(x, fx.Proxy):
+            return len(x)
+        tracer: Any = x.tracer
+        return x.size(0) if (found := tracer.length(x)) is None else found
 
     spaces = {id(each): each for each in map(_globals_of, network.modules()) if "len" not in each}
     for names in spaces.values():

@@ -223,6 +223,18 @@ def spectrum(self, x):
     return self.head(torch.fft.irfft(x, n=8, dim=1).mean(1) + x.abs().mean(1))
 
 
+def by_sizes(self, x):
+    x = self.conv(x)
+    batch, channels, *sizes = x.shape
+    x = x.view(batch, 2, channels // 2, *sizes).transpose(1, 2).flatten(1, 2)
+    assert x.dim() == 4
+    if x.shape[-1] > 4:
+        x = F.avg_pool2d(x, 2)
+    for row in x.unbind(2):
+        x = x + row[:, :, None]
+    return self.head(x.mean((2, 3)))
+
+
 #: A builder, and the inputs, by what is special. Each has two or more layers.
 WORK = {
     "subclasses": (lambda: cnn(Own(8, 8, 3, padding=1), OwnNorm(8), OwnReLU()), IMAGES),
@@ -416,6 +428,7 @@ WORK = {
         ),
         IMAGES,
     ),
+    "branches on sizes": (lambda: net(by_sizes, conv=nn.Conv2d(1, 8, 3), head=nn.Linear(8, 4)), IMAGES),
     "lists and slices": (
         lambda: net(
             listed,
@@ -466,6 +479,16 @@ REFUSED = {
         lambda: net(lambda self, x: self.decoder(x, x).mean(1), decoder=nn.TransformerDecoderLayer(8, 2, 16)),
         TOKENS,
         "'decoder' is a TransformerDecoderLayer, which hides its layers",
+    ),
+    "a branch on values": (
+        lambda: net(lambda self, x: self.body(x.flatten(1)) * (2 if x.sum() > 0 else 1), body=nn.Linear(64, 4)),
+        IMAGES,
+        "Cannot trace Net.*Control flow on tensor values",
+    ),
+    "a branch on the batch": (
+        lambda: net(lambda self, x: self.body(x.flatten(1)) * (2 if len(x) > 1 else 1), body=nn.Linear(64, 4)),
+        IMAGES,
+        "Cannot trace Net.*Control flow on tensor values",
     ),
     "a hook of numpy": (
         lambda: hooked(2, "register_forward_hook", of_numpy),
