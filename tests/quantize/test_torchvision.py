@@ -53,7 +53,7 @@ def coarse_ranges(monkeypatch):
     monkeypatch.setattr(ranges, "RATIOS", torch.tensor([1.0]))
     monkeypatch.setattr(ranges, "COARSE_RATIOS", torch.tensor([1.0]))
     monkeypatch.setattr(ranges, "REFINEMENTS", ())
-    monkeypatch.setattr(ranges, "MAX_SAMPLES", 1 << 11)
+    monkeypatch.setattr(ranges, "MAX_SAMPLES", 1 << 13)
 
 
 def random_network(name: str) -> nn.Module:
