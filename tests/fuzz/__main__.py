@@ -19,7 +19,7 @@ from tests.fuzz.running import BAD, OUTCOMES, Tally, run, samples
 def main(arguments: list[str]) -> int:
     """Runs it; see the module."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--mutants", type=int, default=550, help="of an average reader (550: some 20,000 in all)")
+    parser.add_argument("--mutants", type=int, default=500, help="of an average reader (500: some 20,000 in all)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--only", default="", help="readers whose names hold this text")
