@@ -84,6 +84,7 @@ class Tracer(fx.Tracer):
         for module in network.modules():
             module._forward_hooks.clear()
             module._forward_pre_hooks.clear()
+        graph._tracer_cls = fx.Tracer  # other processes trace the module's code again, which has no hooks
         return graph
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
