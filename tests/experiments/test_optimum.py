@@ -54,4 +54,4 @@ def test_mistakes_are_one_sentence(refused, file):
     assert "the cheapest cost" in refused("optimum", f"--task={file}", "--budget=0.1")
     assert "Did you mean 'size'" in refused("optimum", f"--task={file}", "--metric=sise")
     assert "Unknown split" in refused("optimum", f"--task={file}", "--split=train")
-    assert "There is no evaluation table" in refused("optimum", "--task=missing.npz")
+    assert "missing.npz: No such file" in refused("optimum", "--task=missing.npz")

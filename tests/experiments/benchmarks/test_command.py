@@ -230,14 +230,13 @@ def test_sha256sum_knows_the_checksums(benchmark):
 
 
 def test_an_agent_that_cannot_search_is_listed_with_its_reason(table_file, tmp_path, in_process, capsys):
-    options = '--agent_options={"reinforce": {"hidden": -1}}'
-    run_benchmark(table_file, tmp_path, options)
+    run_benchmark(table_file, tmp_path, "--agents=[random,differentiable]", "--agent_options={}")
     content = json.loads((tmp_path / "leaderboard.json").read_text())
     assert {row["agent"] for row in content["rows"]} == {"random"}
     (refusal,) = content["refused"]
-    assert refusal["agent"] == "reinforce"
-    assert "hidden" in refusal["sentence"]
-    assert f"Not run: reinforce on {table_file}" in capsys.readouterr().out
+    assert refusal["agent"] == "differentiable"
+    assert "needs the network" in refusal["sentence"]
+    assert f"Not run: differentiable on {table_file}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -245,6 +244,7 @@ def test_an_agent_that_cannot_search_is_listed_with_its_reason(table_file, tmp_p
     [
         (["--agents=[randm]"], "Did you mean 'random'"),
         (["--agents=[random]", "--agent_options={ppo: {}}"], "'ppo'"),
+        (["--agents=[reinforce]", "--agent_options={reinforce: {hidden: -1}}"], "hidden must be at least 1"),
         (["--tasks=[digits_tabl]"], "Did you mean 'digits_table'"),
         (["--evaluations=100", "--checkpoints=[1000]"], "--checkpoints ends with 1000"),
         (["--checkpoints=[200,100]"], "ascending"),
