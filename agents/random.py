@@ -68,7 +68,7 @@ class RandomAgent:
             QuantenvError: If the file is missing, damaged or another agent's.
         """
         content, _ = read_agent(path, self.name)
-        if set(content) != {"seed"} or type(content["seed"]) is not int:
+        if set(content) != {"seed"} or type(content["seed"]) is not int or not 0 <= content["seed"] < 1 << 32:
             raise QuantenvError(f"{path} is not a saved random agent: it holds no seed. Give another file.")
         self._seed = content["seed"]
         self.start_episode()

@@ -22,6 +22,7 @@ from experiments.provenance import changes, environment
 from experiments.search import make_env
 from experiments.signals import GracefulStop
 from quantenv.allocation import Allocation
+from quantenv.errors import QuantenvError
 from quantenv.evaluate import make_evaluator
 from quantenv.evaluate.store import OFF
 from quantenv.evaluate.table import EvaluationTable
@@ -73,7 +74,7 @@ def _leaderboard_differences(folder: BenchmarkFolder) -> Iterator[str]:
     for section in now:
         if section not in recorded:
             yield f"{folder.leaderboard.name}: {section} is missing"
-        elif isinstance(now[section], list) and len(now[section]) == len(recorded[section]):
+        elif _are_lists_of_one_length(now[section], recorded[section]):
             for before, after in zip(recorded[section], now[section], strict=True):
                 if before != after:
                     name = " ".join(str(after[key]) for key in ("task", "budget", "agent") if key in after)
@@ -81,11 +82,19 @@ def _leaderboard_differences(folder: BenchmarkFolder) -> Iterator[str]:
         elif recorded[section] != now[section]:
             yield f"{folder.leaderboard.name}: {section} does not follow from the evaluations"
     markdown = folder.leaderboard.with_suffix(".md")
-    drawn = to_markdown(recorded).encode()
-    if not differs_from(recorded, now) and markdown.is_file() and read_bytes(markdown) != drawn:
-        yield f"{markdown.name}: not the leaderboard of {folder.leaderboard.name}"
+    if not differs_from(recorded, now) and markdown.is_file():
+        try:
+            drawn = to_markdown(recorded).encode()
+        except (KeyError, TypeError, ValueError, AttributeError) as error:  # in sections that do not follow from these
+            raise QuantenvError(f"{folder.leaderboard} is incomplete or malformed ({error!r}): restore it.") from error
+        if read_bytes(markdown) != drawn:
+            yield f"{markdown.name}: not the leaderboard of {folder.leaderboard.name}"
     if folder.read_curves() != curves(results):
         yield f"{folder.curves.name}: the curves do not follow from the evaluations"
+
+
+def _are_lists_of_one_length(now: Any, recorded: Any) -> bool:
+    return isinstance(now, list) and isinstance(recorded, list) and len(now) == len(recorded)
 
 
 def differs_from(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> bool:

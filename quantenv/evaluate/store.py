@@ -18,6 +18,7 @@ from sqlalchemy.exc import IntegrityError
 from quantenv.errors import QuantenvError, shown
 from quantenv.evaluate.base import Evaluation
 from quantenv.evaluate.database import Damaged, Database, parse_location
+from quantenv.plain_yaml import shorten
 
 STORE_VARIABLE = "QUANTENV_STORE"
 #: The location that means no store.
@@ -336,7 +337,8 @@ def _record(row: Any) -> Record:
     """
     columns = row._asdict()
     if _checksum(columns) != row.checksum:
-        raise Damaged(f"the row of identity {row.identity!r}, split {row.split!r}, bits {row.bits!r} is not as written")
+        key = ", ".join(f"{name} {shorten(columns[name])}" for name in ("identity", "split", "bits"))
+        raise Damaged(f"the row of {key} is not as written")
     loss = math.nan if row.loss is None else row.loss
     evaluation = Evaluation(row.correct, row.samples, loss)
     return Record(row.identity, row.split, _decode(row.bits), evaluation, row.task, row.created)

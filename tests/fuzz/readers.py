@@ -527,9 +527,8 @@ def _read_results(path: Path) -> Any:
 
 def _read_leaderboard(path: Path) -> Any:
     from experiments.benchmarks.folder import BenchmarkFolder
-    from experiments.benchmarks.markdown import to_markdown
 
-    return to_markdown(BenchmarkFolder(path.parent).read_leaderboard())
+    return BenchmarkFolder(path.parent).read_leaderboard()
 
 
 def _read_benchmark_environment(path: Path) -> Any:
@@ -751,7 +750,7 @@ READERS: tuple[Reader, ...] = (
     Reader("benchmark suite.yaml", "yaml", True, _of_benchmark("suite.yaml"), _read_suite, 0.5),
     Reader("benchmark jobs.json", "json", True, _of_benchmark("jobs.json"), _read_results),
     Reader("benchmark leaderboard.json", "json", True, _of_benchmark("leaderboard.json"), _read_report, 0.15),
-    Reader("benchmark leaderboard.json, written", "json", True, _of_benchmark("leaderboard.json"), _read_leaderboard),
+    Reader("benchmark leaderboard.json, alone", "json", True, _of_benchmark("leaderboard.json"), _read_leaderboard),
     Reader("benchmark curves.json", "json", True, _of_benchmark("curves.json"), _read_report, 0.15),
     Reader("benchmark environment.json", "json", True, _of_benchmark("environment.json"), _read_benchmark_environment),
     Reader("benchmark part", "parquet", True, _of_benchmark("parts/*.parquet"), _read_part),

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
+from quantenv.arrays import parse_npy
 from quantenv.records import COMMENT, KEY, checksum
 from tests.fuzz.mutate import ODD, Raw, dump, mutate_bytes, mutate_plain
 
@@ -210,7 +211,7 @@ def _rehashed(text: str, entries: dict[str, bytes]) -> str:
         names = ["sensitivity", *(f"{kind}_{split}" for split in splits for kind in ("correct", "loss"))]
         names += sorted(entry.removesuffix(".npy") for entry in entries if entry.startswith("weights_"))
         for name in names:
-            array = np.load(io.BytesIO(entries[f"{name}.npy"]))
+            array = parse_npy(entries[f"{name}.npy"], "it", "biuf")
             parts += [name, array.dtype.str, np.ascontiguousarray(array).tobytes()]
         return json.dumps({**plain, "hash": content_hash(parts)})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, EOFError):
