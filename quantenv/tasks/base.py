@@ -45,7 +45,7 @@ class Split:
                 f"A split's inputs are {inputs.dtype}; expected float32, as the network takes them. Scale and "
                 "normalise images; of what the network takes as whole numbers give the same numbers by .float()."
             )
-        object.__setattr__(self, "inputs", inputs if inputs.dtype == torch.float64 else inputs.float())
+        object.__setattr__(self, "inputs", inputs.float())
         object.__setattr__(self, "labels", labels)
 
     def __len__(self) -> int:

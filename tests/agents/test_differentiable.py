@@ -1,4 +1,4 @@
-import dataclasses
+import copy
 import math
 
 import numpy as np
@@ -168,7 +168,8 @@ def test_trains_on_the_training_split_only(task):
     corrupt = {name: task.splits[name] for name in task.splits}
     corrupt["test"] = Split(torch.full((4, 3, 16, 16), math.nan), torch.zeros(4, dtype=torch.int64))
     corrupt["search"] = Split(torch.full((4, 3, 16, 16), math.inf), corrupt["test"].labels)
-    player._task = dataclasses.replace(task, splits=corrupt)
+    player._task = copy.copy(task)
+    object.__setattr__(player._task, "splits", corrupt)  # which a task would refuse when it is made
     assert math.isfinite(player._step())
 
 

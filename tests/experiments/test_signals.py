@@ -73,7 +73,14 @@ def start(*arguments):
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "QUANTENV_STORE": "off", "OMP_NUM_THREADS": "1"},
+        preexec_fn=heed,
     )
+
+
+def heed():
+    """Has signals end the process, whatever ignores them here: tests may run under nohup."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def catches(process, number):

@@ -1,8 +1,8 @@
 """Two processes train as one does, but for rounding; where they are interrupted, one goes on."""
 
 import contextlib
-import copy
 import dataclasses
+import math
 import sys
 
 import pytest
@@ -30,11 +30,10 @@ class Stop(BaseException):
 
 @pytest.fixture(scope="module")
 def task():
-    """Ten steps in double precision, in which hardly a rounding of an activation falls the other way."""
+    """Ten steps, in which few roundings of activations fall the other way."""
     task = get_task("digits")
-    splits = {name: Split(split.inputs.double(), split.labels) for name, split in task.splits.items()}
-    splits["train"] = Split(splits["train"].inputs[:160], splits["train"].labels[:160])
-    return dataclasses.replace(task, network=copy.deepcopy(task.network).double(), splits=splits)
+    train = task.splits["train"]
+    return dataclasses.replace(task, splits={**task.splits, "train": Split(train.inputs[:160], train.labels[:160])})
 
 
 @pytest.mark.parametrize("norms", ["folded", "live"])
@@ -59,19 +58,24 @@ def test_two_processes_give_what_one_gives(task, tmp_path, norms):
     position, _ = read_tensors(together, FORMAT, "", "")
     assert position["epoch"] == 2
     assert 1 <= position["step"] <= 5
-    assert epochs[1] == pytest.approx(expected[1], abs=1e-4)
+    assert epochs[1] == pytest.approx(expected[1], abs=5e-3)
     assert "accelerate" not in sys.modules  # what evaluates has no part in it
     finetune(task, allocation, FinetuneConfig(**recipe), lambda _, metrics: continued.append(metrics), together)
     assert continued[:2] == epochs
-    assert continued[2] == pytest.approx(expected[2], abs=1e-4)
+    assert continued[2] == pytest.approx(expected[2], abs=5e-3)
+    start = trainable_network(calibrate_task(task), allocation, live_norms=norms == "live").state_dict()
     for part in ("network", "average"):
         ours, theirs = state(together, part), state(alone, part)
-        assert max(float((ours[key] - theirs[key]).abs().max()) for key in theirs) < 1e-4
+        begun = {key: start[key.removeprefix("module.")] for key in theirs if key != "n_averaged"}
+        assert distance(ours, theirs, begun) < 0.1 * distance(theirs, begun, begun)
     assert torch.equal(state(together, "draws")["generator"], state(alone, "draws")["generator"])
-    start = trainable_network(calibrate_task(task), allocation, live_norms=norms == "live").state_dict()
     moved = {key: float((value - start[key]).abs().max()) for key, value in state(together, "network").items()}
     assert min(moved.values()) > 0  # the quantizers' steps, too
     assert max(moved.values()) > 1e-2
+
+
+def distance(first, second, keys):
+    return math.sqrt(sum(float((first[key] - second[key]).double().square().sum()) for key in keys))
 
 
 def state(path, part):
