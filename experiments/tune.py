@@ -29,9 +29,9 @@ from experiments.folder_lock import kept_folder
 from experiments.progress import ProgressView
 from experiments.search_options import TuneOptions
 from experiments.signals import GracefulStop, Interrupted
-from quantenv.errors import QuantenvError, unknown_name
+from quantenv.errors import QuantenvError, shown, unknown_name
 from quantenv.files import write_text
-from quantenv.plain_yaml import dump_plain, shorten
+from quantenv.plain_yaml import dump_plain
 from quantenv.reading import parse_json
 from quantenv.typed import checked, short, words
 
@@ -106,7 +106,7 @@ def open_study(folder: Path) -> Any:
         )
         finished, recorded = _finished(optuna, study), study.user_attrs.get("tuning", "{}")
     except Exception as error:  # Optuna and the database raise many kinds, according to the cell that is wrong
-        raise QuantenvError(f"{damaged} ({shorten(str(error), 200)})") from error
+        raise QuantenvError(f"{damaged} ({shown(str(error), 200)})") from error
     sound = all(isinstance(trial.user_attrs.get("agent_options"), dict) for trial in finished)
     done = [trial for trial in finished if trial.state == optuna.trial.TrialState.COMPLETE]
     if not sound or not all(trial.value is not None and math.isfinite(trial.value) for trial in done):

@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from quantenv.arrays import HEADER_LIMIT, parse_npy
-from quantenv.errors import QuantenvError
-from quantenv.plain_yaml import shorten
+from quantenv.errors import QuantenvError, shown
 from quantenv.reading import check_readable
 
 #: What zipfile raises, according to the byte that is wrong; RuntimeError is that of encryption.
@@ -41,7 +40,7 @@ class Archive:
             packed = entry.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
             if name == entry.filename or name in self._entries or entry.flag_bits & 1 or not packed:
                 raise QuantenvError(
-                    f"{where} is damaged: its entry {shorten(entry.filename)} is there twice, encrypted or no array."
+                    f"{where} is damaged: its entry {shown(entry.filename)} is there twice, encrypted or no array."
                 )
             self._entries[name] = entry
 
@@ -65,19 +64,19 @@ class Archive:
             QuantenvError: If there is none of this name, it is larger or damaged, or holds something else than `kinds`.
         """
         if name not in self._entries:
-            raise QuantenvError(f"{self._where} is incomplete or something else: it has no entry {shorten(name)}.")
+            raise QuantenvError(f"{self._where} is incomplete or something else: it has no entry {shown(name)}.")
         entry = self._entries[name]
         if entry.file_size > most + HEADER_LIMIT + 16:
             raise QuantenvError(
-                f"{self._where} is damaged: its entry {shorten(name)} would unpack to {entry.file_size:,} bytes; "
+                f"{self._where} is damaged: its entry {shown(name)} would unpack to {entry.file_size:,} bytes; "
                 f"expected at most {most:,}."
             )
         try:
             with self._archive.open(entry) as file:
                 data = file.read(entry.file_size)  # without a size, a stream that is longer would be unpacked whole
         except _DAMAGE as error:
-            raise QuantenvError(f"{self._where} is damaged: its entry {shorten(name)} cannot be unpacked.") from error
-        return parse_npy(data, f"{self._where}, entry {shorten(name)},", kinds)
+            raise QuantenvError(f"{self._where} is damaged: its entry {shown(name)} cannot be unpacked.") from error
+        return parse_npy(data, f"{self._where}, entry {shown(name)},", kinds)
 
 
 @contextmanager

@@ -10,8 +10,7 @@ import re
 
 import numpy as np
 
-from quantenv.errors import QuantenvError
-from quantenv.plain_yaml import shorten
+from quantenv.errors import QuantenvError, shown
 
 MAGIC = b"\x93NUMPY"
 HEADER_LIMIT = 4096
@@ -52,7 +51,7 @@ def parse_npy(data: bytes, where: str, kinds: str = "iuf", error: type[QuantenvE
     text = data[start : start + length].decode("latin-1")
     header = _HEADER.fullmatch(text)
     if header is None:
-        raise error(f"{damaged}, or not of plain numbers: its header is {shorten(text.strip())}.")
+        raise error(f"{damaged}, or not of plain numbers: its header is {shown(text.strip())}.")
     try:
         dtype = np.dtype(header["descr"])
     except TypeError as problem:
@@ -61,7 +60,7 @@ def parse_npy(data: bytes, where: str, kinds: str = "iuf", error: type[QuantenvE
         raise error(f"{where} holds {dtype}; expected one array of {_named(kinds)}.")
     shape = tuple(int(size) for size in header["shape"].split(",") if size.strip())
     if math.prod(max(size, 1) for size in shape) > 2**40:  # an empty array could have any other axis
-        raise error(f"{damaged}: its shape would be {shorten(shape)}.")
+        raise error(f"{damaged}: its shape would be {shown(shape)}.")
     body, expected = data[start + length :], math.prod(shape) * dtype.itemsize
     if len(body) != expected:
         raise error(f"{damaged}: its header promises {expected:,} bytes of numbers, and it has {len(body):,}.")

@@ -1,6 +1,7 @@
 """Errors that are the user's to mend: the command line prints them as one sentence and exits with code 2."""
 
 import difflib
+import reprlib
 from collections.abc import Iterable
 
 
@@ -26,14 +27,16 @@ SHOWN = 80
 LISTED = 30
 
 
-def shown(value: object) -> str:
-    """Returns a value as messages quote it: its `repr` on one line, cut if it is long."""
+def shown(value: object, limit: int = SHOWN) -> str:
+    """Returns a value as messages quote it: its `repr` on one line, of which at most `limit` characters are made."""
+    cut = reprlib.Repr()
+    cut.maxlist = cut.maxtuple = cut.maxdict = limit // 3
+    cut.maxstring = cut.maxlong = cut.maxother = 2 * limit
     try:
-        text = repr(value[: 2 * SHOWN] if isinstance(value, str) else value)
+        text = " ".join(cut.repr(value).split())
     except ValueError:  # a whole number of thousands of digits is not printed
         text = f"{type(value).__name__} with too many digits to print"
-    text = " ".join(text.split())
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 4]} ..."
+    return text if len(text) <= limit else f"{text[: limit - 4]} ..."
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> QuantenvError:

@@ -7,13 +7,12 @@ into more than it holds.
 
 import math
 import re
-import reprlib
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
-from quantenv.errors import QuantenvError
+from quantenv.errors import QuantenvError, shown
 
 MAX_DEPTH = 64
 """Lists and mappings that may lie in each other."""
@@ -130,7 +129,7 @@ def _check_plain(event: Any) -> None:
     if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
         raise _refusal(event, "anchors and aliases (& and *) are not read here; write the value out, or quote the text")
     if event.tag is not None:
-        raise _refusal(event, f"the tag {shorten(event.tag)} is not read here; write the value without it")
+        raise _refusal(event, f"the tag {shown(event.tag)} is not read here; write the value without it")
 
 
 def _scalar(event: Any) -> Any:
@@ -149,32 +148,23 @@ def _scalar(event: Any) -> Any:
     if _AMBIGUOUS.fullmatch(text):
         raise _refusal(
             event,
-            f"versions of YAML read {shorten(text)} differently; put it in quotes if it is text, or write a plain "
+            f"versions of YAML read {shown(text)} differently; put it in quotes if it is text, or write a plain "
             "number, true or false",
         )
     if _FLOAT.fullmatch(text) or _SPECIAL.fullmatch(text):
         number = float(text.replace(".inf", "inf").replace(".nan", "nan")) if _FLOAT.fullmatch(text) else math.inf
         if not math.isfinite(number):
-            raise _refusal(event, f"{shorten(text)} is no finite number")
+            raise _refusal(event, f"{shown(text)} is no finite number")
         return number
     return text
 
 
 def _key(key: Any, mapping: dict[Any, Any], event: Any) -> str | int:
     if type(key) not in (str, int):
-        raise _refusal(event, f"a key is {shorten(key)}; expected text, or a whole number")
+        raise _refusal(event, f"a key is {shown(key)}; expected text, or a whole number")
     if key in mapping:
-        raise _refusal(event, f"the key {shorten(key)} stands twice in one mapping")
+        raise _refusal(event, f"the key {shown(key)} stands twice in one mapping")
     return key
-
-
-def shorten(value: object, limit: int = 60) -> str:
-    """Returns a value as messages show it: its `repr`, cut after so many characters, without ever making all of it."""
-    shown = reprlib.Repr()
-    shown.maxlist = shown.maxtuple = shown.maxdict = limit // 3
-    shown.maxstring = shown.maxlong = shown.maxother = 2 * limit
-    text = shown.repr(value)
-    return text if len(text) <= limit else f"{text[: limit - 4]} ..."
 
 
 def _refusal(event: Any, problem: str) -> YamlError:

@@ -14,8 +14,8 @@ from typing import Any, NoReturn, Protocol, TypeVar
 
 import msgspec
 
-from quantenv.errors import QuantenvError
-from quantenv.plain_yaml import MAX_DEPTH, MAX_DIGITS, UNPRINTABLE, YamlError, load_plain, shorten
+from quantenv.errors import QuantenvError, shown
+from quantenv.plain_yaml import MAX_DEPTH, MAX_DIGITS, UNPRINTABLE, YamlError, load_plain
 from quantenv.schema_errors import explain
 
 MIB = 2**20
@@ -234,7 +234,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(content) < len(pairs):
         seen: set[str] = set()
         repeated = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise QuantenvError(f"has the key {shorten(repeated)} twice in one object.")
+        raise QuantenvError(f"has the key {shown(repeated)} twice in one object.")
     return content
 
 
@@ -247,7 +247,7 @@ def _integer(digits: str) -> int:
 def _number(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise QuantenvError(f"holds the number {shorten(text)}, which is out of range.")
+        raise QuantenvError(f"holds the number {shown(text)}, which is out of range.")
     return number
 
 

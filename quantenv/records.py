@@ -10,9 +10,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from quantenv.errors import QuantenvError
+from quantenv.errors import QuantenvError, shown
 from quantenv.files import write_text
-from quantenv.plain_yaml import shorten
 from quantenv.reading import JSON_LIMIT, fit, parse_json, read_bytes
 
 KEY = "checksum"
@@ -35,7 +34,7 @@ def checksum(content: Any, before: str = "") -> str:
         return _digest(before + json.dumps(content, separators=(",", ":"), allow_nan=False))
     except ValueError as problem:
         raise QuantenvError(
-            f"What is to be kept holds a number that is not finite: {shorten(content, 200)}."
+            f"What is to be kept holds a number that is not finite: {shown(content, 200)}."
         ) from problem
 
 
@@ -63,14 +62,14 @@ def open_record(
         QuantenvError: If it does not fit the schema, or its checksum is missing or wrong.
     """
     if not isinstance(content, dict):
-        raise error(f"{where} does not fit: its content is {shorten(content)}; expected names with values.")
+        raise error(f"{where} does not fit: its content is {shown(content)}; expected names with values.")
     rest = {key: value for key, value in content.items() if key != KEY}
     record = fit(rest, schema, where, error)  # first: its sentences say more
     if KEY not in content:
         raise error(f"{where} has no {KEY!r}: quantenv did not write it, or something changed it. Make it anew.")
     if content[KEY] != checksum(rest, before):
         raise error(
-            f"{where} does not match its {KEY} ({shorten(content[KEY])}): it was changed or damaged. Restore it, or "
+            f"{where} does not match its {KEY} ({shown(content[KEY])}): it was changed or damaged. Restore it, or "
             "make it anew."
         )
     return record

@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 
-from quantenv.plain_yaml import shorten
+from quantenv.errors import shown
+from quantenv.typed import short
 
 _WORDS = {
     "int": "a whole number",
@@ -49,15 +50,15 @@ def explain(error: msgspec.ValidationError, content: Any, schema: Any) -> str:
     if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", problem, re.DOTALL):
         near = difflib.get_close_matches(unknown[1], fields, n=1, cutoff=0.6)
         hint = f"perhaps {near[0]!r} is meant" if near else f"expected {', '.join(fields) or 'none'}"
-        return f"has the unknown key {shorten(_place([*keys, unknown[1]]))}; {hint}"
+        return f"has the unknown key {shown(_place([*keys, unknown[1]]))}; {hint}"
     if problem.startswith(("Invalid enum value", "Invalid value")):
         known = [repr(each) for part in _parts(kind) for each in getattr(part, "values", ())]
-        return f"does not fit: {subject} is {_shown(value)}; expected {' or '.join(known) or 'a known value'}"
+        return f"does not fit: {subject} is {short(value)}; expected {' or '.join(known) or 'a known value'}"
     if length := re.fullmatch(r"Expected `(\w+)` of length (.*)", problem):
         found = f"has {len(value)} {'characters' if isinstance(value, str) else 'entries'}"
         expected = re.sub(", got .*", "", length[2]).replace(">= ", "at least ").replace("<= ", "at most ")
         return f"does not fit: {subject} {found}; expected {expected}"
-    return f"does not fit: {subject} is {_shown(value)}; {_plain(problem)}"
+    return f"does not fit: {subject} is {short(value)}; {_plain(problem)}"
 
 
 def _keys(path: str, content: Any, schema: Any, message: str) -> list[Any]:
@@ -146,14 +147,8 @@ def _place(keys: Sequence[Any]) -> str:
         if isinstance(key, str) and key.isidentifier():
             place += f".{key}" if place else key
         else:
-            place += f"[{shorten(key)}]"
+            place += f"[{shown(key)}]"
     return place
-
-
-def _shown(value: Any) -> str:
-    """Returns a value as files have it, cut."""
-    words = {None: "null", True: "true", False: "false"}
-    return words[value] if value is None or isinstance(value, bool) else shorten(value)
 
 
 def _plain(problem: str) -> str:

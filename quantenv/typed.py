@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import reprlib
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from quantenv.errors import QuantenvError
+from quantenv.errors import QuantenvError, shown
 
 #: What an option may be where only its name is known beforehand.
 Scalar = bool | int | float | str | None
@@ -24,10 +23,6 @@ MOST_THREADS = 512
 #: Processes, workers and searches at once at most.
 MOST_WORKERS = 1024
 
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
-_SHORT.maxdict = _SHORT.maxlist = _SHORT.maxtuple = 4
-_SHORT.maxlevel = 3
 _WORDS: Mapping[Any, str] = {
     bool: "true or false",
     int: "a whole number",
@@ -44,13 +39,10 @@ _BY_NAME: Mapping[Any, str] = {int: "whole numbers", float: "numbers", str: "tex
 
 
 def short(value: Any) -> str:
-    """Returns how a message names a value: ``null`` for None, long ones cut."""
+    """Returns how a message about an option names a value: as YAML writes ``null``, ``true`` and ``false``."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    try:
-        return _SHORT.repr(value)
-    except ValueError:  # Python writes no numbers of more than some thousand digits
-        return "a number of thousands of digits"
+    return shown(value)
 
 
 def words(kind: Any) -> str:

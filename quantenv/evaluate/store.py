@@ -18,7 +18,6 @@ from sqlalchemy.exc import IntegrityError
 from quantenv.errors import QuantenvError, shown
 from quantenv.evaluate.base import Evaluation
 from quantenv.evaluate.database import Damaged, Database, parse_location
-from quantenv.plain_yaml import shorten
 
 STORE_VARIABLE = "QUANTENV_STORE"
 #: The location that means no store.
@@ -337,7 +336,7 @@ def _record(row: Any) -> Record:
     """
     columns = row._asdict()
     if _checksum(columns) != row.checksum:
-        key = ", ".join(f"{name} {shorten(columns[name])}" for name in ("identity", "split", "bits"))
+        key = ", ".join(f"{name} {shown(columns[name])}" for name in ("identity", "split", "bits"))
         raise Damaged(f"the row of {key} is not as written")
     loss = math.nan if row.loss is None else row.loss
     evaluation = Evaluation(row.correct, row.samples, loss)
