@@ -109,7 +109,7 @@ def open_study(folder: Path) -> Any:
         raise QuantenvError(f"{damaged} ({shown(str(error), 200)})") from error
     sound = all(isinstance(trial.user_attrs.get("agent_options"), dict) for trial in finished)
     done = [trial for trial in finished if trial.state == optuna.trial.TrialState.COMPLETE]
-    if not sound or not all(trial.value is not None and math.isfinite(trial.value) for trial in done):
+    if not sound or not all(isinstance(trial.value, float) and math.isfinite(trial.value) for trial in done):
         raise QuantenvError(damaged)
     if not isinstance(recorded, str) or not isinstance(parse_json(recorded, str(folder / DATABASE)), dict):
         raise QuantenvError(damaged)

@@ -11,7 +11,7 @@ import msgspec
 
 from quantenv.arguments import listed, plain, whole_number
 from quantenv.channel_groups import SEPARATOR, channels_of
-from quantenv.errors import AllocationError, QuantenvError
+from quantenv.errors import AllocationError, QuantenvError, shown
 from quantenv.files import content_hash, write_text
 from quantenv.layers import LayerSpec
 from quantenv.reading import Schema, parse_json, read_bytes
@@ -243,6 +243,28 @@ class Allocation:
         where = f"The allocation file {path}"
         content = parse_json(read_bytes(path, what="allocation file", error=AllocationError), where, AllocationError)
         return cls.from_dict(content, where)
+
+
+def fitting(allocations: Sequence[Allocation], layers: Sequence[LayerSpec]) -> list[Allocation]:
+    """Returns allocations in the order of a network's layers.
+
+    Raises:
+        AllocationError: If what is given is no sequence of allocations, or one is for other layers.
+    """
+    return [allocation.check_fits(layers) for allocation in several(allocations)]
+
+
+def several(allocations: Sequence[Allocation]) -> Sequence[Allocation]:
+    """Returns allocations; raises AllocationError if what is given is no sequence of them."""
+    if isinstance(allocations, Allocation):
+        raise AllocationError("Several allocations are evaluated at once: give a list, such as [allocation].")
+    for allocation in allocations:
+        if not isinstance(allocation, Allocation):
+            raise AllocationError(
+                f"{shown(allocation)} is no allocation; make one of bits: Allocation.make(layers, weight_bits, "
+                "activation_bits)."
+            )
+    return allocations
 
 
 def channels_in(layers: Sequence[LayerSpec]) -> tuple[tuple[int, ...], ...]:

@@ -39,6 +39,12 @@ def shown(value: object, limit: int = SHOWN) -> str:
     return text if len(text) <= limit else f"{text[: limit - 4]} ..."
 
 
+def one_line(text: object, limit: int = 300) -> str:
+    """Returns what another library says as a part of a sentence: on one line, printable, and cut if it is long."""
+    line = "".join(each if each.isprintable() else "?" for each in " ".join(str(text).split()))
+    return line if len(line) <= limit else f"{line[: limit - 4]} ..."
+
+
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> QuantenvError:
     """Builds the error for a name that is not registered, with the nearest registered names.
 
@@ -50,7 +56,7 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> QuantenvError
     Returns:
         The error, to be raised by the caller.
     """
-    known = sorted(known)
+    known = sorted(one_line(each, SHOWN) for each in known)
     text = name if isinstance(name, str) else shown(name)
     near = difflib.get_close_matches(text[:SHOWN], known, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""

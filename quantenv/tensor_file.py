@@ -112,9 +112,10 @@ def _about(content: bytes) -> dict[str, Any]:
 
 
 def _object(text: object) -> dict[str, Any]:
-    """Parses a JSON object; what is none has no keys."""
+    """Parses a JSON object, in which numbers may be infinite; what is none, or holds half characters, has no keys."""
     try:
         content = json.loads(text) if isinstance(text, str | bytes) else None
+        json.dumps(content, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

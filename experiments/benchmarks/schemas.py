@@ -186,3 +186,10 @@ class CurvesFile(Schema, frozen=True, tag_field="format", tag="quantenv-curves-1
 
     evaluations: list[Positive]
     curves: list[Curve]
+
+    def __post_init__(self) -> None:
+        points = len(self.evaluations)
+        for curve in self.curves:
+            for line in (curve.regret, curve.accuracy):
+                if not len(line.value) == len(line.low) == len(line.high) == points:
+                    raise ValueError(f"a curve of {curve.agent} has not {points} points, as there are evaluations")

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from filelock import FileLock, Timeout
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, OperationalError
 
-from quantenv.errors import QuantenvError
+from quantenv.errors import QuantenvError, one_line
 
 #: Seconds that a connection waits for another one's lock, and for a server to answer.
 BUSY_SECONDS, CONNECT_SECONDS = 30, 10
@@ -273,7 +273,7 @@ class Database:
         path = self.path
         assert path is not None
         if not self._replace_damaged:
-            raise QuantenvError(f"The store {path} is damaged: {reason}.")
+            raise QuantenvError(f"The store {path} is damaged: {one_line(reason)}.")
         with path.open("rb") as file:
             foreign = file.read(len(_SQLITE_HEADER)) != _SQLITE_HEADER
         if foreign and path.suffix not in STORE_SUFFIXES:
@@ -295,7 +295,7 @@ class Database:
 
     def _failure(self, reason: object) -> QuantenvError:
         return QuantenvError(
-            f"The store {self.name} failed: {' '.join(str(reason).split())}. Mend it, name another one with --store "
+            f"The store {self.name} failed: {one_line(reason)}. Mend it, name another one with --store "
             "or QUANTENV_STORE, or go without by naming 'off'."
         )
 

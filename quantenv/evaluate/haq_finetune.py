@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from quantenv.allocation import Allocation
+from quantenv.allocation import Allocation, fitting
 from quantenv.errors import QuantenvError
 from quantenv.evaluate.base import Evaluation
 from quantenv.evaluate.ptq import evaluate_float, evaluate_logits, numerics
@@ -65,13 +65,14 @@ class HAQFinetuneEvaluator:
                 value.
         """
         results = []
-        for allocation in allocations:
+        data = self.task.split(split)
+        for allocation in fitting(allocations, self.layers):
             with self._lock:
                 network, training = self._finetune(allocation)
             if self.training_accuracy and split == "search":
                 results.append(training)
             else:
-                results.append(evaluate_logits(network.eval(), self.task.splits[split]))
+                results.append(evaluate_logits(network.eval(), data))
         return results
 
     def _finetune(self, allocation: Allocation) -> tuple[nn.Module, Evaluation]:

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from quantenv.allocation import Allocation
+from quantenv.allocation import Allocation, fitting
 from quantenv.errors import QuantenvError
 from quantenv.evaluate.base import Evaluation, Evaluator
 from quantenv.evaluate.workers import Facts, Make, Workers, huge_pages, keep_freed_memory, pin_threads
@@ -59,8 +59,8 @@ class PoolEvaluator:
             AllocationError: If an allocation is for other layers.
             QuantenvError: If workers die again and again, or the store fails.
         """
-        fitting = [allocation.check_fits(self.layers) for allocation in allocations]
-        distinct = {allocation.bits: allocation for allocation in fitting}
+        asked = fitting(allocations, self.layers)
+        distinct = {allocation.bits: allocation for allocation in asked}
         known = {} if self.store is None else self.store.find(self.identity, split, list(distinct))
         missing = sorted(distinct.keys() - known.keys())
         # Large pieces first: one that comes last would be waited for by all but one worker.
@@ -69,7 +69,7 @@ class PoolEvaluator:
         with self._lock:
             for piece, evaluations in zip(pieces, self.workers.map(_evaluate, jobs), strict=True):
                 known |= zip(piece, evaluations, strict=True)
-        return [known[allocation.bits] for allocation in fitting]
+        return [known[allocation.bits] for allocation in asked]
 
     def close(self) -> None:
         """Ends the workers."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from quantenv.allocation import Allocation
+from quantenv.allocation import Allocation, fitting
 from quantenv.errors import QuantenvError, unknown_name
 from quantenv.evaluate.base import Evaluation
 from quantenv.files import content_hash
@@ -71,12 +71,13 @@ class PTQEvaluator:
 
         Raises:
             AllocationError: If an allocation is for other layers.
+            QuantenvError: If there is no such split.
         """
+        allocations, data = fitting(allocations, self.layers), self.task.split(split)
         if self.scheme.batch_norm:
-            return [self._reestimated(allocation, self.task.splits[split]) for allocation in allocations]
+            return [self._reestimated(allocation, data) for allocation in allocations]
         settings = [self.network.settings(allocation) for allocation in allocations]
         order = sorted(range(len(settings)), key=settings.__getitem__)
-        data = self.task.splits[split]
         correct, loss = np.zeros(len(settings), dtype=np.int64), np.zeros(len(settings))
         for inputs, labels in zip(data.inputs.split(self.batch), data.labels.split(self.batch), strict=True):
             outputs = self._runner.run(inputs, [settings[index] for index in order])
@@ -185,11 +186,11 @@ def evaluate_float(task: Task, split: str, batch: int = 256) -> Evaluation:
     Raises:
         QuantenvError: If it puts out NaN or infinity, of which int8 kernels would make numbers.
     """
-    evaluation = evaluate_logits(task.network, task.splits[split], batch)
+    evaluation = evaluate_logits(task.network, task.split(split), batch)
     if math.isfinite(evaluation.loss):
         return evaluation
     with torch.inference_mode():
-        sound = torch.cat([task.network(part).isfinite().all(1) for part in task.splits[split].inputs.split(batch)])
+        sound = torch.cat([task.network(part).isfinite().all(1) for part in task.split(split).inputs.split(batch)])
     raise QuantenvError(
         f"The float network of task {task.name!r} puts out NaN or infinity on {int((~sound).sum())} of {len(sound)} "
         f"samples of the split {split!r}, first on sample {int((~sound).nonzero()[0])}, of which no accuracy can be "

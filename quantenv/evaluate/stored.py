@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from quantenv.allocation import Allocation
+from quantenv.allocation import Allocation, fitting
 from quantenv.evaluate.base import Evaluation, Evaluator
 from quantenv.evaluate.store import Bits, EvaluationStore, Record, open_store
 
@@ -29,7 +29,6 @@ class StoredEvaluator:
         self.layers = evaluator.layers
         self.reference = evaluator.reference
         self.identity = evaluator.identity
-        self._names = tuple(layer.name for layer in self.layers)
 
     def evaluate(self, allocations: Sequence[Allocation], split: str = "search") -> list[Evaluation]:
         """Evaluates allocations on a split, one evaluation for each, in order.
@@ -39,8 +38,8 @@ class StoredEvaluator:
             StoreConflictError: If another process stored another value at the same time.
             QuantenvError: If the store fails.
         """
-        fitting = [a if a.names == self._names else a.check_fits(self.layers) for a in allocations]
-        distinct: dict[Bits, Allocation] = {allocation.bits: allocation for allocation in fitting}
+        asked = fitting(allocations, self.layers)
+        distinct: dict[Bits, Allocation] = {allocation.bits: allocation for allocation in asked}
         known = self.store.find(self.identity, split, list(distinct))
         missing = sorted(distinct.keys() - known.keys())
         for start in range(0, len(missing), self.group):
@@ -49,7 +48,7 @@ class StoredEvaluator:
             computed = dict(zip(group, evaluations, strict=True))
             self.store.add_all(Record(self.identity, split, bits, computed[bits], self.task) for bits in group)
             known |= computed
-        return [known[allocation.bits] for allocation in fitting]
+        return [known[allocation.bits] for allocation in asked]
 
 
 def through_store(evaluator: Evaluator, store: EvaluationStore | str | None, task: str = "") -> Evaluator:

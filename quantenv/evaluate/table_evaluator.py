@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from quantenv.allocation import Allocation
-from quantenv.errors import QuantenvError
+from quantenv.allocation import Allocation, several
+from quantenv.errors import QuantenvError, unknown_name
 from quantenv.evaluate.base import Evaluation
 from quantenv.evaluate.table import EvaluationTable
 from quantenv.files import content_hash
@@ -38,8 +38,14 @@ class TableEvaluator:
             QuantenvError: If the table does not hold this split.
         """
         table = self.table
-        return [table.evaluation(table.index(allocation), split) for allocation in allocations]
+        return [table.evaluation(table.index(allocation), split) for allocation in several(allocations)]
 
     def float_evaluation(self, split: str) -> Evaluation:
-        """Returns the float network's evaluation on a split of the table."""
+        """Returns the float network's evaluation on a split of the table.
+
+        Raises:
+            QuantenvError: If the table does not hold this split.
+        """
+        if split not in self.table.reference:
+            raise unknown_name(f"split of table {self.table.name!r}:", split, self.table.reference)
         return self.table.reference[split]

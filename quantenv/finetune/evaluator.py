@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from quantenv.allocation import Allocation
+from quantenv.allocation import Allocation, fitting
 from quantenv.evaluate.base import Evaluation
 from quantenv.evaluate.ptq import evaluate_float, evaluate_logits, numerics
 from quantenv.files import content_hash
@@ -42,8 +42,9 @@ class FinetuneEvaluator:
     def evaluate(self, allocations: Sequence[Allocation], split: str = "search") -> list[Evaluation]:
         """Fine-tunes each allocation from the float network, then evaluates it on a split."""
         results = []
-        for allocation in allocations:
+        data = self.task.split(split)
+        for allocation in fitting(allocations, self.layers):
             with self._lock:
                 result = finetune(self.task, allocation, self.config)
-            results.append(evaluate_logits(result.network, self.task.splits[split]))
+            results.append(evaluate_logits(result.network, data))
         return results

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import fx, nn
 
-from quantenv.allocation import MAX_BITS, Allocation
+from quantenv.allocation import MAX_BITS, Allocation, fitting
 from quantenv.errors import QuantenvError
 from quantenv.evaluate.base import Evaluation
 from quantenv.evaluate.ptq import evaluate_logits
@@ -110,6 +110,7 @@ def finetune(
             damaged, or there are too few GPUs for the processes or one of them fails.
     """
     config = config or FinetuneConfig()
+    (allocation,) = fitting([allocation], task.layers)
     train = task.splits["train"]
     _check_samples(train, config)
     check_processes(config.processes, config.compute)

@@ -6,15 +6,18 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from quantenv.attention import with_plain_attention
 from quantenv.copies import copy_of
+from quantenv.errors import UnsupportedLayerError
 from quantenv.plain.transformer import open_class
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+_QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
 #: What every call of a module looks up, besides what its forward() does.
 _CALLING = {"forward", "__call__", "_call_impl", "__getattr__"}
 
@@ -36,9 +39,11 @@ def expressed(network: nn.Module) -> nn.Module:
         - `torch.compile` and `nn.DataParallel` are taken off.
 
     Raises:
-        UnsupportedLayerError: If an attention has a setting that is not supported; its module is named.
+        UnsupportedLayerError: If an attention has a setting that is not supported, or a module is none of torch's own
+            with real weights; the module is named.
     """
     inner = _unwrapped(network)
+    _check_weights(inner)
     network = with_plain_attention(inner)
     changes = list(_changes(network))
     if not changes:
@@ -67,6 +72,32 @@ def _changes(network: nn.Module) -> Iterator[str]:
             yield "weight"
     if any(_is_other_float(tensor) for tensor in _tensors(network)):
         yield "precision"
+
+
+def _check_weights(network: nn.Module) -> None:
+    """Refuses modules whose weights are not there as real numbers.
+
+    Raises:
+        UnsupportedLayerError: If one is TorchScript, quantized already, lazy, or has complex weights.
+    """
+    for name, module in network.named_modules():
+        what = f"{type(module).__name__} {name!r}" if name else type(module).__name__
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UnsupportedLayerError(
+                f"{what} is TorchScript, which cannot be traced again: give the nn.Module that it was made of."
+            )
+        if type(module).__module__.startswith(_QUANTIZED):
+            raise UnsupportedLayerError(f"{what} is quantized by torch already: give the float network.")
+        for key, parameter in module.named_parameters(recurse=False):
+            if is_lazy(parameter):
+                raise UnsupportedLayerError(
+                    f"{what} is lazy and has no weights yet: run the network on a batch once, and load its weights."
+                )
+            if parameter.is_complex():
+                raise UnsupportedLayerError(
+                    f"The parameter {key!r} of {what} is complex, and networks here compute with real numbers: express "
+                    "it by real and imaginary parts."
+                )
 
 
 def _unwrapped(network: nn.Module) -> nn.Module:

@@ -47,7 +47,7 @@ def plain_network(network: nn.Module, example: torch.Tensor) -> nn.Module:
         return simple  # whoever needs the trace says why there is none
     if graph.meta[UNTRACED]:
         _check_hooks(simple, graph.meta[UNTRACED], example)
-    rewritten = any(module._forward_hooks or module._forward_pre_hooks for module in simple.modules())
+    rewritten = any(_is_called_otherwise(module) for module in simple.modules())
     rewritten |= graph.meta[DECIDED]
     rewritten |= layers_of_weights(graph, simple)
     rewritten |= _cast_to_single(graph)
@@ -57,6 +57,11 @@ def plain_network(network: nn.Module, example: torch.Tensor) -> nn.Module:
     if simple is not network:
         _check_same(network, simple, example)
     return simple
+
+
+def _is_called_otherwise(module: nn.Module) -> bool:
+    """Whether calling a module runs more than the forward() of its class."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 def _cast_to_single(graph: fx.GraphModule) -> bool:

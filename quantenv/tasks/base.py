@@ -142,6 +142,16 @@ class Task:
     def _name_of(self, split: str, index: int) -> str:
         return f"Sample {index} of the split {split!r} of task {self.name!r}"
 
+    def split(self, name: str) -> Split:
+        """Returns a split.
+
+        Raises:
+            QuantenvError: If there is none of this name.
+        """
+        if name not in self.splits:
+            raise unknown_name(f"split of task {self.name!r}:", name, SPLITS)
+        return self.splits[name]
+
     @cached_property
     def layers(self) -> tuple[LayerSpec, ...]:
         """The quantizable layers, in execution order; in place of a layer its channel groups, where it has any."""

@@ -106,3 +106,19 @@ def test_a_batch_that_shares_prefixes_equals_one_by_one(evaluator):
     together = evaluator.evaluate(allocations + allocations[:2])
     assert together[:100] == [evaluator.evaluate([allocation])[0] for allocation in allocations]
     assert together[100:] == together[:2]
+
+
+EVALUATORS = ("ptq-float", "finetune", "finetune-haq", "finetune-haq-train")
+
+
+@pytest.mark.parametrize("name", EVALUATORS)
+def test_what_is_no_list_of_allocations_or_no_split_is_refused(name):
+    task = get_task("digits")
+    evaluator = make_evaluator(name, task)
+    allocation = Allocation.make(task.layers, 8, 8)
+    with pytest.raises(QuantenvError, match=r"Unknown split of task 'digits': 'tset'\. Did you mean 'test'"):
+        evaluator.evaluate([allocation], "tset")
+    with pytest.raises(AllocationError, match=r"give a list, such as \[allocation\]"):
+        evaluator.evaluate(allocation)
+    with pytest.raises(AllocationError, match=r"\[8, 8\] is no allocation; make one of bits"):
+        evaluator.evaluate([[8, 8]])

@@ -140,7 +140,7 @@ def _nodes(content: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 def _mutate_node(content: Any, draw: random.Random) -> Any:
     path = draw.choice(_nodes(content))
     if not path:
-        return draw.choice(ODD) if draw.random() < 0.3 else _with(content, draw)
+        return _odd(draw) if draw.random() < 0.3 else _with(content, draw)
     parent = content
     for key in path[:-1]:
         parent = parent[key]
@@ -148,17 +148,22 @@ def _mutate_node(content: Any, draw: random.Random) -> Any:
     return content
 
 
+def _odd(draw: random.Random) -> Any:
+    """Draws an odd value: a copy, since what stands in a mutant may be changed again."""
+    return copy.deepcopy(draw.choice(ODD))
+
+
 def _with(content: Any, draw: random.Random) -> Any:
     """Adds what does not belong there."""
     if isinstance(content, dict):
-        content[draw.choice(("more", "", "class_path", "__class__", "format", "a" * 1000))] = draw.choice(ODD)
+        content[draw.choice(("more", "", "class_path", "__class__", "format", "a" * 1000))] = _odd(draw)
     elif isinstance(content, list):
-        content.append(draw.choice(ODD))
+        content.append(_odd(draw))
     return content
 
 
 def _replace(parent: Any, key: Any, draw: random.Random) -> None:
-    parent[key] = draw.choice(ODD)
+    parent[key] = _odd(draw)
 
 
 def _drop(parent: Any, key: Any, draw: random.Random) -> None:

@@ -461,8 +461,27 @@ WORK = {
     ),
     "dropout": (lambda: cnn(nn.Dropout2d(), nn.Conv2d(8, 8, 3), nn.Dropout()), IMAGES),
 }
+
+
+def without_its_weight():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    network[1].forward = lambda x: x[:, :4] * 2
+    return network
+
+
 #: The same with a pattern of what is said.
 REFUSED = {
+    "TorchScript": (lambda: torch.jit.script(cnn()), IMAGES, "is TorchScript.*give the nn.Module"),
+    "a lazy layer": (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(4)), IMAGES, "LazyLinear '1' is lazy"),
+    "complex weights": (
+        lambda: net(
+            lambda self, x: (x.flatten(1).to(torch.complex64) @ self.weight).abs(),
+            weight=nn.Parameter(torch.ones(64, 4, dtype=torch.complex64)),
+        ),
+        IMAGES,
+        "parameter 'weight' of .* is complex",
+    ),
+    "a layer whose forward was replaced": (without_its_weight, IMAGES, "ran no Conv2d or Linear layer"),
     "a layer used twice": (used_twice, IMAGES, r"Layer '2' runs 2 times"),
     "a transposed convolution": (lambda: cnn(nn.ConvTranspose2d(8, 8, 2)), IMAGES, "'2' is a ConvTranspose2d"),
     "a one-dimensional convolution": (
