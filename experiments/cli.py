@@ -144,11 +144,14 @@ def _run(arguments: Sequence[str]) -> int:
         return 1 if isinstance(error, DiskError) or disk_failure(error) is not None else 2
     except Exception as error:
         failure = disk_failure(error)
-        if failure is None:
-            raise
-        say(f"{failure}, and give the same command again.")
-        _forget_output()
-        return 1
+        if failure is not None:
+            say(f"{failure}, and give the same command again.")
+            _forget_output()
+            return 1
+        if isinstance(error, OSError) and error.filename is not None:  # a place that cannot be
+            say(f"Cannot use the path {error.filename}: {error.strerror}. Give another one.")
+            return 2
+        raise
 
 
 def _command(arguments: Sequence[str]) -> int:

@@ -141,3 +141,11 @@ def test_ctrl_c_before_a_run_has_begun_is_exit_code_130(monkeypatch, capsys):
     monkeypatch.setattr("experiments.listing.list_tasks", interrupted)
     assert main(["tasks"]) == 130
     assert "interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["/proc/x.npz", "{file}/x.npz", "{folder}", "{folder}/" + "x" * 300])
+def test_a_place_that_cannot_be_is_one_sentence(place, tmp_path, refused):
+    (tmp_path / "file").touch()
+    path = place.format(file=tmp_path / "file", folder=tmp_path)
+    sentence = refused("enumerate", "--task=digits", "--bits=8", f"--output={path}")
+    assert "Give another one" in sentence or "another --output" in sentence
