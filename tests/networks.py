@@ -3,6 +3,12 @@
 import torch
 from torch import nn
 
+from quantenv.quantize import QuantizedNetwork
+from quantenv.quantize.integer import IntegerNetwork, integer_obstacle
+
+#: Quantized networks that this CPU can run: int8 kernels want VNNI.
+BACKENDS = [QuantizedNetwork] if integer_obstacle() else [QuantizedNetwork, IntegerNetwork]
+
 
 class Block(nn.Module):
     """Grouped and depthwise convolutions around a residual add, ReLU spelled as a method."""

@@ -7,7 +7,7 @@ from torch import nn
 
 from quantenv.allocation import Allocation
 from quantenv.quantize import QuantizedNetwork, calibrate, quantize
-from quantenv.quantize.integer import IntegerNetwork
+from tests.networks import BACKENDS
 
 KINDS = 300
 
@@ -55,13 +55,12 @@ def made(network):
 
 
 @pytest.mark.parametrize("way", ["slice", "type", "clamp", "split", "scaled", "selected", "of all"])
-def test_ids_among_numbers_are_looked_up_as_they_are(way, monkeypatch):
-    monkeypatch.setattr("quantenv.quantize.integer.integer_obstacle", lambda: None)  # slow or not
+def test_ids_among_numbers_are_looked_up_as_they_are(way):
     network, x = made(lambda: Table(way)), data()
     calibration = calibrate(network, x)
     with torch.no_grad():
         expected = network(x)
-    for kind in (QuantizedNetwork, IntegerNetwork):
+    for kind in BACKENDS:
         quantized = kind(calibration)
         quantized.select(Allocation.make(calibration.layers, 8, 8))
         assert (quantized(x) - expected).norm() < 0.02 * expected.norm()

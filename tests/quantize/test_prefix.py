@@ -5,12 +5,10 @@ import torch
 
 from quantenv.allocation import Allocation
 from quantenv.quantize import PrefixRunner, QuantizedNetwork, calibrate
-from quantenv.quantize.integer import IntegerNetwork, integer_obstacle
-from tests.networks import branched
+from tests.networks import BACKENDS, branched
 
 INPUTS = torch.randn(48, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 CALIBRATION = calibrate(branched(), INPUTS)
-BACKENDS = [QuantizedNetwork] if integer_obstacle() else [QuantizedNetwork, IntegerNetwork]
 
 
 def random_allocations(count, seed=0):

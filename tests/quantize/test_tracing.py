@@ -5,10 +5,9 @@ from torch import nn
 
 from quantenv.allocation import Allocation
 from quantenv.errors import UnsupportedLayerError
-from quantenv.quantize import PrefixRunner, QuantizedNetwork, calibrate
-from quantenv.quantize.integer import IntegerNetwork
+from quantenv.quantize import PrefixRunner, calibrate
 from quantenv.quantize.tracing import fold_linear_norms, trace
-from tests.networks import branched
+from tests.networks import BACKENDS, branched
 
 EXAMPLE = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -117,7 +116,7 @@ def test_options_names_and_views_of_a_network_are_followed():
         torch.testing.assert_close(graph(EXAMPLE.to(memory_format=torch.channels_last)), logits, rtol=1e-4, atol=1e-5)
     assert type(network) is _Spelled
     calibration = calibrate(network, EXAMPLE)
-    for kind in (QuantizedNetwork, IntegerNetwork):
+    for kind in BACKENDS:
         quantized = kind(calibration)
         quantized.select(Allocation.make(calibration.layers, 8, 8))
         error = (quantized(EXAMPLE) - logits).abs().max()
@@ -165,7 +164,7 @@ def test_what_is_changed_in_place_is_changed_for_all_that_read_it_later():
         assert torch.equal(trace(network)(EXAMPLE), logits)
     assert network.relu.inplace
     calibration = calibrate(network, EXAMPLE)
-    for backend in (QuantizedNetwork, IntegerNetwork):
+    for backend in BACKENDS:
         quantized = backend(calibration)
         quantized.select(Allocation.make(calibration.layers, 8, 8))
         assert (quantized(EXAMPLE) - logits).norm() < 0.05 * logits.norm()
@@ -175,7 +174,7 @@ def test_prefixes_are_run_on_from_where_something_is_changed_in_place():
     torch.manual_seed(0)
     calibration = calibrate(_InPlace().eval(), EXAMPLE)
     allocations = [Allocation.make(calibration.layers, [8, a, b, 8], 8) for a in (2, 4, 8) for b in (2, 4, 8)]
-    for backend in (QuantizedNetwork, IntegerNetwork):
+    for backend in BACKENDS:
         network = backend(calibration)
         shared = PrefixRunner(network).run(EXAMPLE, [network.settings(allocation) for allocation in allocations])
         outputs = [logits.clone() for logits in shared]
