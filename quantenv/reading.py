@@ -10,7 +10,7 @@ import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import msgspec
 
@@ -38,13 +38,6 @@ class Schema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     A file's format is its schema's tag: ``class X(Schema, frozen=True, tag_field="format", tag="quantenv-x-1")``.
     """
-
-
-class Readable(Protocol):
-    """What has bytes: a `Path`, or a resource of a package."""
-
-    def read_bytes(self) -> bytes:
-        """Returns all of them."""
 
 
 def read_json(

@@ -59,7 +59,7 @@ def test_what_a_run_fixes_stands_above_the_shipped_configuration():
     assert parse_options(FinetuneOptions, "finetune", ["--threads=2"], {"threads": 3}).threads == 2
 
 
-@settings(deadline=None)  # jsonargparse takes its time on a busy machine
+@settings(deadline=None)  # files are written
 @given(
     budget=st.one_of(
         st.floats(0.01, 1),
