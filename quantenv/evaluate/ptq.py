@@ -1,9 +1,10 @@
 """The post-training evaluator: one prepared network, allocations swapped in, in float or integer arithmetic."""
 
+import contextlib
 import itertools
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -74,28 +75,50 @@ class PTQEvaluator:
             QuantenvError: If there is no such split.
         """
         allocations, data = fitting(allocations, self.layers), self.task.split(split)
-        if self.scheme.batch_norm:
-            return [self._reestimated(allocation, data) for allocation in allocations]
-        settings = [self.network.settings(allocation) for allocation in allocations]
-        order = sorted(range(len(settings)), key=settings.__getitem__)
-        correct, loss = np.zeros(len(settings), dtype=np.int64), np.zeros(len(settings))
-        for inputs, labels in zip(data.inputs.split(self.batch), data.labels.split(self.batch), strict=True):
-            outputs = self._runner.run(inputs, [settings[index] for index in order])
-            for start in range(0, len(order), GROUP):
-                group = order[start : start + GROUP]
-                counts, losses = tally(torch.stack(list(itertools.islice(outputs, len(group)))), labels)
-                correct[group] += counts
-                loss[group] += losses
+        correct, loss = np.zeros(len(allocations), dtype=np.int64), np.zeros(len(allocations))
+        for group, samples, logits in self.logits(allocations, data.inputs):
+            counts, losses = tally(logits, data.labels[samples])
+            correct[group] += counts
+            loss[group] += losses
         return [Evaluation(int(c), len(data), float(s) / len(data)) for c, s in zip(correct, loss, strict=True)]
 
-    def _reestimated(self, allocation: Allocation, split: Split) -> Evaluation:
-        """Evaluates one allocation with its own batch-norm statistics."""
+    def logits(
+        self, allocations: Sequence[Allocation], inputs: torch.Tensor
+    ) -> Iterator[tuple[list[int], slice, torch.Tensor]]:
+        """Runs samples under many allocations; what these share is computed once, whatever their order.
+
+        Args:
+            allocations: Allocations for these layers.
+            inputs: Shape (N, ...).
+
+        Yields:
+            Indices of some allocations, which samples were run, and their logits, (allocations, samples, classes),
+            until every allocation has been run on every sample: of one allocation, the samples come in order.
+        """
+        batches = [slice(start, start + self.batch) for start in range(0, len(inputs), self.batch)]
+        if self.scheme.batch_norm:
+            for index, allocation in enumerate(allocations):
+                with self._reestimated(allocation):
+                    for samples in batches:
+                        yield [index], samples, self.network(inputs[samples])[None]
+            return
+        settings = [self.network.settings(allocation) for allocation in allocations]
+        order = sorted(range(len(settings)), key=settings.__getitem__)
+        for samples in batches:
+            outputs = self._runner.run(inputs[samples], [settings[index] for index in order])
+            for start in range(0, len(order), GROUP):
+                group = order[start : start + GROUP]
+                yield group, samples, torch.stack(list(itertools.islice(outputs, len(group))))
+
+    @contextlib.contextmanager
+    def _reestimated(self, allocation: Allocation) -> Iterator[None]:
+        """Keeps one allocation selected, with its own batch-norm statistics."""
         network, calibration = self.network, self.network.calibration
         measured = calibration.normalised, calibration.statistics.moments, calibration.inputs
         with network.lock:
             network.select(allocation)
             with reestimated(network.module, *measured):
-                return evaluate_logits(network, split, self.batch)
+                yield
 
     def _summation(self) -> list[str]:
         """Returns what batches add to the identity: they fix the last digit of a mean loss over several of them.
