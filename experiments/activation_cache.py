@@ -14,8 +14,9 @@ from quantenv.errors import QuantenvError
 from quantenv.evaluate.ptq import PTQEvaluator
 from quantenv.evaluate.store import Bits
 from quantenv.layers import LayerSpec
-from quantenv.quantize.network import QuantizedNetwork, Setting
+from quantenv.quantize.network import QuantizedNetwork
 from quantenv.quantize.prefix import PrefixRunner
+from quantenv.quantize.switched import Setting
 
 #: Parts of a search whose times are compared, for the spread.
 SEGMENTS = 10

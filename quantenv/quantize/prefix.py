@@ -15,7 +15,8 @@ from typing import Any, cast
 import torch
 from torch import fx
 
-from quantenv.quantize.network import QuantizedNetwork, Setting, Switched
+from quantenv.quantize.network import QuantizedNetwork
+from quantenv.quantize.switched import Setting, Switched
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,12 @@ from quantenv.errors import UnsupportedLayerError
 from quantenv.layers import LayerSpec
 from quantenv.plain.identity import InDoublePrecision
 from quantenv.quantize.calibration import Calibration
+from quantenv.quantize.coded import decode
 from quantenv.quantize.graph import Site
-from quantenv.quantize.integer import IntegerLayer, IntegerNetwork, decode
+from quantenv.quantize.integer import IntegerLayer, IntegerNetwork
 from quantenv.quantize.naming import name_of
-from quantenv.quantize.network import QuantizedNetwork, SwitchedLayer, SwitchedSite, rewire
+from quantenv.quantize.network import QuantizedNetwork, rewire
+from quantenv.quantize.switched import SwitchedLayer, SwitchedSite
 
 #: Differences that float arithmetic in another order explains, relative to the root mean square over samples.
 FLOAT_TOLERANCE = 1e-4

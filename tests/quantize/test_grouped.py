@@ -22,8 +22,8 @@ from quantenv.quantize import (
 from quantenv.quantize.calibration import grouped_rounding
 from quantenv.quantize.grouped import GroupedQuantizer
 from quantenv.quantize.integer import IntegerNetwork
-from quantenv.quantize.network import SwitchedLayer
 from quantenv.quantize.quantizers import GroupedGrid
+from quantenv.quantize.switched import SwitchedLayer
 from quantenv.quantize.trainable import reestimate_trained
 from quantenv.sensitivity import group_channels
 from quantenv.tasks import get_task

@@ -11,7 +11,7 @@ from quantenv.allocation import Allocation
 from quantenv.layers import describe
 from quantenv.quantize import PrefixRunner, QuantizedNetwork, calibrate
 from quantenv.quantize.integer import IntegerNetwork, integer_obstacle
-from quantenv.quantize.network import SwitchedLayer
+from quantenv.quantize.switched import SwitchedLayer
 from quantenv.tasks.vision import torchvision
 
 #: Arguments and quantizable layers, counted by hand from each network's table.

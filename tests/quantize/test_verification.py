@@ -9,7 +9,8 @@ from quantenv.evaluate.ptq import PTQEvaluator
 from quantenv.quantize import calibrate
 from quantenv.quantize.integer import IntegerLayer, IntegerNetwork, integer_obstacle
 from quantenv.quantize.naming import name_of
-from quantenv.quantize.network import SwitchedLayer, rewire
+from quantenv.quantize.network import rewire
+from quantenv.quantize.switched import SwitchedLayer
 from quantenv.quantize.tracing import trace
 from quantenv.quantize.verification import check_kernels, check_rewritten, check_trace
 from quantenv.tasks import Split, Task, get_task

@@ -1,0 +1,145 @@
+"""The modules of a quantized network that an allocation switches: all bit options prepared once, chosen by swapping."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from quantenv.quantize.calibration import folded_weight, grouped_rounding, stored_bits
+from quantenv.quantize.quantizers import Grid, Rounding, WeightRounding, quantize
+
+#: (weight bits, activation bits) of every layer, in execution order: `Allocation.bits`.
+Bits = tuple[tuple[int, int], ...]
+#: What one switched module is told by an allocation.
+Setting = tuple[int, ...]
+#: Bits of a layer's weights: of all of them, or of each of its channel groups where they differ.
+WeightBits = int | tuple[int, ...]
+
+#: Mixtures of bits, between the channel groups of a layer, whose weights are kept, the latest ones: as many as take
+#: `MIXTURE_BYTES`, within these limits.
+LEAST_MIXTURES, MOST_MIXTURES, MIXTURE_BYTES = 8, 64, 16 << 20
+
+
+def keep(kept: dict[Any, Any], key: Any, value: Any, most: int) -> None:
+    """Puts a value into a dictionary that holds at most so many; the oldest one goes."""
+    if len(kept) >= most:
+        del kept[next(iter(kept))]
+    kept[key] = value
+
+
+class Switched(nn.Module):
+    """A module of the quantized graph that an allocation switches."""
+
+    def setting(self, bits: Bits) -> Setting:
+        """Returns the part of an allocation that this module depends on: equal settings, equal outputs."""
+        raise TypeError(f"{type(self).__name__} does not say what it depends on.")
+
+    def select(self, setting: Setting) -> None:
+        """Switches to a setting."""
+        raise TypeError(f"{type(self).__name__} cannot be switched.")
+
+
+class SwitchedSite(Switched):
+    """A site whose grids are all at hand, chosen by the bits it is stored at: the most any of its readers wants."""
+
+    def __init__(self, grids: dict[int, Grid], readers: Sequence[int], shared: bool) -> None:
+        super().__init__()
+        self.grids, self.readers, self.shared = grids, readers, shared
+        self.grid = grids[8]
+
+    def setting(self, bits: Bits) -> Setting:
+        """Returns (stored bits,). Of channel groups, which agree, the first of a layer is among the readers."""
+        return (stored_bits([bits[index][1] for index in self.readers], self.shared),)
+
+    def select(self, setting: Setting) -> None:
+        """Chooses the stored bits."""
+        self.grid = self.grids[setting[0]]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Rounds to the chosen grid."""
+        return quantize(x, self.grid)
+
+
+class SwitchedLayer(Switched):
+    """A Conv2d or Linear whose quantized weights are all at hand, chosen by bits."""
+
+    def __init__(
+        self,
+        layer: nn.Module,
+        grids: Mapping[int, Rounding],
+        indices: Sequence[int],
+        source: SwitchedSite,
+        make_bias: Callable[[torch.Tensor], torch.Tensor | None],
+        channels: Sequence[torch.Tensor] = (),
+    ) -> None:
+        """Makes the layer.
+
+        Args:
+            layer: The folded float layer.
+            grids: What its weights are rounded to, by bits.
+            indices: Its places in an allocation: one, or one for each channel group.
+            source: The site it reads.
+            make_bias: Maps its rounded weights to its bias.
+            channels: Output channels of its channel groups; none if it is whole.
+        """
+        super().__init__()
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        self.float_weight = folded_weight(layer).detach()
+        self._make_bias = make_bias
+        self.bias: torch.Tensor | None = None
+        self.convolution = (
+            (layer.stride, layer.padding, layer.dilation, layer.groups) if isinstance(layer, nn.Conv2d) else None
+        )
+        self.grids, self.indices, self.channels = grids, tuple(indices), tuple(channels)
+        self._source = (source,)  # in a tuple, so that it does not become a submodule
+        size = self.float_weight.numel() * self.float_weight.element_size()
+        self.mixtures = max(LEAST_MIXTURES, min(MOST_MIXTURES, MIXTURE_BYTES // size))
+        self.cache: dict[WeightBits, tuple[torch.Tensor, torch.Tensor | None]] = {}
+        self.weight = self.float_weight
+        self.input_grid: Grid | None = None
+
+    @property
+    def source(self) -> SwitchedSite:
+        """The site that the layer reads."""
+        return self._source[0]
+
+    def setting(self, bits: Bits) -> Setting:
+        """Returns (weight bits of each channel group, activation bits, stored bits of the input)."""
+        weights = tuple(bits[index][0] for index in self.indices)
+        return (*weights, bits[self.indices[0]][1], *self.source.setting(bits))
+
+    def take(self, setting: Setting) -> tuple[WeightBits, int, int, Setting]:
+        """Takes a setting apart: weight bits, activation bits, stored bits of the input, and what follows."""
+        count = len(self.indices)
+        weights, (activation_bits, stored_bits, *rest) = setting[:count], setting[count:]
+        return weights[0] if len(set(weights)) == 1 else weights, activation_bits, stored_bits, tuple(rest)
+
+    def select(self, setting: Setting) -> None:
+        """Chooses the weights' bits, and a coarser grid for the input where it is stored finer than wanted."""
+        weight_bits, activation_bits, stored_bits, _ = self.take(setting)
+        self.weight, self.bias = self.rounded(weight_bits)
+        self.input_grid = self.source.grids[activation_bits] if activation_bits < stored_bits else None
+
+    def rounding(self, weight_bits: WeightBits) -> WeightRounding:
+        """Returns what the weights are rounded to."""
+        if isinstance(weight_bits, int):
+            return self.grids[weight_bits]
+        return grouped_rounding(self.grids, self.channels, weight_bits)
+
+    def rounded(self, weight_bits: WeightBits) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Returns weights and bias, made on first use and kept; mixed bits, of which there are many, for a while."""
+        if weight_bits not in self.cache:
+            weight = quantize(self.float_weight, self.rounding(weight_bits))
+            keep(self.cache, weight_bits, (weight, self._make_bias(weight)), len(self.grids) + self.mixtures)
+        return self.cache[weight_bits]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Runs the layer on (B, C, H, W) or (B, ..., F)."""
+        if self.input_grid is not None:
+            x = quantize(x, self.input_grid)
+        if self.convolution is None:
+            return F.linear(x, self.weight, self.bias)
+        stride, padding, dilation, groups = self.convolution
+        return F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
