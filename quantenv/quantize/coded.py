@@ -1,7 +1,7 @@
 """A quantized network on codes: what is stored travels as whole numbers of one byte, as integer hardware holds it.
 
 Codes are uint8: the grid's whole number minus its lowest. What computes in float (adds, pools, other operations)
-decodes them and encodes its outputs, as the simulation in float does; sums in blocks that stay in the processor's cache.
+decodes them and encodes its outputs, as the simulation in float does; sums in blocks that stay in the CPU's cache.
 """
 
 import operator

@@ -129,7 +129,7 @@ def test_predictions_of_both_backends_agree_on_digits():
 
 def test_mixtures_are_forgotten_and_made_again(monkeypatch):
     for limit in ("LEAST_MIXTURES", "MOST_MIXTURES"):
-        monkeypatch.setattr(f"quantenv.quantize.network.{limit}", 2)
+        monkeypatch.setattr(f"quantenv.quantize.switched.{limit}", 2)
     networks = [QuantizedNetwork(GROUPED), IntegerNetwork(GROUPED)]
     first = [network.select(mixed()) or network(INPUTS[:8]) for network in networks]
     generator = np.random.default_rng(0)
