@@ -76,7 +76,8 @@ def describe(network: "nn.Module", example: "torch.Tensor") -> tuple[LayerSpec, 
             lie between them, and parameters of modules of your own that are added or scale. It is described in its
             plain form (see `quantenv.plain`): attention by its projections, weights that functions multiply by as
             layers. Its mode is restored.
-        example: One batch of inputs, shape (B, ...), on the network's device.
+        example: A batch of inputs, shape (B, ...), on the network's device. The first one is described: with several,
+            what a layer does for one could not be told from what it does for the batch where batches come second.
 
     Returns:
         One LayerSpec for each Conv2d and Linear that ran, in the order of first use.
@@ -92,7 +93,7 @@ def describe(network: "nn.Module", example: "torch.Tensor") -> tuple[LayerSpec, 
     from quantenv.multiplications import Multiplications
     from quantenv.plain import plain_network
 
-    network = plain_network(network, example)
+    network, example = plain_network(network, example), example[:1]
     _check_modules(network)
     calls: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = {}
     thread = threading.get_ident()
@@ -111,9 +112,7 @@ def describe(network: "nn.Module", example: "torch.Tensor") -> tuple[LayerSpec, 
                 if threading.get_ident() != thread:
                     return  # another one runs the network meanwhile
                 (read,) = (*args, *keywords.values())
-                calls.setdefault(name, []).append(
-                    (_per_sample(read.shape, len(example)), _per_sample(output.shape, len(example)))
-                )
+                calls.setdefault(name, []).append((_per_sample(read.shape), _per_sample(output.shape)))
 
             hooks += [module.register_forward_hook(record, with_kwargs=True), *watch.hooks(module)]
     training = network.training
@@ -188,11 +187,9 @@ def _run(network: "nn.Module", example: "torch.Tensor") -> object:
         ) from error
 
 
-def _per_sample(shape: "torch.Size", batch: int) -> tuple[int, ...]:
-    """Takes the batch out of a shape. Windows of an image, say, lie beside each other in the first dimension."""
-    if shape[0] == batch:
-        return tuple(shape[1:])
-    return tuple(shape) if shape[0] % batch else (shape[0] // batch, *shape[1:])
+def _per_sample(shape: "torch.Size") -> tuple[int, ...]:
+    """Takes the batch, of one, out of a shape, unless windows of the image, say, lie in the first dimension."""
+    return tuple(shape[1:]) if shape[0] == 1 else tuple(shape)
 
 
 def _check_modules(network: "nn.Module") -> None:

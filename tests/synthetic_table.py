@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from quantenv.activations import chain
 from quantenv.allocation import Allocation
 from quantenv.evaluate.base import Evaluation
 from quantenv.evaluate.table import EvaluationTable
@@ -46,6 +47,7 @@ def synthetic_table(
         "scheme": "linear",
         "evaluator_identity": evaluator.identity,
         "layers": evaluator.layers,
+        "activations": chain(evaluator.layers),
         "groups": [[evaluator.layers[index].name for index in group] for group in groups],
         "bits": tuple(bits),
         "activation_bits": 8,

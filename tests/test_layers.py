@@ -202,3 +202,19 @@ def test_a_network_that_does_not_run_says_on_what():
         describe(Two(nn.Conv2d(3, 4, 3)), torch.randn(1, 3, 8, 8))
     with pytest.raises(UnsupportedLayerError, match=r"input of shape 3,8,8: .*expected input.* to have 5 channels"):
         describe(nn.Sequential(nn.Conv2d(5, 4, 3)), torch.randn(1, 3, 8, 8))
+
+
+class SequenceFirst(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 4)
+
+    def forward(self, x):  # (B, tokens, features), which the layer reads with the tokens first
+        return self.layer(x.transpose(0, 1)).mean(0)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 4, 7])
+def test_one_sample_is_described_whatever_the_batch_and_wherever_it_lies(batch):
+    (layer,) = describe(SequenceFirst().eval(), torch.randn(batch, 5, 6))
+    assert layer.macs == 5 * 6 * 4
+    assert (layer.input_elements, layer.output_elements) == (5 * 6, 5 * 4)

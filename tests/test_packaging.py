@@ -34,6 +34,7 @@ STOREYS = (
     ("quantenv.groups",),
     (
         "quantenv.layers",
+        "quantenv.activations",
         "quantenv.allocation",
         "quantenv.channel_groups",
         "quantenv.attention",

@@ -17,6 +17,7 @@ from quantenv.evaluate.table import EvaluationTable
 from quantenv.evaluate.table_file import MOST_ROWS, MOST_WEIGHT_BYTES
 from quantenv.evaluate.workers import start_workers
 from quantenv.groups import resolve_groups
+from quantenv.quantize.activations import activations_of
 from quantenv.sensitivity import layer_sensitivity
 from quantenv.tasks import Task
 
@@ -94,6 +95,7 @@ def enumerate_task(
         scheme=task.scheme,
         evaluator_identity=evaluator.identity,
         layers=task.layers,
+        activations=activations_of(task),
         groups=tuple(tuple(names[index] for index in group) for group in groups),
         bits=bits,
         activation_bits=activation_bits,

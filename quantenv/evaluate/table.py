@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from quantenv.activations import Activations
 from quantenv.allocation import MAX_BITS, MIN_BITS, Allocation
 from quantenv.errors import AllocationError, QuantenvError, unknown_name
 from quantenv.evaluate.base import Evaluation
@@ -51,6 +52,8 @@ class EvaluationTable:
     """Identity of the evaluator that computed the rows."""
     layers: tuple[LayerSpec, ...]
     """The quantizable layers, length L."""
+    activations: Activations
+    """The stored tensors and products of the network, which costs follow."""
     groups: tuple[tuple[str, ...], ...]
     """Names of the layers of each group, every layer in one; groups in the order of their first layer, length G."""
     bits: tuple[int, ...]
@@ -76,6 +79,7 @@ class EvaluationTable:
         object.__setattr__(self, "bits", tuple(self.bits))
         if len({layer.name for layer in self.layers}) < len(self.layers):
             raise QuantenvError("Two of a table's layers have the same name.")
+        self.activations.check_fits(self.layers)
         if [tuple(self.layers[index].name for index in group) for group in self.members] != list(self.groups):
             raise QuantenvError(
                 "A table's groups must name every layer once, in the network's order, groups by their first layer."
@@ -168,6 +172,8 @@ class EvaluationTable:
             "scheme": self.scheme,
             "evaluator_identity": self.evaluator_identity,
             "layers": [asdict(layer) for layer in self.layers],
+            "tensors": [asdict(tensor) for tensor in self.activations.tensors],
+            "products": [asdict(product) for product in self.activations.products],
             "groups": [list(group) for group in self.groups],
             "bits": list(self.bits),
             "activation_bits": self.activation_bits,

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import numpy as np
 
+from quantenv.activations import Activations, Product, StoredTensor
 from quantenv.archives import open_npz
 from quantenv.errors import QuantenvError
 from quantenv.evaluate.base import Evaluation
@@ -15,7 +16,8 @@ from quantenv.files import write_atomically
 from quantenv.layers import Kind, LayerSpec
 from quantenv.reading import JSON_LIMIT, Schema, fit, parse_json
 
-FORMAT = "quantenv-table-1"
+#: 2: with the stored tensors and products, which costs follow.
+FORMAT = "quantenv-table-2"
 #: Entry that holds the description: JSON as UTF-8, in a uint8 array.
 METADATA = "metadata"
 #: In front of the names of the splits' and the weights' arrays.
@@ -48,6 +50,28 @@ class _Layer(Schema, frozen=True):
     macs: Size
 
 
+class _Tensor(Schema, frozen=True):
+    """The fields of `StoredTensor`, in range."""
+
+    name: Text
+    elements: Annotated[int, msgspec.Meta(ge=1, le=_MOST)]
+    layers: Annotated[tuple[Text, ...], msgspec.Meta(max_length=10_000)]
+    shared: bool
+    reads: Size
+    written: bool
+    charged_to: Text
+    first: Size
+    last: Size
+
+
+class _Product(Schema, frozen=True):
+    """The fields of `Product`, in range."""
+
+    name: Text
+    macs: Size
+    charged_to: Text
+
+
 class _Evaluation(Schema, frozen=True):
     """The fields of `Evaluation`, in range."""
 
@@ -59,7 +83,7 @@ class _Evaluation(Schema, frozen=True):
 class Description(Schema, frozen=True):
     """A table without its arrays."""
 
-    format: Literal["quantenv-table-1"]
+    format: Literal["quantenv-table-2"]
     hash: Annotated[str, msgspec.Meta(max_length=100)]
     name: Text
     task: Text
@@ -67,6 +91,8 @@ class Description(Schema, frozen=True):
     scheme: Text
     evaluator_identity: Text
     layers: Annotated[tuple[_Layer, ...], msgspec.Meta(min_length=1, max_length=10_000)]
+    tensors: Annotated[tuple[_Tensor, ...], msgspec.Meta(min_length=1, max_length=100_000)]
+    products: Annotated[tuple[_Product, ...], msgspec.Meta(max_length=100_000)]
     groups: Annotated[tuple[tuple[str, ...], ...], msgspec.Meta(min_length=1, max_length=10_000)]
     bits: Annotated[tuple[int, ...], msgspec.Meta(min_length=1, max_length=8)]
     activation_bits: int
@@ -112,6 +138,10 @@ def read_table(path: Path) -> tuple[str, dict[str, Any]]:
     return about.hash, {
         **{field: getattr(about, field) for field in plain},
         "layers": tuple(LayerSpec(**msgspec.structs.asdict(layer)) for layer in about.layers),
+        "activations": Activations(
+            tuple(StoredTensor(**msgspec.structs.asdict(tensor)) for tensor in about.tensors),
+            tuple(Product(**msgspec.structs.asdict(product)) for product in about.products),
+        ),
         "groups": about.groups,
         "reference": {name: Evaluation(**msgspec.structs.asdict(value)) for name, value in about.reference.items()},
         "correct": {split: arrays[CORRECT + split] for split in about.reference},

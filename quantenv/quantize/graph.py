@@ -59,14 +59,12 @@ _MOVING |= {"tile", "amax", "amin", "broadcast_to", "repeat_interleave", "tensor
 _MOVING_METHODS = _MOVING | {"expand", "expand_as", "contiguous", "size", "repeat", "detach", "reshape_as"}
 #: Of the functions that choose values those that also tell where they stood: other calls of theirs compare two tensors.
 _CHOOSING = {"max", "min", "sort", "topk", "kthvalue", "median", "nanmedian", "mode", "cummax", "cummin", "aminmax"}
+#: Functions that look at all values to choose some.
+_POOLING = {torch.max_pool1d, torch.max_pool2d, F.max_pool1d, F.max_pool2d}
+_POOLING |= {F.adaptive_max_pool1d, F.adaptive_max_pool2d, torch.amax, torch.amin}
 _MOVING_FUNCTIONS = {
+    *_POOLING,
     *(getattr(torch, name) for name in _MOVING if hasattr(torch, name)),
-    torch.max_pool1d,
-    torch.max_pool2d,
-    F.max_pool1d,
-    F.max_pool2d,
-    F.adaptive_max_pool1d,
-    F.adaptive_max_pool2d,
     F.dropout,
     F.dropout1d,
     F.dropout2d,
@@ -115,7 +113,7 @@ def find_sites(graph_module: fx.GraphModule, example: torch.Tensor) -> tuple[Sit
     Returns:
         The sites in execution order.
     """
-    values = _Values(graph_module, len(example))
+    values = Values(graph_module, len(example))
     with torch.no_grad():
         values.run(example)
     modules = dict(graph_module.named_modules())
@@ -142,7 +140,7 @@ def keep_exact(graph_module: fx.GraphModule, example: torch.Tensor) -> None:
         graph_module: A network from `quantenv.quantize.tracing.trace`, changed in place.
         example: A batch of inputs.
     """
-    values = _Values(graph_module, len(example))
+    values = Values(graph_module, len(example))
     with torch.no_grad():
         values.run(example)
     exact = _exact(graph_module, dict(graph_module.named_modules()), values)
@@ -156,14 +154,14 @@ def keep_exact(graph_module: fx.GraphModule, example: torch.Tensor) -> None:
     graph_module.recompile()
 
 
-def _exact(graph_module: fx.GraphModule, modules: Mapping[str, nn.Module], values: "_Values") -> set[fx.Node]:
+def _exact(graph_module: fx.GraphModule, modules: Mapping[str, nn.Module], values: "Values") -> set[fx.Node]:
     """Returns the nodes that hold the input, or numbers made of it, which something reads that must not be rounded.
 
     That is what makes whole numbers or truth values of it: ids are cast, compared and looked up.
     """
     exact: set[fx.Node] = set()
     for node in reversed(graph_module.graph.nodes):
-        if node.op == "output" or node not in values.carriers or _multiplies(node, modules):
+        if node.op == "output" or node not in values.carriers or multiplies(node, modules):
             continue
         users = [user for user in node.users if user not in values.constants]
         if node not in values.constants and any(_leaves_alone(user, exact, values) for user in users):
@@ -177,7 +175,7 @@ def _exact(graph_module: fx.GraphModule, modules: Mapping[str, nn.Module], value
     return of_input
 
 
-def _leaves_alone(user: fx.Node, exact: Set[fx.Node], values: "_Values") -> bool:
+def _leaves_alone(user: fx.Node, exact: Set[fx.Node], values: "Values") -> bool:
     """Whether a reader takes values as they are: it makes no floats of them, or others do that with what it makes."""
     return user in exact or (user not in values.carriers and user not in values.constants)
 
@@ -196,6 +194,14 @@ def _moves(node: fx.Node, modules: Mapping[str, nn.Module], value: object) -> bo
     return node.target in _MOVING_FUNCTIONS or _pads(node) or _qualified_name(node) in _MOVING_NAMES
 
 
+def pools(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a node that moves stored values looks at all of them to choose some."""
+    if node.op == "call_module":
+        return "Pool" in type(modules[str(node.target)]).__name__
+    name = str(getattr(node.target, "__name__", node.target))
+    return node.target in _POOLING or name in _CHOOSING or name in ("amax", "amin")
+
+
 def _pads(node: fx.Node) -> bool:
     """Zero is on every grid, so the zero-padded shortcuts of CIFAR ResNets need no rounding of their own.
 
@@ -209,7 +215,8 @@ def _qualified_name(node: fx.Node) -> str:
     return f"{getattr(node.target, '__module__', '')}.{getattr(node.target, '__name__', '')}"
 
 
-def _is_layer(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+def is_layer(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a node is a quantizable layer."""
     return node.op == "call_module" and isinstance(modules[str(node.target)], nn.Conv2d | nn.Linear)
 
 
@@ -219,10 +226,11 @@ def _is_softmax(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     return node.target in (_SOFTMAX_FUNCTIONS if node.op == "call_function" else _SOFTMAX_METHODS)
 
 
-def _multiplies(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+def multiplies(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a node sums products of two tensors: a quantizable layer, or a function or method."""
     if node.op == "call_function":
         return node.target in MULTIPLICATIONS or node.target is operator.matmul
-    return _is_layer(node, modules) or (node.op == "call_method" and node.target in _MULTIPLICATION_METHODS)
+    return is_layer(node, modules) or (node.op == "call_method" and node.target in _MULTIPLICATION_METHODS)
 
 
 def is_relu(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
@@ -249,13 +257,13 @@ def _in_float(graph_module: fx.GraphModule, modules: Mapping[str, nn.Module], ca
     for node in reversed(graph_module.graph.nodes):
         users = [user for user in node.users if user in carriers]
         if users and all(
-            _is_softmax(user, modules) or (user in found and not _multiplies(user, modules)) for user in users
+            _is_softmax(user, modules) or (user in found and not multiplies(user, modules)) for user in users
         ):
             found.add(node)
     return {node for node in found if node.op != "placeholder"}
 
 
-def _readers(node: fx.Node, modules: Mapping[str, nn.Module], values: "_Values") -> tuple[tuple[str, ...], bool]:
+def _readers(node: fx.Node, modules: Mapping[str, nn.Module], values: "Values") -> tuple[tuple[str, ...], bool]:
     """Layers that read a node's value, directly or through moving nodes, and whether anything else does."""
     layers: list[str] = []
     shared = False
@@ -264,7 +272,7 @@ def _readers(node: fx.Node, modules: Mapping[str, nn.Module], values: "_Values")
         user = pending.pop(0)
         if user not in values.carriers:
             continue  # it reads the shape only
-        if _is_layer(user, modules):
+        if is_layer(user, modules):
             layers.append(str(user.target))
         elif user in values.moving:
             pending += list(user.users)
@@ -273,7 +281,7 @@ def _readers(node: fx.Node, modules: Mapping[str, nn.Module], values: "_Values")
     return tuple(dict.fromkeys(layers)), shared
 
 
-class _Values(fx.Interpreter):
+class Values(fx.Interpreter):
     """Runs a graph and remembers which nodes hold floats, of how many elements for one sample, and which move them."""
 
     def __init__(self, graph_module: fx.GraphModule, batch: int) -> None:
@@ -285,11 +293,13 @@ class _Values(fx.Interpreter):
         """Nodes with a float or complex tensor, or a collection of them, and the output."""
         self.moving: set[fx.Node] = set()
         """Nodes that only move stored values."""
-        self._modules = dict(graph_module.named_modules())
+        self.modules = dict(graph_module.named_modules())
+        """By name."""
         self.constants: set[fx.Node] = set()
         """Nodes that depend on no value of the input: parameters, and what is made of them and of sizes."""
 
     def run_node(self, n: fx.Node) -> object:
+        """Runs a node and looks at what it makes."""
         value = super().run_node(n)
         if n.op == "get_attr" or (n.op != "placeholder" and all(x in self.constants for x in n.all_input_nodes)):
             self.constants.add(n)
@@ -300,7 +310,7 @@ class _Values(fx.Interpreter):
         if _is_float(value) and n.op != "output":
             assert isinstance(value, torch.Tensor)
             self.features[n.name] = max(1, value.numel() // self.batch)
-        if _moves(n, self._modules, value) and self._has_stored(n):
+        if _moves(n, self.modules, value) and self._has_stored(n):
             self.moving.add(n)
         return value
 
