@@ -41,7 +41,11 @@ class RandomAgent:
     @counts_evaluations
     def learn(self, evaluations: int, log: Log) -> None:
         """Finishes this many random episodes; there is nothing to learn or log."""
-        for _ in range(evaluations):
+        with self.env.unwrapped.unread():  # type: ignore[attr-defined]
+            self._play(evaluations)
+
+    def _play(self, episodes: int) -> None:
+        for _ in range(episodes):
             _, info = self.env.reset(seed=None if self._episodes else self._seed)
             self._episodes += 1
             ended = False

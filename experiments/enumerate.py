@@ -15,6 +15,8 @@ from experiments.provenance import environment
 from experiments.tool_options import EnumerateOptions
 from quantenv.errors import QuantenvError
 from quantenv.evaluate.enumeration import enumerate_task
+from quantenv.evaluate.ptq import PTQEvaluator
+from quantenv.sensitivity import layer_sensitivity
 from quantenv.tasks import get_task
 
 
@@ -49,6 +51,7 @@ def main(arguments: Sequence[str]) -> int:
         table = enumerate_task(
             task,
             f"{task.name}_table",
+            layer_sensitivity(PTQEvaluator(task, options.backend), images=None),
             bits,
             task.tied or None,
             options.activation_bits,

@@ -26,7 +26,7 @@ class RecordedEvaluator:
         self.layers = evaluator.layers
         self.reference = evaluator.reference
         self.identity = evaluator.identity
-        self._evaluator = evaluator
+        self.evaluator = evaluator
         self._recorded: dict[tuple[tuple[int, int], ...], Evaluation] = {}
         for episode in recorded:
             if len(episode.bits) != len(self.layers) or episode.samples != self.reference.samples:
@@ -41,5 +41,5 @@ class RecordedEvaluator:
         """Evaluates allocations on a split, one evaluation for each, in order."""
         known = self._recorded if split == SEARCH else {}
         missing = [allocation for allocation in allocations if allocation.bits not in known]
-        computed = iter(self._evaluator.evaluate(missing, split) if missing else [])
+        computed = iter(self.evaluator.evaluate(missing, split) if missing else [])
         return [known.get(allocation.bits) or next(computed) for allocation in allocations]

@@ -96,6 +96,9 @@ class Report(Schema, frozen=True, tag_field="format", tag=FORMAT):
     """Whether mixed precision beat uniform, one sentence for each comparison."""
     notes: tuple[str, ...]
     """What has to be known to read the table."""
+    measured_evaluations: NonNegative = 0.0
+    """What was measured besides, sensitivities that the agent or its observations are about, in evaluations of one
+    allocation on the whole search split."""
 
     def row(self, name: str, stage: str) -> Row | None:
         """Returns a row by name and stage, if there is one."""
@@ -153,7 +156,7 @@ def to_markdown(report: Report) -> str:
     """Returns table, notes and verdicts as Markdown, the content of `report.md`."""
     columns = headings(report)
     lines = [
-        f"Test split; budget {budgets_text(report.budgets)}; {report.evaluations} evaluations.",
+        f"Test split; budget {budgets_text(report.budgets)}; {counted_text(report)}.",
         "",
         f"| {' | '.join(columns)} |",
         f"|{'|'.join(['---'] * 2 + ['---:'] * (len(columns) - 2))}|",
@@ -164,6 +167,12 @@ def to_markdown(report: Report) -> str:
         *report.verdicts,
     ]
     return "\n".join(lines) + "\n"
+
+
+def counted_text(report: Report) -> str:
+    """Returns what the search took: ``100 evaluations (+25 measured)``."""
+    measured = f" (+{report.measured_evaluations:,.1f} measured)" if report.measured_evaluations else ""
+    return f"{report.evaluations} evaluations{measured}"
 
 
 def _metrics(report: Report) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import gymnasium
 
-from agents.base import make_config
+from agents.base import Agent, make_config
 from experiments.options import TrainOptions
 from quantenv.allocation import Allocation
 from quantenv.env.environment import QuantizationEnv
@@ -20,7 +20,7 @@ from quantenv.evaluate.tables import resolve_task
 from quantenv.finetune import check_recipe
 from quantenv.hardware import load_device
 from quantenv.quantize import parse_scheme
-from quantenv.sensitivity.channel_groups import grouped_as
+from quantenv.quantize.channel_groups import grouped_as
 from quantenv.tasks import Task, TaskSource
 
 
@@ -137,3 +137,13 @@ def make_env(
         **({"switches": options.haq} if options.haq else reward),
     )
     return env, cast(QuantizationEnv, env.unwrapped)
+
+
+def measured_evaluations(agent: Agent, env: QuantizationEnv) -> float:
+    """Returns what was measured for a search besides the evaluations that it counts, in evaluations' worth of work.
+
+    Args:
+        agent: The agent, which says as ``equivalent_evaluations`` what it measured itself.
+        env: Its environment, whose observations may show sensitivities.
+    """
+    return float(getattr(agent, "equivalent_evaluations", 0.0)) + env.measured_evaluations

@@ -21,7 +21,7 @@ from experiments.recorder import EpisodeRecorder, Listener
 from experiments.replay import RecordedEvaluator
 from experiments.report import Report, limits
 from experiments.run_folder import RunFolder
-from experiments.search import make_env, search_evaluator
+from experiments.search import make_env, measured_evaluations, search_evaluator
 from experiments.top_k import TopK
 from experiments.transfer import start_from
 from quantenv.allocation import Allocation
@@ -216,6 +216,9 @@ def table(result: SearchResult, fine_tune: FineTune | None, complete: bool) -> R
             f"Post-training rows only: a table has no network to fine-tune. Fine-tune what was found on task "
             f"{setting.task.task!r} with `quantenv finetune --run <run folder>`."
         )
+    measured = measured_evaluations(setting.agent, env)
+    if measured:
+        notes.append(f"Sensitivities were measured besides, which cost as much as {measured:,.1f} evaluations.")
     regret = regret_note(env, result.top.best.accuracy if result.top.best else None)
     return Report(
         complete=complete,
@@ -224,4 +227,5 @@ def table(result: SearchResult, fine_tune: FineTune | None, complete: bool) -> R
         rows=rows,
         verdicts=verdicts(rows),
         notes=tuple(notes) if regret is None else (*notes, regret),
+        measured_evaluations=measured,
     )

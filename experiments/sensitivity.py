@@ -13,10 +13,11 @@ from experiments.command_line import parse_options
 from experiments.console import announcements, results
 from experiments.progress import ProgressView
 from experiments.tool_options import SensitivityOptions
+from quantenv.allocation import MAX_BITS
 from quantenv.evaluate.table import EvaluationTable
 from quantenv.evaluate.tables import resolve_task
 from quantenv.sensitivity import Sensitivity, Settings, kinds, measure
-from quantenv.sensitivity.kinds import KINDS
+from quantenv.sensitivity.kinds import KINDS, PARTS
 from quantenv.tasks import Task
 
 ALL = "all"
@@ -39,7 +40,10 @@ def main(arguments: Sequence[str]) -> int:
     torch.set_num_threads(options.threads)
     subject = resolve_task(options.task, options.source)
     chosen = kinds(subject) if options.kind == ALL else (options.kind or kinds(subject)[0],)
-    measured = [measure_shown(subject, kind, settings) for kind in chosen]
+    offered = np.zeros((len(PARTS), len(subject.layers), MAX_BITS), dtype=bool)
+    for of_part, bits in zip(offered, (options.bits, options.activation_bits), strict=True):
+        of_part[:, np.array(bits, dtype=np.int64) - 1] = True
+    measured = [measure_shown(subject, kind, settings, offered) for kind in chosen]
     names = [layer.name for layer in subject.layers]
     say = results()
     if options.json:
@@ -62,8 +66,17 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def measure_shown(subject: "Task | EvaluationTable", kind: str, settings: Settings) -> Sensitivity:
-    """Measures a kind under a progress bar, which is shown only if there is something to measure."""
+def measure_shown(
+    subject: Task | EvaluationTable, kind: str, settings: Settings, offered: np.ndarray | None = None
+) -> Sensitivity:
+    """Measures a kind under a progress bar, which is shown only if there is something to measure.
+
+    Args:
+        subject: A task or a table.
+        kind: The kind.
+        settings: How a network is measured.
+        offered: Which bits are measured; see `quantenv.sensitivity.measure`.
+    """
     view: ProgressView | None = None
 
     def show(done: int, total: int, what: str) -> None:
@@ -74,7 +87,7 @@ def measure_shown(subject: "Task | EvaluationTable", kind: str, settings: Settin
         view.show(done, what)
 
     try:
-        return measure(subject, kind, settings, show)
+        return measure(subject, kind, settings, show, offered)
     finally:
         if view is not None:
             view.__exit__(None, None, None)

@@ -7,7 +7,7 @@ import numpy as np
 from agents.baselines.choices import Choices
 from agents.baselines.knapsack import Solution
 from agents.baselines.problem import Problem
-from agents.baselines.proxy import group_harms
+from agents.baselines.proxy import group_harms, measured_sensitivity
 from quantenv.allocation import Allocation
 from quantenv.env.environment import QuantizationEnv
 from quantenv.env.subject import TaskLike
@@ -40,7 +40,7 @@ class TaskProxy:
     def description(self) -> dict[str, Any]:
         """Returns what the problem is, as JSON."""
         task, scheme = self.env.origin
-        measured = self.env.subject.measure(self._sensitivity)
+        measured = measured_sensitivity(self.env, self._sensitivity)
         return {
             "task": task,
             "scheme": scheme,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from experiments.task_source import SourceOptions
+from quantenv.allocation import MAX_BITS
 from quantenv.errors import QuantenvError, unknown_name
 from quantenv.evaluate.workers import check_pool
 from quantenv.sensitivity import Settings
@@ -57,11 +58,15 @@ class SensitivityOptions(SourceOptions):
     task: str = "digits"
     """Task, or table of one; `quantenv tasks` lists them."""
     kind: str | None = None
-    """accuracy, loss, kl, sqnr, fisher, hessian, or all; kl if left out, for tables loss."""
-    images: int | None = None
-    """Samples of the search split for accuracy, loss, kl and sqnr, the first ones; all if left out."""
+    """accuracy, loss, kl, sqnr, fisher, fisher-output, hessian, or all; kl if left out, for tables loss."""
+    bits: list[int] = field(default_factory=lambda: list(range(1, 9)))
+    """Weight bits that are measured, as 2,4,8."""
+    activation_bits: list[int] = field(default_factory=lambda: list(range(1, 9)))
+    """Activation bits that are measured; 8 alone measures none, for harm is relative to 8 bits."""
+    images: int | None = Settings.images
+    """Samples of the search split for accuracy, loss, kl and sqnr, the first ones; null is all."""
     gradient_images: int = Settings.gradient_images
-    """Samples of the search split for fisher and hessian."""
+    """Samples of the search split for fisher, fisher-output and hessian."""
     relative_error: float = Settings.relative_error
     """Standard error of a Hessian trace, as a share of its size, that ends its probing."""
     probes: int = Settings.probes
@@ -76,6 +81,11 @@ class SensitivityOptions(SourceOptions):
     def __post_init__(self) -> None:
         check_fields(self, "--")
         require_within(self, 1, MOST_THREADS, "threads")
+        for name in ("bits", "activation_bits"):
+            if not all(1 <= each <= MAX_BITS for each in getattr(self, name)):
+                raise QuantenvError(
+                    f"--{name} is {getattr(self, name)}; expected whole numbers from 1 to {MAX_BITS}, such as 2,4,8."
+                )
 
     @property
     def settings(self) -> Settings:

@@ -27,9 +27,10 @@ STOREYS = (
     ("experiments",),
     ("agents",),
     ("quantenv.env",),
+    ("quantenv.sensitivity",),
     ("quantenv.finetune",),
     ("quantenv.evaluate", "quantenv.tables"),
-    ("quantenv.sensitivity", "quantenv.quantize", "quantenv.hardware"),
+    ("quantenv.quantize", "quantenv.hardware"),
     ("quantenv.tasks",),
     ("quantenv.groups",),
     (

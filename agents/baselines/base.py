@@ -224,6 +224,10 @@ class AskTellAgent(ABC):
 
     def _evaluate(self, candidates: np.ndarray) -> Results:
         """Plays candidates, int64 (k, T): several as episodes in lock-step, one in the environment itself."""
+        with self.env.unwrapped.unread():  # type: ignore[attr-defined]
+            return self._played(candidates)
+
+    def _played(self, candidates: np.ndarray) -> Results:
         seed = None if self._evaluations else self._seed
         self._evaluations += len(candidates)
         if len(candidates) == 1:

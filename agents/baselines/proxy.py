@@ -11,6 +11,7 @@ from quantenv.allocation import MAX_BITS
 from quantenv.env.decisions import FIXED_ACTIVATIONS
 from quantenv.env.environment import QuantizationEnv
 from quantenv.errors import QuantenvError
+from quantenv.sensitivity import Sensitivity
 
 #: Bits at which a single number for a layer is taken to be its harm: `quantenv.sensitivity.layer_sensitivity`'s.
 PROBE_BITS = 3
@@ -30,8 +31,8 @@ def group_harms(env: gymnasium.Env, kind: str | None = None) -> np.ndarray:
 
     Returns:
         Float64 (G, 8, 8) = [group, weight bits - 1, activation bits - 1], or [layer, centre - 1, spread - 1] in the
-        hierarchical mode (`quantenv.env.walk.Walk.allowed`); inf where the walk does not allow it. Activations do no
-        harm where they are not decided.
+        hierarchical mode (`quantenv.env.walk.Walk.allowed`); inf where the walk does not allow it. What of a layer is
+        not decided does no harm.
 
     Raises:
         QuantenvError: If the kind is unknown, cannot be measured here, or does not tell the harm of bits that a
@@ -39,9 +40,11 @@ def group_harms(env: gymnasium.Env, kind: str | None = None) -> np.ndarray:
     """
     inner: QuantizationEnv = env.unwrapped  # type: ignore[assignment]
     walk = inner.walk
-    weights, activations = _layer_harms(inner, kind)
-    if walk.mode in FIXED_ACTIVATIONS:
-        activations = np.zeros_like(activations)
+    offered = _on_offer(inner)
+    weights, activations = (
+        np.where(several.any(axis=1, keepdims=True), harms, 0.0)
+        for several, harms in zip(offered, _layer_harms(inner, kind), strict=True)
+    )
     harms = walk.group_costs(weights[:, :, None] + activations[:, None, :])
     harms = np.where(walk.allowed, harms, np.inf)
     unknown = [group for group in np.unique(walk.groups) if np.isnan(harms[group]).any()]
@@ -61,13 +64,37 @@ def measuring_cost(env: gymnasium.Env, kind: str | None = None) -> float:
         kind: A kind of sensitivity; None means the default for the task.
     """
     inner: QuantizationEnv = env.unwrapped  # type: ignore[assignment]
-    return inner.subject.measure(kind).evaluations if inner.subject.measurable else 0.0
+    return measured_sensitivity(inner, kind).evaluations if inner.subject.measurable else 0.0
+
+
+def measured_sensitivity(env: QuantizationEnv, kind: str | None = None) -> Sensitivity:
+    """Measures what the decisions of an environment are about, or reads what was measured before.
+
+    Args:
+        env: The environment.
+        kind: A kind of sensitivity; None means the default for the task.
+
+    Returns:
+        The sensitivity, of bits that layers can have where there are several; others may be NaN.
+
+    Raises:
+        QuantenvError: As `quantenv.sensitivity.measure`.
+    """
+    return env.subject.measure(kind, _on_offer(env))
+
+
+def _on_offer(env: QuantizationEnv) -> np.ndarray:
+    """Returns which bits each layer can have where it can have several, bool (2, L, 8) = [part, layer, bits - 1]."""
+    offered = np.stack([env.allowed.any(axis=2), env.allowed.any(axis=1)])
+    if env.walk.mode in FIXED_ACTIVATIONS:
+        offered[1] = False
+    return offered & (offered.sum(axis=2, keepdims=True) > 1)
 
 
 def _layer_harms(env: QuantizationEnv, kind: str | None) -> tuple[np.ndarray, np.ndarray]:
     """Returns the harms of weights and of activations at [layer, bits - 1], float64 (L, 8) each."""
     if env.subject.measurable:
-        measured = env.subject.measure(kind)
+        measured = measured_sensitivity(env, kind)
         return measured.weights, measured.activations
     if env.sensitivity is None or kind is not None:
         raise QuantenvError(

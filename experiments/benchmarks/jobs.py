@@ -16,7 +16,7 @@ from agents.base import vectorize
 from experiments.benchmarks.suite import Job
 from experiments.episodes import Episode
 from experiments.recorder import EpisodeRecorder
-from experiments.search import make_env
+from experiments.search import make_env, measured_evaluations
 from quantenv.env.regret import Regret
 from quantenv.errors import QuantenvError
 from quantenv.evaluate import make_evaluator
@@ -50,7 +50,8 @@ class Record:
     evaluator_identity: str
     """Content hash of weights, splits, scheme and settings."""
     equivalent_evaluations: float
-    """What the agent measured besides, such as sensitivities, in evaluations' worth of work, as it says itself."""
+    """What was measured besides: sensitivities that the agent starts from or its observations show, in evaluations'
+    worth of work."""
     environment_seconds: float
     """Wall time in the environment: stepping, evaluating, recording."""
     agent_seconds: float
@@ -170,7 +171,7 @@ def run_job(job: Job, store: str | None = None) -> Record:
         sampling_error=sampling_error,
         config=asdict(agent.config),
         evaluator_identity=evaluator.identity,
-        equivalent_evaluations=float(getattr(agent, "equivalent_evaluations", 0.0)),
+        equivalent_evaluations=measured_evaluations(agent, bare),
         environment_seconds=stopwatch.seconds,
         agent_seconds=seconds - stopwatch.seconds,
     )

@@ -162,7 +162,10 @@ def _notes(content: Mapping[str, Any]) -> Iterator[str]:
     )
     yield "- Seconds: median wall time of a search on one thread, in the environment with its evaluations and besides."
     if any(row["equivalent_evaluations"] for row in content["rows"]):
-        yield "- (+n measured): what an agent measured besides its counted evaluations, in evaluations' worth of work."
+        yield (
+            "- (+n measured): sensitivities that an agent starts from, or that its observations show, measured besides "
+            "its counted evaluations, in evaluations' worth of work."
+        )
     for refusal in content["refused"]:
         yield f"- Not run: {refusal['agent']} on {refusal['task']}: {refusal['sentence']}"
 

@@ -8,7 +8,7 @@ import numpy as np
 from agents.baselines.choices import Choices
 from agents.baselines.ilp import solve
 from agents.baselines.problem import Problem
-from agents.baselines.proxy import group_harms
+from agents.baselines.proxy import group_harms, measured_sensitivity
 from experiments.comparison import best_uniform, costs_of, uniform_allocations
 from experiments.reports.searches import Bits, Case, Point, Setting, undominated
 from experiments.search import make_env
@@ -130,7 +130,7 @@ def learn(setting: Setting, cases: Sequence[Case], measure: bool) -> Known:
         known.front = {metric: _true_front(env, metric) for metric in setting.metrics}
     known.cases = {case: _case_known(known, env, evaluator) for case, env in envs.items()}
     try:
-        known.sensitivity = env.subject.measure()
+        known.sensitivity = measured_sensitivity(env)
         known.proxy = {
             metric: _proxy_curve(_metric_env(setting, metric, task, evaluator), metric, known.cases.values())
             for metric in setting.metrics

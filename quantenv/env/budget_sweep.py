@@ -10,7 +10,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from quantenv.arguments import plain, read_options, read_seed, whole_number
 from quantenv.env.environment import QuantizationEnv
 from quantenv.env.masks import Masks
-from quantenv.env.observations import Observer, check_sensitivity, describe_groups
+from quantenv.env.observations import Observer, describe_groups
 from quantenv.env.subject import TaskLike
 from quantenv.errors import QuantenvError, shown, unknown_name
 from quantenv.hardware.budget import Budget
@@ -71,10 +71,6 @@ class BudgetSweepEnv(QuantizationEnv):
         """The budgets in SI units, ascending, float64 (levels,)."""
         self.feature_names = (*self.feature_names, BUDGET_SHARE)
         self.observation_space = spaces.Box(0.0, 1.0, (len(self.feature_names),), dtype=np.float32)
-        harms = None
-        if "sensitivity" in self.feature_names:
-            given = self.subject.sensitivity() if self.sensitivity is None else self.sensitivity
-            harms = self.walk.per_group(check_sensitivity(given, self.layers))
         groups = describe_groups(self.layers, self.walk)
         of_groups = dict(zip(self.tables, self.group_costs, strict=True))
         metric = self.budgets[0].metric
@@ -82,7 +78,7 @@ class BudgetSweepEnv(QuantizationEnv):
             (
                 (Budget(metric, limit),),
                 Masks(self.walk, self.group_costs[self.masked], np.full(len(self.masked), limit)),
-                Observer(self.feature_names, groups, self.walk, of_groups, {metric: limit}, harms),
+                Observer(self.feature_names, groups, self.walk, of_groups, {metric: limit}, self._shown),
             )
             for limit in self.level_limits.tolist()
         ]

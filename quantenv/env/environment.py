@@ -1,8 +1,9 @@
 """QuantizationEnv: choosing the bits of every layer of a network, as a Gymnasium environment."""
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import gymnasium
@@ -22,6 +23,7 @@ from quantenv.env.observations import Observer, check_sensitivity, describe_grou
 from quantenv.env.regret import Regret
 from quantenv.env.rendering import allocation_text
 from quantenv.env.rewards import make_reward
+from quantenv.env.shown_sensitivity import ShownSensitivity
 from quantenv.env.subject import Subject, TaskLike
 from quantenv.errors import QuantenvError, shown
 from quantenv.evaluate.base import Evaluation, Evaluator
@@ -77,7 +79,9 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
     takes it for a difference).
     Known always: `action_mask` (int8, (n,); all ones after the last decision), `decision` (index of the next
     decision), `budget_<metric>` (SI units), `evaluations` (episodes finished since the environment was last seeded:
-    the same seed gives the same info).
+    the same seed gives the same info), `measured_evaluations` (what measuring the sensitivities costs that the
+    observation shows, in evaluations of one allocation on the whole search split: besides `evaluations`, and once for
+    an environment's life; 0 if it shows none, if they were given, or within `unread`).
     From the first step on: `executed_action`, `corrected` (1 if the action executed was not the one taken).
     At the end: `accuracy`, `loss`, `cost_<metric>` (SI units), `feasible` (0 or 1), `bits` ((L, 2): weight and
     activation bits as evaluated), `executed_actions` ((T,): the actions that make `bits`; what an agent should learn
@@ -149,8 +153,8 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
             evaluator: A registered evaluator, made for the task, or an Evaluator.
             store: Where a registered evaluator's results are kept, so that nothing is computed twice: an
                 SQLAlchemy URL, a path, or ``off``; by default the user's store. Rewards and counts are the same.
-            sensitivity: Harm of quantizing each layer, >= 0, shape (L,); measured on the task if an
-                observation shows it and it is not given.
+            sensitivity: Harm of quantizing each layer, >= 0, shape (L,); measured on the task when the first
+                observation shows it, if it is not given.
             render_mode: None, ``ansi`` or ``rgb_array``.
 
         Raises:
@@ -228,12 +232,11 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
         """Names of the observation's features, in order."""
         if sensitivity is not None:
             check_sensitivity(sensitivity, self.layers)  # whether or not it is shown
-        harms = None
+        self._shown: ShownSensitivity | None = None
         if "sensitivity" in self.feature_names:
-            harms = check_sensitivity(subject.sensitivity() if sensitivity is None else sensitivity, self.layers)
-            harms = self.walk.per_group(harms)
+            self._shown = ShownSensitivity(subject, sensitivity, self.layers, self.walk)
         self.observer = Observer(
-            self.feature_names, describe_groups(self.layers, self.walk), self.walk, of_groups, limits, harms
+            self.feature_names, describe_groups(self.layers, self.walk), self.walk, of_groups, limits, self._shown
         )
         """Writes the observations."""
         self.regret = Regret(self.table, self.budgets, self.tables, self.walk) if switch(regret, "regret") else None
@@ -318,6 +321,28 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
         if self._decision < 0:
             raise ResetNeeded("No episode is running: call reset() first.")
         return self._mask.copy()
+
+    # What was measured for observations ------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def unread(self) -> Iterator[None]:
+        """Says that nobody reads the observations that are written within: nothing is then measured for them.
+
+        Optimisers search like this. It holds for the copies that `vectorize` makes, too. The sensitivity in such
+        observations is 0, unless others were read before.
+        """
+        with contextlib.nullcontext() if self._shown is None else self._shown.unread():
+            yield
+
+    @property
+    def shown_evaluations(self) -> float:
+        """What measuring the sensitivities costs that observations show now, in evaluations; 0 if nobody reads them."""
+        return 0.0 if self._shown is None else self._shown.evaluations
+
+    @property
+    def measured_evaluations(self) -> float:
+        """What was measured for the observations of this environment's life, in evaluations."""
+        return 0.0 if self._shown is None else self._shown.measured_evaluations
 
     # An episode -------------------------------------------------------------------------------------------
 
@@ -432,6 +457,7 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
                 "action_mask": self._mask.astype(np.int8),
                 "decision": self._decision,
                 "evaluations": self.evaluations - self._seeded_at,
+                "measured_evaluations": self.shown_evaluations,
                 **self._budgets_known,
                 **known,
             }

@@ -53,6 +53,7 @@ def info_fields(
         "feasible": whole,
         "bits": (np.int64, (n_layers, 2)),
         "evaluations": whole,
+        "measured_evaluations": number,
         "executed_actions": (np.int64, (n_decisions,)),
         **dict.fromkeys(more, number),
     }

@@ -13,7 +13,7 @@ from quantenv.env.vector import VectorTableEnv
 from quantenv.evaluate.table_evaluator import TableEvaluator
 
 #: What is known at every step, beside the budgets; the rest is known at the end.
-ALWAYS = ("action_mask", "decision", "executed_action", "corrected", "evaluations")
+ALWAYS = ("action_mask", "decision", "executed_action", "corrected", "evaluations", "measured_evaluations")
 
 
 def vectorize(

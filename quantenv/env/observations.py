@@ -13,6 +13,7 @@ costs and sensitivities, and with the group's place among the groups as their in
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from gymnasium import spaces
@@ -23,6 +24,9 @@ from quantenv.env.walk import Walk
 from quantenv.errors import QuantenvError, shown
 from quantenv.hardware.budget import TOLERANCE
 from quantenv.layers import LayerSpec
+
+if TYPE_CHECKING:
+    from quantenv.env.shown_sensitivity import ShownSensitivity
 
 #: Features of a layer, from its description and its index.
 LAYER_FEATURES: dict[str, Callable[[LayerSpec, int], float]] = {
@@ -158,7 +162,7 @@ class Observer:
         walk: Walk,
         costs: dict[str, np.ndarray],
         limits: dict[str, float],
-        sensitivity: np.ndarray | None,
+        sensitivity: "ShownSensitivity | None",
     ) -> None:
         """Prepares the features.
 
@@ -169,13 +173,16 @@ class Observer:
             costs: Every metric's costs of the groups, each float64 (G, 8, 8); the order is that of `observe`'s
                 `spent`.
             limits: Budgets by metric.
-            sensitivity: Of each group, as `sensitivity_feature` takes it; None if it is not among the names.
+            sensitivity: Measures that of the groups when the first observation is read; None if it is not among the
+                names.
         """
         self.names = tuple(names)
         self.space = spaces.Box(0.0, 1.0, (len(names),), dtype=np.float32)
         self._most_bits = walk.bits[-1]
         columns = {name: column for column, name in enumerate(names)}
         self._previous = columns.get("previous_bits")
+        self._sensitivity, self._sensitivity_column = sensitivity, columns.get("sensitivity", 0)
+        self._groups = walk.groups
 
         # A feature is base[decision, settled weight bits] + slope * spent[metric]: slope 0 if it is one of the layer.
         decisions = walk.n_decisions
@@ -185,8 +192,6 @@ class Observer:
             static[:, columns[name]] = normalise(values)[walk.groups]
         if "decides_weights" in columns:
             static[:, columns["decides_weights"]] = [kind != "activations" for kind in walk.kinds]
-        if sensitivity is not None:
-            static[:, columns["sensitivity"]] = sensitivity_feature(sensitivity)[walk.groups]
         self._base = np.repeat(static[np.minimum(np.arange(decisions + 1), decisions - 1), None], 9, axis=1)
         self._slope = np.zeros(len(names))
         self._metric = np.zeros(len(names), dtype=np.int64)
@@ -228,6 +233,8 @@ class Observer:
         Returns:
             float32 (F,) or (N, F).
         """
+        if self._sensitivity is not None and self._sensitivity.read:
+            self._show_sensitivity(self._sensitivity)
         features = spent.take(self._metric, axis=-1)
         features *= self._slope
         features += self._base[decision, weight_bits]
@@ -239,6 +246,12 @@ class Observer:
             else:
                 features[..., self._previous] = previous_bits / self._most_bits if decision else 1.0
         return features.astype(np.float32)
+
+    def _show_sensitivity(self, sensitivity: "ShownSensitivity") -> None:
+        """Writes the sensitivities into all observations from now on: until they are read, they are 0."""
+        shown = sensitivity_feature(sensitivity.of_groups)[self._groups]
+        self._base[:, :, self._sensitivity_column] = np.append(shown, shown[-1])[:, None]
+        self._sensitivity = None
 
 
 def _completions(walk: Walk, costs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

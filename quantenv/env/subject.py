@@ -1,6 +1,7 @@
 """What an environment is about: whose layers are quantized, what prices them, and what is known of them."""
 
-from typing import TYPE_CHECKING, Union
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
 
@@ -8,9 +9,11 @@ from quantenv.errors import QuantenvError, shown
 from quantenv.evaluate.base import Evaluator
 from quantenv.evaluate.table import EvaluationTable
 from quantenv.evaluate.table_evaluator import TableEvaluator
+from quantenv.sensitivity.kinds import Settings, shown_evaluations
 
 if TYPE_CHECKING:
     from quantenv.env.walk import Walk
+    from quantenv.evaluate.ptq import PTQEvaluator
     from quantenv.sensitivity import Sensitivity
     from quantenv.tasks import Task
 
@@ -68,29 +71,73 @@ class Subject:
         """
         if self.table is not None:
             return self.table.sensitivity
-        task = self.resolve("the observation shows a sensitivity and none was given")
         from quantenv.sensitivity import layer_sensitivity
 
-        assert not isinstance(task, EvaluationTable)
-        return layer_sensitivity(task)
+        return layer_sensitivity(self._through)
+
+    @cached_property
+    def sensitivity_evaluations(self) -> float:
+        """What `sensitivity` costs to measure, in evaluations; of a table what it cost when the table was made.
+
+        Raises:
+            QuantenvError: If there is no task.
+        """
+        if self.table is not None:
+            return shown_evaluations(len(self.table.layers))
+        task = self._network_task("the observation shows a sensitivity and none was given")
+        return shown_evaluations(len(task.layers), Settings.images, len(task.splits["search"]))
+
+    def check_measurable(self) -> None:
+        """Checks that there is something that an observation's sensitivity can be measured of.
+
+        Raises:
+            QuantenvError: If there is not.
+        """
+        if self.table is None:
+            self._network_task("the observation shows a sensitivity and none was given")
 
     @property
     def measurable(self) -> bool:
         """Whether there is a task or a table whose sensitivities can be measured."""
         return self._task is not None or self.table is not None
 
-    def measure(self, kind: str | None = None) -> "Sensitivity":
+    def measure(self, kind: str | None = None, offered: np.ndarray | None = None) -> "Sensitivity":
         """Returns the harm of each layer at each bit-width, measured if it was not yet.
 
         Args:
             kind: A kind of sensitivity; None means the default of the task or table.
+            offered: Which bits are measured; see `quantenv.sensitivity.measure`.
 
         Raises:
             QuantenvError: If there is no task, or the kind is unknown or cannot be measured on it.
         """
         from quantenv.sensitivity import measure
 
-        return measure(self.resolve("its sensitivity was asked for") if self.table is None else self.table, kind)
+        return measure(self._through if self.table is None else self.table, kind, offered=offered)
+
+    @cached_property
+    def _through(self) -> "PTQEvaluator":
+        """What sensitivities are measured through: the post-training evaluator behind the environment's, or a new one.
+
+        Evaluators that ask another one hold it as ``evaluator``.
+
+        Raises:
+            QuantenvError: If there is no task.
+        """
+        from quantenv.evaluate.ptq import PTQEvaluator  # torch
+
+        evaluator: Any = self.evaluator
+        while hasattr(evaluator, "evaluator"):
+            evaluator = evaluator.evaluator
+        if isinstance(evaluator, PTQEvaluator):
+            return evaluator
+        return PTQEvaluator(self._network_task("its sensitivity was asked for"))
+
+    def _network_task(self, purpose: str) -> "Task":
+        """Returns the task, which is no table."""
+        task = self.resolve(purpose)
+        assert not isinstance(task, EvaluationTable)
+        return task
 
     def check_walk(self, walk: "Walk") -> None:
         """Checks that a table holds every allocation that an episode can end with.

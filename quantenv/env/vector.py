@@ -173,6 +173,7 @@ class VectorTableEnv(Copies):
             "action_mask": self._open[rows].astype(np.int8),
             "decision": self._decision[rows].copy(),
             "evaluations": self._finished[rows].copy(),
+            "measured_evaluations": self.single.shown_evaluations,
             **self._budgets,
         }
         return self._information.many(len(always["action_mask"]), always | known)

@@ -18,7 +18,6 @@ from quantenv.evaluate.table_file import MOST_ROWS, MOST_WEIGHT_BYTES
 from quantenv.evaluate.workers import start_workers
 from quantenv.groups import resolve_groups
 from quantenv.quantize.activations import activations_of
-from quantenv.sensitivity import layer_sensitivity
 from quantenv.tasks import Task
 
 SPLITS = ("search", "test")
@@ -29,6 +28,7 @@ BLOCK = 1024
 def enumerate_task(
     task: Task,
     name: str,
+    sensitivity: np.ndarray,
     bits: Sequence[int] = (2, 4, 6, 8),
     tied: Sequence[Sequence[str]] | None = None,
     activation_bits: int = 8,
@@ -44,6 +44,8 @@ def enumerate_task(
     Args:
         task: The task. With several workers it is sent to each of them.
         name: Name of the table.
+        sensitivity: What observations of the table show of each layer, float64 (L,); see
+            `quantenv.sensitivity.layer_sensitivity`.
         bits: Weight bits on offer.
         tied: Groups of layers with equal bits; None ties nothing.
         activation_bits: Bits of all activations.
@@ -102,7 +104,7 @@ def enumerate_task(
         reference={split: evaluator.float_evaluation(split) for split in SPLITS},
         correct=correct,
         loss=loss,
-        sensitivity=np.array(layer_sensitivity(task)),
+        sensitivity=np.array(sensitivity),
         provenance={**(provenance or {}), "backend": evaluator.backend},
         weights=_small_weights(task),
     )

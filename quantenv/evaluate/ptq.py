@@ -62,9 +62,7 @@ class PTQEvaluator:
             check_kernels(self.network)
         self.batch = batch_size(self.network, self.backend)
         self._runner = PrefixRunner(self.network)
-        self.identity = content_hash(
-            ["ptq", self.backend, self.scheme.version, task.identity, *numerics(), *self._summation()]
-        )
+        self.identity = content_hash([*fixed_by(task, self.backend), *self._summation()])
         self.reference = self.float_evaluation("search")
 
     def evaluate(self, allocations: Sequence[Allocation], split: str = "search") -> list[Evaluation]:
@@ -145,6 +143,16 @@ def float_evaluator(task: Task) -> PTQEvaluator:
 def integer_evaluator(task: Task) -> PTQEvaluator:
     """Makes a post-training evaluator on int8 kernels."""
     return PTQEvaluator(task, "integer")
+
+
+def fixed_by(task: Task, backend: str) -> list[str]:
+    """Returns what fixes the logits that a `PTQEvaluator` gives, to the last digit: for identities.
+
+    Args:
+        task: The task.
+        backend: ``float`` or ``integer``.
+    """
+    return ["ptq", backend, parse_scheme(task.scheme).version, task.identity, *numerics()]
 
 
 def numerics() -> tuple[str, str]:

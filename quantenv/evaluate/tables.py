@@ -85,7 +85,7 @@ def resolve_task(name: str, source: "TaskSource | None" = None) -> "Task | Evalu
 
     if not is_task(name):
         raise unknown_name("task", name, (*task_names(), *TABLES))
-    from quantenv.sensitivity.channel_groups import grouped_as
+    from quantenv.quantize.channel_groups import grouped_as
 
     return grouped_as(get_task(name, None if source is None else source.whole), source)
 

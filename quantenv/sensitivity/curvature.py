@@ -5,9 +5,9 @@ import torch
 
 from quantenv.files import content_hash
 from quantenv.quantize import Calibration, calibrate_task, quantize
-from quantenv.sensitivity.float_layers import PARTS, FloatLayers
+from quantenv.sensitivity.float_layers import FloatLayers
 from quantenv.sensitivity.hutchinson import TraceEstimate, estimate_trace, probe_trace
-from quantenv.sensitivity.kinds import Settings
+from quantenv.sensitivity.kinds import PARTS, Settings
 from quantenv.tasks import Task
 
 BITS = range(1, 9)

@@ -1,77 +1,113 @@
-"""What the outputs do when one layer alone leaves 8 bits."""
+"""What the outputs do when one layer alone leaves 8 bits, by the route that evaluations take."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from quantenv.allocation import Allocation
-from quantenv.channel_groups import parts_of
-from quantenv.quantize import PrefixRunner, QuantizedNetwork, calibrate_task
-from quantenv.sensitivity.float_layers import PARTS
-from quantenv.tasks import Task
+from quantenv.allocation import MAX_BITS, Allocation
+from quantenv.channel_groups import parts_of, whole
+from quantenv.evaluate.ptq import PTQEvaluator
+from quantenv.layers import LayerSpec
+from quantenv.sensitivity.kinds import PARTS
 
 #: Kinds that one pass over the outputs gives, in the order of its numbers.
 OUTPUT_KINDS = ("accuracy", "loss", "kl", "sqnr")
-#: Bits of a deviation: all but 8, which is the network that is deviated from.
-DEVIATIONS = range(1, 8)
-#: Bytes of the largest stored tensor of a batch, as in evaluations: larger ones leave the processor's caches.
-BATCH_BYTES = 4 << 20
+#: Deviations that are measured together at least, where there are as many. They share what is before the first layer
+#: that deviates, which each further call computes again: with 8, on average a sixteenth of all work.
+TOGETHER = 8
 
 
-class Deviations:
-    """Measures networks with 8-bit weights and activations everywhere but in one place, in float arithmetic.
+@dataclass(frozen=True)
+class Deviation:
+    """8 bits everywhere but in one place."""
+
+    layers: tuple[int, ...]
+    """The layer; or, for activations, all channel groups of one layer, which read the same."""
+    part: str
+    """One of `PARTS`."""
+    bits: int
+    """Bits there, 1-7."""
+
+    def allocation(self, layers: Sequence[LayerSpec]) -> Allocation:
+        """Returns it as an allocation of a network's layers."""
+        bits = {part: [MAX_BITS] * len(layers) for part in PARTS}
+        for index in self.layers:
+            bits[self.part][index] = self.bits
+        return Allocation.make(layers, bits[PARTS[0]], bits[PARTS[1]])
+
+    def name(self, layers: Sequence[LayerSpec]) -> str:
+        """Says what it is, by the name of its layer: unique within a network."""
+        layer = layers[self.layers[0]]
+        return f"{self.part} of {(layer if self.part == PARTS[0] else whole(layer)).name} at {self.bits} bits"
+
+
+def deviations(layers: Sequence[LayerSpec], offered: np.ndarray) -> list[Deviation]:
+    """Lists the deviations that tell the harm of bits on offer, in the order of the layers.
 
     Args:
-        task: The task; its search split is used.
+        layers: The network's layers, length L.
+        offered: Which bits each layer may have, bool (2, L, 8) = [part, layer, bits - 1].
+    """
+    result = []
+    for together in parts_of(layers):
+        places = [(PARTS[0], (index,)) for index in together] + [(PARTS[1], together)]
+        for part, indices in places:
+            wanted = offered[PARTS.index(part), list(indices), : MAX_BITS - 1].any(axis=0)
+            result += [Deviation(indices, part, int(bits) + 1) for bits in np.flatnonzero(wanted)]
+    return result
+
+
+def in_blocks(wanted: Sequence[Deviation]) -> list[list[Deviation]]:
+    """Cuts deviations, in the order of the layers, into blocks of whole layers that are measured together."""
+    blocks: list[list[Deviation]] = []
+    for deviation in wanted:
+        last = blocks[-1][-1] if blocks else None
+        same_layer = last is not None and set(last.layers) & set(deviation.layers)
+        if last is None or (len(blocks[-1]) >= TOGETHER and not same_layer):
+            blocks.append([])
+        blocks[-1].append(deviation)
+    return blocks
+
+
+class Outputs:
+    """Measures what deviations do to the outputs, as the evaluator computes them.
+
+    Args:
+        evaluator: The evaluator; its task's search split is used.
         images: Samples to use, the first ones; None is all.
     """
 
-    def __init__(self, task: Task, images: int | None = None) -> None:
-        self._network = QuantizedNetwork(calibrate_task(task))
-        self._runner = PrefixRunner(self._network)
-        self._layers = task.layers
-        self._parts = {index: part for part in parts_of(task.layers) for index in part}
-        self._of_inputs: dict[tuple[int, ...], list[list[float]]] = {}
-        split = task.splits["search"]
-        largest = max(site.features for site in self._network.calibration.sites)
-        batch = max(1, BATCH_BYTES // (self._network.value_bytes * largest))
-        self._inputs = split.inputs[:images].split(batch)
-        self._labels = split.labels[:images]
+    def __init__(self, evaluator: PTQEvaluator, images: int | None) -> None:
+        self._evaluator = evaluator
+        split = evaluator.task.splits["search"]
+        self._inputs, self._labels = split.inputs[:images], split.labels[:images]
         with torch.inference_mode():
-            self._float = torch.cat([task.network(inputs) for inputs in self._inputs]).double()
+            batches = self._inputs.split(evaluator.batch)
+            self._float = torch.cat([evaluator.task.network(batch) for batch in batches]).double()
 
     def base(self) -> list[float]:
         """Measures 8 bits everywhere: the numbers of `OUTPUT_KINDS`."""
-        return self._measure([Allocation.make(self._layers, 8, 8)])[0]
+        return self._measure([Allocation.make(self._evaluator.layers, MAX_BITS, MAX_BITS)])[0]
 
-    def layer(self, index: int) -> dict[str, list[list[float]]]:
-        """Measures every deviation of one layer; of a channel group's activations, which are its layer's, once only.
-
-        Returns:
-            For ``weights`` and ``activations`` the numbers of `OUTPUT_KINDS` at each of `DEVIATIONS`.
-        """
-        together = self._parts[index]
-        allocations = []
-        for deviating in ([index], together)[: 1 if together in self._of_inputs else 2]:
-            for bits in DEVIATIONS:
-                weights, activations = [[8] * len(self._layers) for _ in PARTS]
-                for layer in deviating:
-                    (activations if deviating is together else weights)[layer] = bits
-                allocations.append(Allocation.make(self._layers, weights, activations))
-        rows = self._measure(allocations)
-        of_weights = rows[: len(DEVIATIONS)]
-        self._of_inputs.setdefault(together, rows[len(DEVIATIONS) :])
-        return dict(zip(PARTS, (of_weights, self._of_inputs[together]), strict=True))
+    def measure(self, wanted: Sequence[Deviation]) -> list[list[float]]:
+        """Measures deviations: for each the numbers of `OUTPUT_KINDS`."""
+        return self._measure([deviation.allocation(self._evaluator.layers) for deviation in wanted])
 
     def _measure(self, allocations: list[Allocation]) -> list[list[float]]:
-        settings = [self._network.settings(allocation) for allocation in allocations]
-        order = sorted(range(len(settings)), key=settings.__getitem__)
-        outputs: list[list[torch.Tensor]] = [[] for _ in settings]
-        for inputs in self._inputs:
-            logits = self._runner.run(inputs, [settings[index] for index in order])
-            for index, values in zip(order, logits, strict=True):
-                outputs[index].append(values)
-        return [output_measures(torch.cat(values).double(), self._float, self._labels) for values in outputs]
+        logits = all_logits(self._evaluator, allocations, self._inputs)
+        return [output_measures(each.double(), self._float, self._labels) for each in logits]
+
+
+def all_logits(evaluator: PTQEvaluator, allocations: Sequence[Allocation], inputs: torch.Tensor) -> torch.Tensor:
+    """Returns the logits of many allocations on some samples, (allocations, samples, classes)."""
+    batches: dict[int, list[torch.Tensor]] = {index: [] for index in range(len(allocations))}
+    for indices, _, logits in evaluator.logits(allocations, inputs):
+        for index, values in zip(indices, logits, strict=True):
+            batches[index].append(values)
+    return torch.stack([torch.cat(values) for values in batches.values()])
 
 
 def output_measures(logits: torch.Tensor, reference: torch.Tensor, labels: torch.Tensor) -> list[float]:
@@ -97,9 +133,3 @@ def output_measures(logits: torch.Tensor, reference: torch.Tensor, labels: torch
         divergence = F.kl_div(log_q, log_p, reduction="batchmean", log_target=True).clamp(min=0)
         noise = (logits - reference).square().sum() / reference.square().sum().clamp(min=torch.finfo(torch.double).tiny)
     return [float(wrong), float(loss), float(divergence), float(noise)]
-
-
-def raw_measures(base: list[float], layers: list[dict[str, list[list[float]]]], kind: str, part: str) -> np.ndarray:
-    """Puts one kind's numbers into an array, float64 (L, 8) = [layer, bits - 1]."""
-    position = OUTPUT_KINDS.index(kind)
-    return np.array([[row[position] for row in layer[part]] + [base[position]] for layer in layers])

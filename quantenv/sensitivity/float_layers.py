@@ -10,9 +10,6 @@ from torch import nn
 
 from quantenv.quantize import Calibration
 
-#: What a bit-width perturbs, in the order of a layer's (weight bits, activation bits).
-PARTS = ("weights", "activations")
-
 
 class FloatLayers:
     """The folded float network, differentiable in any layer's weights and in a shift of any layer's input.

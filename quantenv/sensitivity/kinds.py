@@ -15,12 +15,16 @@ KINDS = {
     "kl": "increase of KL(float || quantized) of the outputs, nats",
     "sqnr": "increase of the outputs' noise-to-signal ratio, the reciprocal of the SQNR",
     "fisher": "increase of the squared perturbation weighted by the diagonal of the empirical Fisher information",
+    "fisher-output": "increase of the squared error of the layer's outputs weighted by their Fisher information",
     "hessian": "increase of the average Hessian trace times the squared perturbation (HAWQ-V2)",
 }
 #: The kind whose sums rank allocations best; `experiments/bench_sensitivity.py` measures it.
 DEFAULT = "kl"
 #: Kinds that the rows of an evaluation table tell, the best first.
 TABLE_KINDS = ("loss", "accuracy")
+
+#: What a bit-width perturbs, in the order of a layer's (weight bits, activation bits).
+PARTS = ("weights", "activations")
 
 #: Told how many steps are done, of how many, and what is measured.
 Progress = Callable[[int, int, str], None]
@@ -69,10 +73,12 @@ class Settings:
         QuantenvError: If a value is out of range.
     """
 
-    images: int | None = None
-    """Samples of the search split, the first ones, that accuracy, loss, kl and sqnr are measured on; None is all."""
+    images: int | None = 512
+    """Samples of the search split, the first ones, that accuracy, loss, kl and sqnr are measured on, fewer if it has
+    fewer; None is all."""
     gradient_images: int = 256
-    """Samples of the search split, the first ones, that fisher and hessian are measured on; fewer if it has fewer."""
+    """Samples of the search split, the first ones, that fisher, fisher-output and hessian are measured on; fewer if it
+    has fewer."""
     relative_error: float = 0.1
     """Standard error of a Hessian trace, as a share of its size, at which no more probes are drawn."""
     probes: int = 64
@@ -92,3 +98,14 @@ class Settings:
 def harm(raw: np.ndarray) -> np.ndarray:
     """Returns measures (L, 8) as harm relative to 8 bits."""
     return raw - raw[:, -1:]
+
+
+def shown_evaluations(layers: int, images: int | None = None, samples: int = 1) -> float:
+    """Returns what `quantenv.sensitivity.layer_sensitivity` costs, in evaluations on the whole search split.
+
+    Args:
+        layers: Layers, L: each deviates once, and 8 bits everywhere come besides.
+        images: Samples that are used; None is all.
+        samples: Samples of the search split.
+    """
+    return (layers + 1) * min(images or samples, samples) / samples

@@ -5,9 +5,9 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import filelock
 
@@ -18,7 +18,6 @@ from quantenv.reading import Schema, read_json
 logger = logging.getLogger(__name__)
 
 FORMAT = "quantenv-sensitivity-1"
-Value = TypeVar("Value")
 
 
 class MeasurementsFile(Schema, frozen=True, tag_field="format", tag=FORMAT):
@@ -54,25 +53,22 @@ class Measurements:
     def __contains__(self, name: str) -> bool:
         return name in self._results
 
-    def get(self, name: str, measure: Callable[[], Value]) -> Value:
-        """Returns a result; measures it and keeps it at once if it is not known.
+    def __getitem__(self, name: str) -> Any:
+        """Returns a result that is known."""
+        return self._results[name]
 
-        Args:
-            name: Name of the result.
-            measure: Returns it, made of what JSON holds.
+    def keep(self, names: Sequence[str], results: Sequence[Any]) -> None:
+        """Keeps results, made of what JSON holds, under their names.
 
         Raises:
             QuantenvError: If the file cannot be written.
         """
-        if name not in self._results:
-            self._results[name] = measure()
-            self._write()
-        result: Value = self._results[name]
-        return result
+        self._results |= dict(zip(names, results, strict=True))
+        self._write()
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Keeps other processes from measuring the same while it is entered, after they have finished doing so.
+        """Reads anew and, while it is entered, keeps other processes from measuring the same; waits for one that does.
 
         Raises:
             QuantenvError: If the folder cannot be written.

@@ -13,6 +13,7 @@ from quantenv.allocation import Allocation
 from quantenv.env.environment import QuantizationEnv
 from quantenv.env.registration import ENVIRONMENTS
 from quantenv.evaluate import make_evaluator
+from quantenv.evaluate.ptq import PTQEvaluator
 from quantenv.sensitivity import layer_sensitivity
 from quantenv.tasks import get_task
 from tests.env.synthetic_env import highest, play, same
@@ -73,7 +74,7 @@ def test_sensitivity_is_measured_where_it_is_shown():
     observations = play(env, [0] * env.n_decisions)[0]
     column = env.feature_names.index("sensitivity")
     shown = [row[column] for row in observations[:-1]]
-    assert np.argsort(shown).tolist() == np.argsort(layer_sensitivity(get_task("digits"))).tolist()
+    assert np.argsort(shown).tolist() == np.argsort(layer_sensitivity(PTQEvaluator(get_task("digits")))).tolist()
     assert (min(shown), max(shown)) == (0, 1)
 
 

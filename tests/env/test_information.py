@@ -30,7 +30,7 @@ MADE = {
 }
 
 #: What is known at reset, after a step and only at the end.
-ALWAYS = {"action_mask", "decision", "evaluations"}
+ALWAYS = {"action_mask", "decision", "evaluations", "measured_evaluations"}
 STEPPED = {"executed_action", "corrected"}
 
 

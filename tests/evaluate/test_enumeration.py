@@ -10,12 +10,15 @@ from quantenv.evaluate.ptq import PTQEvaluator
 from quantenv.tasks import get_task
 
 GROUPS = [["stem", "block1.depthwise", "block1.pointwise"], ["block2.depthwise", "block2.pointwise"]]
+SENSITIVITY = np.arange(8.0)
 GROUPS += [["block3.depthwise", "block3.pointwise", "classifier"]]
 
 
 @pytest.fixture(scope="module")
 def table():
-    return enumerate_task(get_task("digits"), "small", bits=(8, 3), tied=GROUPS, provenance={"command": "none"})
+    return enumerate_task(
+        get_task("digits"), "small", SENSITIVITY, bits=(8, 3), tied=GROUPS, provenance={"command": "none"}
+    )
 
 
 def test_every_row_equals_a_live_evaluation(table):
@@ -37,12 +40,13 @@ def test_it_says_what_it_is(table):
     assert table.bits == (3, 8)
     assert table.groups == tuple(map(tuple, GROUPS))
     assert table.reference["test"] == evaluator.float_evaluation("test")
+    assert table.sensitivity.tolist() == SENSITIVITY.tolist()
     assert table.provenance == {"command": "none", "backend": evaluator.backend}
 
 
 def test_worker_processes_change_nothing(table):
     parallel = enumerate_task(
-        get_task("digits"), "small", bits=(3, 8), tied=GROUPS, workers=2, provenance={"command": "none"}
+        get_task("digits"), "small", SENSITIVITY, bits=(3, 8), tied=GROUPS, workers=2, provenance={"command": "none"}
     )
     assert parallel.hash == table.hash
 
@@ -50,11 +54,16 @@ def test_worker_processes_change_nothing(table):
 def test_progress_reaches_the_end():
     seen = []
     enumerate_task(
-        get_task("digits"), "t", (4, 8), [[n for g in GROUPS for n in g]], progress=lambda d, r: seen.append((d, r))
+        get_task("digits"),
+        "t",
+        SENSITIVITY,
+        (4, 8),
+        [[n for g in GROUPS for n in g]],
+        progress=lambda d, r: seen.append((d, r)),
     )
     assert seen[-1] == (2, 2)
 
 
 def test_too_many_rows_are_refused():
     with pytest.raises(QuantenvError, match="16,777,216 allocations"):
-        enumerate_task(get_task("digits"), "t", bits=range(1, 9))
+        enumerate_task(get_task("digits"), "t", SENSITIVITY, bits=range(1, 9))

@@ -29,7 +29,9 @@ def test_it_holds_every_allocation_of_the_network_it_carries(table, task):
     assert table.groups == tuple((layer.name,) for layer in task.layers)
     assert table.task_identity == task.identity
     assert table.layers == task.layers
-    np.testing.assert_allclose(table.sensitivity, layer_sensitivity(task), rtol=1e-3, atol=1e-6)
+    backend = table.provenance["backend"] if integer_obstacle() is None else "float"
+    found = layer_sensitivity(PTQEvaluator(task, backend), images=None)
+    np.testing.assert_allclose(table.sensitivity, found, rtol=0.05, atol=1e-4)
 
 
 def test_random_rows_equal_live_evaluations(table, task):

@@ -12,8 +12,8 @@ from quantenv.errors import QuantenvError
 from quantenv.evaluate.ptq import PTQEvaluator
 from quantenv.evaluate.tables import resolve_task
 from quantenv.quantize import calibrate_task, quantize
+from quantenv.quantize.channel_groups import PROBE_BITS
 from quantenv.sensitivity import Settings, channel_sensitivity, group_channels, layer_sensitivity, measure
-from quantenv.sensitivity.channel_groups import PROBE_BITS
 from quantenv.sensitivity.curvature import Curvature
 from quantenv.tasks import TaskSource, get_task
 
@@ -164,6 +164,6 @@ def test_hessian_traces_of_groups_are_those_of_their_rows(task):
 
 def test_sensitivity_of_groups_at_three_bits(task):
     grouped = group_channels(task, 2)
-    found = layer_sensitivity(grouped)
+    found = layer_sensitivity(PTQEvaluator(grouped))
     assert found.shape == (len(grouped.layers),)
     assert (found >= 0).all()

@@ -3,6 +3,7 @@ import torch
 from scipy.special import rel_entr, softmax
 
 from quantenv.allocation import Allocation
+from quantenv.evaluate.ptq import PTQEvaluator
 from quantenv.quantize import QuantizedNetwork, calibrate_task
 from quantenv.sensitivity import layer_sensitivity
 from quantenv.tasks import get_task
@@ -22,20 +23,20 @@ def test_it_is_the_kl_divergence_that_scipy_computes():
         rel_entr(reference, probabilities([3 if i == layer else 8 for i in range(8)])).sum(axis=1).mean()
         for layer in range(8)
     ]
-    np.testing.assert_allclose(layer_sensitivity(task), expected, rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(layer_sensitivity(PTQEvaluator(task, "float")), expected, rtol=1e-5, atol=1e-9)
 
 
 def test_it_is_measured_once_and_cannot_be_changed():
-    task = get_task("digits")
-    first = layer_sensitivity(task)
-    assert first is layer_sensitivity(task)
+    evaluator = PTQEvaluator(get_task("digits"))
+    first = layer_sensitivity(evaluator)
+    assert first is layer_sensitivity(evaluator)
     assert not first.flags.writeable
     assert (first >= 0).all()
     assert first.max() > 10 * first.min()
 
 
 def test_global_random_state_is_untouched():
-    task = get_task("digits")
+    evaluator = PTQEvaluator(get_task("digits"))
     state = torch.get_rng_state()
-    layer_sensitivity.__wrapped__(task)
+    layer_sensitivity.__wrapped__(evaluator)
     assert torch.equal(torch.get_rng_state(), state)

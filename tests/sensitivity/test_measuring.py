@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -6,35 +7,38 @@ import torch
 
 import quantenv.sensitivity
 from quantenv.errors import QuantenvError
+from quantenv.evaluate.ptq import PTQEvaluator
+from quantenv.quantize.schemes import STEPS
 from quantenv.sensitivity import DEFAULT, Settings, kinds, measure
 from quantenv.sensitivity import network as measuring_network
 from quantenv.sensitivity.curvature import Curvature
-from quantenv.sensitivity.deviations import Deviations
+from quantenv.sensitivity.deviations import Outputs, deviations, in_blocks
 from quantenv.tasks import Split
 from tests.networks import branched
 from tests.sensitivity.conftest import small_task
 
 LAYERS = 6
+BLOCKS = 6  # of 14 deviations each, those of one layer
 FAST = Settings(gradient_images=4, probes=2)
 
 
 @pytest.fixture
 def calls(monkeypatch):
     """Counts what is measured; `stop` after so many layers kills the process, so to say."""
-    counted = {"layer": 0, "trace": 0, "stop": 10**9}
+    counted = {"measure": 0, "trace": 0, "stop": 10**9}
 
     def counting(cls, name):
         original = getattr(cls, name)
 
         def counted_call(self, *arguments):
-            if counted["layer"] + counted["trace"] >= counted["stop"]:
+            if counted["measure"] + counted["trace"] >= counted["stop"]:
                 raise KeyboardInterrupt
             counted[name] += 1
             return original(self, *arguments)
 
         monkeypatch.setattr(cls, name, counted_call)
 
-    counting(Deviations, "layer")
+    counting(Outputs, "measure")
     counting(Curvature, "trace")
     return counted
 
@@ -61,16 +65,59 @@ def test_every_kind_has_the_promised_form(task, kind):
 def test_the_default_is_the_first_kind(task):
     assert kinds()[0] == DEFAULT
     assert measure(task, settings=FAST).kind == DEFAULT
-    assert set(kinds()) == {"accuracy", "loss", "kl", "sqnr", "fisher", "hessian"}
+    assert set(kinds()) == {"accuracy", "loss", "kl", "sqnr", "fisher", "fisher-output", "hessian"}
 
 
 def test_harm_is_the_difference_to_8_bits_everywhere(task):
-    deviations = Deviations(task)
-    base, layer = deviations.base(), deviations.layer(2)
+    outputs = Outputs(PTQEvaluator(task), None)
+    wanted = [each for each in everything(task) if each.layers == (2,) and each.part == "activations"]
+    base, rows = outputs.base(), outputs.measure(wanted)
     for position, kind in enumerate(("accuracy", "loss", "kl", "sqnr")):
         found = measure(task, kind)
-        expected = [row[position] - base[position] for row in layer["activations"]]
-        assert found.activations[2, :7].tolist() == expected
+        assert found.activations[2, :7].tolist() == [row[position] - base[position] for row in rows]
+
+
+def everything(task):
+    return deviations(task.layers, np.ones((2, len(task.layers), 8), dtype=bool))
+
+
+def test_what_is_on_offer_is_measured_and_no_more(task, calls, cache):
+    offered = np.zeros((2, LAYERS, 8), dtype=bool)
+    offered[0, :, [1, 3, 7]] = True
+    found = measure(task, offered=offered)
+    whole = deviations(task.layers, offered)
+    assert len(whole) == 2 * LAYERS
+    assert calls["measure"] == len(in_blocks(whole)) == 2
+    assert found.evaluations == len(whole) + 2
+    np.testing.assert_array_equal(np.isfinite(found.weights), offered[0])
+    assert np.isnan(found.activations[:, :7]).all()
+    assert (found.activations[:, 7] == 0).all()
+
+
+def test_other_bits_read_those_that_were_measured(task, calls):
+    offered = np.zeros((2, LAYERS, 8), dtype=bool)
+    offered[0, :, [1, 3, 7]] = True
+    few = measure(task, offered=offered)
+    offered[0, 2, 4] = True
+    before = calls["measure"]
+    more = measure(task, offered=offered)
+    assert calls["measure"] == before + 1
+    np.testing.assert_array_equal(more.weights[:, [1, 3]], few.weights[:, [1, 3]])
+    assert np.isfinite(more.weights[2, 4])
+    np.testing.assert_array_equal(measure(task).weights[:, [1, 3]], few.weights[:, [1, 3]])
+
+
+def test_an_evaluator_can_be_measured_through(task):
+    through, default = PTQEvaluator(task, "float"), PTQEvaluator(task)
+    found = measure(through)
+    assert (found.identity == measure(task).identity) == (default.backend == "float")
+    np.testing.assert_allclose(found.weights, measure(task).weights, rtol=0.05, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["fisher", "hessian"])
+def test_kinds_of_rounding_alone_say_so(task, kind):
+    corrected = measure(dataclasses.replace(task, scheme="linear+bias"), kind, FAST)
+    assert "It is of rounding alone" in corrected.notes[-1]
 
 
 def test_hessian_is_the_trace_times_the_mean_squared_perturbation(task):
@@ -100,25 +147,25 @@ def test_total_is_the_sum_over_layers(task):
 
 def test_nothing_is_measured_twice(task, calls):
     first = measure(task, "kl")
-    assert calls["layer"] == LAYERS
+    assert calls["measure"] == BLOCKS
     again = measure(small_task(), "kl")
     np.testing.assert_array_equal(again.weights, first.weights)
     assert again.identity == first.identity
     for kind in ("loss", "accuracy", "sqnr"):  # from the same outputs
         measure(task, kind)
-    assert calls["layer"] == LAYERS
+    assert calls["measure"] == BLOCKS
 
 
 def test_a_killed_measurement_goes_on_to_the_same_numbers(task, calls, tmp_path, monkeypatch):
     whole = {kind: measure(task, kind, FAST) for kind in ("kl", "hessian")}
     monkeypatch.setenv("QUANTENV_CACHE", str(tmp_path / "other"))
-    for kind, most in (("kl", LAYERS), ("hessian", 2 * LAYERS)):
-        calls.update(layer=0, trace=0, stop=3)
+    for kind, most in (("kl", BLOCKS), ("hessian", 2 * LAYERS)):
+        calls.update(measure=0, trace=0, stop=3)
         with pytest.raises(KeyboardInterrupt):
             measure(task, kind, FAST)
-        calls.update(layer=0, trace=0, stop=10**9)
+        calls.update(measure=0, trace=0, stop=10**9)
         resumed = measure(task, kind, FAST)
-        assert calls["layer"] + calls["trace"] == most - 3
+        assert calls["measure"] + calls["trace"] == most - 3
         np.testing.assert_array_equal(resumed.weights, whole[kind].weights)
         np.testing.assert_array_equal(resumed.activations, whole[kind].activations)
 
@@ -139,32 +186,36 @@ def test_a_damaged_file_is_measured_again_with_a_message(task, calls, cache, cap
     )
     again = measure(task, "kl")
     assert "are damaged" in caplog.text
-    assert calls["layer"] == 2 * LAYERS
+    assert calls["measure"] == 2 * BLOCKS
     np.testing.assert_array_equal(again.weights, first.weights)
     assert path.with_suffix(".damaged").exists()
     caplog.clear()
     measure(task, "kl")
     assert not caplog.text
-    assert calls["layer"] == 2 * LAYERS
+    assert calls["measure"] == 2 * BLOCKS
 
 
 def test_whatever_it_depends_on_makes_it_anew(task, calls, monkeypatch):
     seen = {measure(task, "kl").identity}
 
     def is_new(other, settings=None):
-        before = calls["layer"]
+        before = calls["measure"]
         seen.add(measure(other, "kl", settings).identity)
-        return calls["layer"] == before + LAYERS
+        return calls["measure"] == before + BLOCKS
 
     assert is_new(small_task(branched(seed=1)))
     search = task.splits["search"]
     assert is_new(small_task(search=Split(search.inputs[:-1], search.labels[:-1])))
     assert is_new(task, Settings(images=30))
+    assert is_new(dataclasses.replace(task, scheme="linear+bias"))
+    monkeypatch.setitem(STEPS, "bias", "bias-1000")
+    assert is_new(dataclasses.replace(task, scheme="linear+bias"))
+    assert not is_new(task)
     monkeypatch.setattr(measuring_network, "VERSION", 1000)
     assert is_new(task)
     monkeypatch.setattr(torch, "__version__", "0.0")
     assert is_new(task)
-    assert len(seen) == 6
+    assert len(seen) == 8
 
 
 def test_the_test_split_is_not_looked_at(task):
@@ -177,7 +228,7 @@ def test_the_test_split_is_not_looked_at(task):
 def test_progress_is_told_to_the_end(task):
     told = []
     measure(task, "kl", FAST, lambda done, total, what: told.append((done, total)))
-    assert told == [(done, LAYERS + 1) for done in range(LAYERS + 2)]
+    assert told == [(done, BLOCKS + 1) for done in range(BLOCKS + 2)]
     told.clear()
     measure(task, "loss", FAST, lambda done, total, what: told.append((done, total)))
     assert told == []
@@ -189,13 +240,14 @@ def test_evaluations_are_passes_over_the_search_split(task):
     assert measure(task, "kl").evaluations == passes + 2
     assert measure(task, "kl", Settings(images=10)).evaluations == (passes + 2) / 4
     assert measure(task, "fisher", FAST).evaluations == 4 * 4 / 40
+    assert measure(task, "fisher-output", FAST).evaluations == pytest.approx((3 + 2 * 8) * 4 / 40)
     assert measure(task, "hessian", FAST).evaluations == pytest.approx((9 * 2 * 2 * LAYERS + 1) * 4 / 40)
 
 
 def test_mistakes_are_said(task, tmp_path, monkeypatch):
     with pytest.raises(QuantenvError, match="Did you mean 'hessian'"):
         measure(task, "hesian")
-    with pytest.raises(QuantenvError, match="expected a Task or an evaluation table"):
+    with pytest.raises(QuantenvError, match="expected a Task, a PTQEvaluator or an evaluation table"):
         measure("digits")
     with pytest.raises(QuantenvError, match="images is 0"):
         Settings(images=0)

@@ -88,7 +88,7 @@ def test_options_of_unknown_harm_are_refused(monkeypatch):
     assert np.isnan(measured.weights[:, 2]).all()  # the table holds no 3 bits
     env = make_env(bits=(2, 3, 4)).unwrapped
     monkeypatch.setattr(Subject, "measurable", True)
-    monkeypatch.setattr(Subject, "measure", lambda self, kind: measured)
+    monkeypatch.setattr(Subject, "measure", lambda self, kind, offered: measured)
     with pytest.raises(QuantenvError, match="layer 'layer0' is not known for all bits on offer by 'loss'"):
         group_harms(env, "loss")
     assert np.isfinite(group_harms(make_env(bits=(2, 4, 8)), "loss")).sum() == 4 * 3
