@@ -46,7 +46,7 @@ def test_json_holds_every_number(cache, capsys):
     assert main(["sensitivity", *arguments]) == 0
     content = json.loads(capsys.readouterr().out)
     settings = Settings(images=32, gradient_images=8, probes=2)
-    assert set(content["sensitivities"]) == {"accuracy", "loss", "kl", "sqnr", "fisher", "hessian"}
+    assert set(content["sensitivities"]) == {"accuracy", "loss", "kl", "sqnr", "fisher", "fisher-output", "hessian"}
     assert content["layers"][0] == "stem"
     for kind, row in content["sensitivities"].items():
         found = measure(get_task("digits"), kind, settings)
@@ -115,7 +115,7 @@ def test_the_benchmark_writes_what_it_prints_and_leaves_out_tasks_without_data(c
     assert "resnet20 is left out: Task 'resnet20' needs data" in captured.err
     content = json.loads((tmp_path / "bench_sensitivity.json").read_text())
     rows = [Correlation(**row) for row in content["rows"]]
-    assert len(rows) == 2 * 8  # draws x (kinds, accuracy of few images, mean bits)
+    assert len(rows) == 2 * 9  # draws x (kinds, accuracy of few images, mean bits)
     assert all(-1 <= row.low <= row.spearman <= row.high <= 1 for row in rows if row.proxy == "kl")
     assert captured.out == (tmp_path / "bench_sensitivity.md").read_text()
     assert "resnet20 was left out" in captured.out
