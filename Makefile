@@ -7,13 +7,15 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
 # Foreign libraries have an environment of their own: RLlib pins a Gymnasium that is older than the newest.
 CLIENTS := .venv-clients
+# So has Sony's Model Compression Toolkit, which quantenv is raced with.
+PEERS := .venv-peers
 
 # Options of train-agent are handed on only when they are set: the rest comes from experiments/configs/train.yaml.
 TRAIN_OPTIONS := $(if $(TASK),--task '$(TASK)') $(if $(AGENT),--agent '$(AGENT)') $(if $(METRIC),--metric '$(METRIC)') \
 	$(if $(BUDGET),--budget '$(BUDGET)') $(if $(EVALUATIONS),--evaluations '$(EVALUATIONS)') $(if $(SEED),--seed '$(SEED)')
 
 .DEFAULT_GOAL := help
-.PHONY: help install train-agent finetune validate tensorboard bench bench-agents benchmark bench-regret report bench-sensitivity bench-channel-groups bench-fidelity bench-transfer bench-pareto bench-cifar10 test test-clients fuzz lint check clean
+.PHONY: help install train-agent finetune validate tensorboard bench bench-agents benchmark bench-regret report bench-sensitivity bench-channel-groups bench-fidelity bench-transfer bench-pareto bench-cifar10 bench-peers test test-clients fuzz lint check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -40,6 +42,11 @@ $(VENV)/.installed-benchmark: $(VENV)/.installed
 $(CLIENTS)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[clients]'
+	@touch $@
+
+$(PEERS)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[peers]'
 	@touch $@
 
 install: $(VENV)/.installed ## make .venv and install quantenv into it
@@ -78,6 +85,9 @@ bench-pareto: $(VENV)/.installed-benchmark ## how much of the true front one run
 bench-cifar10: $(VENV)/.installed ## ResNet-20 on CIFAR-10 after fine-tuning (80 minutes; needs QUANTENV_DATA)
 	$(BIN)/python -m experiments.bench_cifar10 --allocation experiments/results/resnet20_13x.json $(ARGS)
 
+bench-peers: $(PEERS)/.installed ## the race with Sony's MCT and with HAQ's way (an hour; needs QUANTENV_DATA)
+	$(PEERS)/bin/python -m experiments.bench_peers $(ARGS)
+
 report: $(VENV)/.installed-benchmark ## draw runs and benchmarks as one HTML page: RUN=<folder>
 	$(BIN)/quantenv report $(or $(RUN),runs/benchmark/default) $(ARGS)
 
@@ -107,4 +117,4 @@ lint: $(VENV)/.installed-dev ## style and types
 check: lint test ## what continuous integration runs
 
 clean: ## remove .venv and the tools' caches
-	rm -rf $(VENV) $(CLIENTS) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) $(PEERS) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
