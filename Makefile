@@ -15,7 +15,7 @@ TRAIN_OPTIONS := $(if $(TASK),--task '$(TASK)') $(if $(AGENT),--agent '$(AGENT)'
 	$(if $(BUDGET),--budget '$(BUDGET)') $(if $(EVALUATIONS),--evaluations '$(EVALUATIONS)') $(if $(SEED),--seed '$(SEED)')
 
 .DEFAULT_GOAL := help
-.PHONY: help install train-agent finetune validate tensorboard bench bench-agents benchmark bench-regret report bench-sensitivity bench-channel-groups bench-fidelity bench-transfer bench-pareto bench-cifar10 bench-peers test test-clients fuzz lint check clean
+.PHONY: help install train-agent finetune validate tensorboard bench bench-agents benchmark bench-regret report bench-sensitivity bench-sensitivity-images bench-channel-groups bench-fidelity bench-transfer bench-pareto bench-cifar10 bench-peers test test-clients fuzz lint check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -93,6 +93,9 @@ report: $(VENV)/.installed-benchmark ## draw runs and benchmarks as one HTML pag
 
 bench-sensitivity: $(VENV)/.installed ## how well sums of sensitivities rank allocations (minutes)
 	$(BIN)/python -m experiments.bench_sensitivity $(ARGS)
+
+bench-sensitivity-images: $(VENV)/.installed ## how many images sensitivities need, and what they cost (minutes)
+	$(BIN)/python -m experiments.bench_sensitivity_images $(ARGS)
 
 bench-channel-groups: $(VENV)/.installed ## what bits for each channel group are worth (minutes)
 	$(BIN)/python -m experiments.bench_channel_groups $(ARGS)

@@ -4,7 +4,7 @@ import shutil
 import numpy as np
 import pytest
 
-from experiments import bench_sensitivity
+from experiments import bench_sensitivity, bench_sensitivity_images
 from experiments.bench_sensitivity import Correlation, correlations, plot, rank_correlation
 from experiments.cli import main
 from quantenv.files import cache_dir
@@ -82,6 +82,36 @@ def test_rank_correlation_of_ties_is_that_of_mean_ranks():
     assert rank_correlation(np.array([5, 5, 7, 9]), np.array([1, 2, 3, 4])) == pytest.approx(
         np.corrcoef([1.5, 1.5, 3, 4], [1, 2, 3, 4])[0, 1]
     )
+
+
+def test_only_bits_that_are_asked_for_are_measured(cache, capsys):
+    assert main(["sensitivity", "--images=32", "--bits=2,4,8", "--activation_bits=8", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["sensitivities"].values()
+    known = [[value is not None for value in layer] for layer in row["weights"]]
+    assert known == [[False, True, False, True, False, False, False, True]] * 8
+    assert row["evaluations"] == pytest.approx((16 + 2) * 32 / len(get_task("digits").splits["search"]))
+
+
+def test_bits_are_from_1_to_8(refused):
+    assert "--bits is [0, 9]" in refused("sensitivity", "--bits=0,9")
+
+
+def test_few_images_are_compared_with_all_and_timed(cache, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("QUANTENV_DATA", raising=False)
+    arguments = ["--images=16,32", "--allocations=8", f"--output={tmp_path}"]
+    assert bench_sensitivity_images.main(arguments) == 0
+    rows = json.loads((tmp_path / "bench_sensitivity_images.json").read_text())["rows"]
+    total = len(get_task("digits").splits["search"])
+    assert [(row["kind"], row["images"]) for row in rows] == [
+        ("fisher-output", 256),
+        ("kl", 16),
+        ("kl", 32),
+        ("kl", total),
+    ]
+    assert (rows[-1]["of_deviations"], rows[-1]["of_sums"]) == (pytest.approx(1), pytest.approx(1))
+    assert all(row["deviations"] == 16 and row["seconds"] > 0 for row in rows)
+    assert capsys.readouterr().out == (tmp_path / "bench_sensitivity_images.md").read_text()
+    assert not (cache / "sensitivity").exists()
 
 
 def test_a_perfect_proxy_has_correlation_one():

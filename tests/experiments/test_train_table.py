@@ -47,6 +47,16 @@ def test_what_was_found_is_for_the_task_that_was_enumerated(run):
     assert Allocation.load(run / "best.json").task == "synthetic"
 
 
+def test_what_observations_showed_is_in_the_report(run, tmp_path):
+    assert RunFolder(run).read_report().measured_evaluations == 0  # random reads none
+    arguments = (f"--task={run.parent.parent.parent.parent / 'mine.npz'}", "--agent=reinforce", "--evaluations=4")
+    reading = RunFolder(run_train(tmp_path, *arguments, "--budget=0.6"))
+    report = reading.read_report()
+    assert report.measured_evaluations == len(TABLE.layers) + 1
+    assert "4 evaluations (+6.0 measured)" in reading.report.with_suffix(".md").read_text()
+    assert any("cost as much as 6.0 evaluations" in note for note in report.notes)
+
+
 def test_it_validates(run, capsys):
     assert main(["validate", str(run), "--all"]) == 0
     assert "everything agrees" in capsys.readouterr().out

@@ -11,6 +11,8 @@ from experiments.benchmarks.jobs import bits_text, parse_bits, run_job
 from experiments.benchmarks.suite import BenchmarkOptions, Job
 from experiments.benchmarks.suite import jobs as suite_jobs
 from quantenv.errors import QuantenvError
+from quantenv.evaluate.tables import resolve_task
+from quantenv.sensitivity import measure
 
 
 @pytest.fixture
@@ -45,6 +47,22 @@ def test_an_agent_that_stops_early_is_refused(job, monkeypatch):
 def test_what_an_agent_measured_besides_is_kept(job, monkeypatch):
     monkeypatch.setattr(RandomAgent, "equivalent_evaluations", 2.5, raising=False)
     assert run_job(job).equivalent_evaluations == 2.5
+
+
+def test_what_observations_showed_counts_for_agents_that_read_them(job):
+    table = resolve_task(job.task)
+    found = {
+        name: run_job(dataclasses.replace(job, agent=name)).equivalent_evaluations
+        for name in ("random", "uniform", "ilp", "reinforce", "reinforce-warm")
+    }
+    shown, proxy = len(table.layers) + 1, measure(table).evaluations
+    assert found == {
+        "random": 0,
+        "uniform": 0,
+        "ilp": proxy,
+        "reinforce": shown,
+        "reinforce-warm": proxy + shown,
+    }
 
 
 def test_bits_are_written_and_read():
