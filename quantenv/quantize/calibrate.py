@@ -4,7 +4,6 @@ Max-abs ranges have 3-5 times the squared error of these at 2-4 bits. The candid
 contains the best grid of b - 1 bits, so more bits never have a larger error on the calibration data.
 """
 
-import math
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -22,6 +21,8 @@ REFINEMENTS = (-0.04, -0.03, -0.02, -0.01, 0.01, 0.02, 0.03, 0.04)
 SEARCHED_AT_ONCE = 1 << 17
 #: Samples of an activation that take part in the search for its range.
 MAX_SAMPLES = 1 << 15
+#: Steps of the additive recurrence R2: 1 / g and 1 / g**2, where g is the plastic number, g**3 = g + 1.
+R2 = (1 / 1.324717957244746, 1 / 1.324717957244746**2)
 
 
 def weight_grids(weight: torch.Tensor) -> dict[int, Grid]:
@@ -109,20 +110,34 @@ def activation_grids(samples: torch.Tensor, extremes: torch.Tensor | None = None
     return {bits: _rescaled(grid, unit) for bits, grid in grids.items()}
 
 
-def spread(values: torch.Tensor, most: int) -> torch.Tensor:
-    """Returns values at places that are spread evenly over all, and over every period that they may have.
+def spread(values: torch.Tensor, most: int, part: range | None = None, samples: int | None = None) -> torch.Tensor:
+    """Returns values at places that are spread evenly over samples and, within them, over every period.
 
-    A fixed stride would see few columns of an image whose sizes are powers of two. Multiples of the golden ratio,
-    modulo 1, are the sequence of lowest discrepancy (Knuth, The Art of Computer Programming, vol. 3, section 6.4).
+    A fixed stride would see few columns of an image whose sizes are powers of two, and multiples of the golden ratio
+    over all values leave holes at some sizes. Sample and place within it are drawn together, by the additive recurrence
+    R2: multiples of 1 / g and 1 / g**2 modulo 1 with g**3 = g + 1, the generalisation of the golden ratio to two
+    dimensions (Roberts 2018, "The Unreasonable Effectiveness of Quasirandom Sequences"). Every image, channel, row,
+    column and position then has its share, whatever the batches.
 
     Args:
-        values: Shape (N,).
-        most: How many to return at most.
+        values: Of a batch of samples: any shape, as many values for each sample.
+        most: How many values to return at most of all samples together.
+        part: Which of all samples the batch is; by default all values are of one sample.
+        samples: How many samples there are in all; by default as many as `part`.
+
+    Returns:
+        The batch's share of the values, (n,); all of them where all samples together have no more than `most`.
     """
-    if len(values) <= most:
-        return values
-    places = torch.arange(1, most + 1, dtype=torch.float64).mul_((math.sqrt(5) - 1) / 2).frac_().mul_(len(values))
-    return values[places.long()]
+    flat = values.flatten()
+    part = part or range(1)
+    samples = samples or len(part)
+    if len(flat) * samples <= most * len(part):
+        return flat
+    count = torch.arange(1, most + 1, dtype=torch.float64)
+    sample, place = (count * step % 1 for step in R2)
+    places = (sample * samples).floor() - part.start + place
+    inside = (places >= 0) & (places < len(part))
+    return flat[(places[inside] * (len(flat) / len(part))).long().clamp(max=len(flat) - 1)]
 
 
 def _signed_candidates(bits: int, lowest: torch.Tensor, highest: torch.Tensor) -> list[Grid]:

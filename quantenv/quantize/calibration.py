@@ -170,12 +170,10 @@ def calibrate(
         absorb(graph, measure(graph, [layer.name for layer in layers], inputs).moments)
     keep_exact(graph, inputs[:1])
     sites = find_sites(graph, inputs[:1])
-    recorder = _SiteRecorder(
-        graph, {site.node for site in sites}, per_batch=MAX_SAMPLES * CALIBRATION_BATCH // len(inputs)
-    )
+    recorder = _SiteRecorder(graph, {site.node for site in sites}, len(inputs))
     with torch.no_grad():
         for batch in inputs.split(CALIBRATION_BATCH):
-            outputs = recorder.run(batch)
+            outputs = recorder.run_batch(batch)
             if recorder.not_finite is not None:
                 raise QuantenvError(
                     f"{name_of(recorder.not_finite, graph)} puts out NaN or infinity on the calibration inputs, which "
@@ -287,13 +285,21 @@ def _folded_gain(network: nn.Module, graph: fx.GraphModule, name: str) -> torch.
 class _SiteRecorder(fx.Interpreter):
     """Runs the float graph and keeps samples spread over all values, and the extremes, of every site."""
 
-    def __init__(self, graph: fx.GraphModule, nodes: set[str], per_batch: int) -> None:
+    def __init__(self, graph: fx.GraphModule, nodes: set[str], inputs: int) -> None:
         super().__init__(graph)
+        self.inputs = inputs
+        """How many inputs it will run on, in batches."""
+        self._part = range(0)
         self.not_finite: fx.Node | None = None
         """The first site that holds NaN or infinity. (What is raised while a graph runs, torch.fx adds to.)"""
         self.samples: dict[str, list[torch.Tensor]] = {node: [] for node in nodes}
         self.extremes: dict[str, list[torch.Tensor]] = {node: [] for node in nodes}
-        self.per_batch = max(1, per_batch)
+
+    def run_batch(self, batch: torch.Tensor) -> torch.Tensor:
+        """Runs on the next inputs."""
+        self._part = range(self._part.stop, self._part.stop + len(batch))
+        outputs: torch.Tensor = self.run(batch)
+        return outputs
 
     def run_node(self, n: fx.Node) -> torch.Tensor:
         value = super().run_node(n)
@@ -301,7 +307,7 @@ class _SiteRecorder(fx.Interpreter):
             flat = value.flatten()
             if self.not_finite is None and not flat.isfinite().all():
                 self.not_finite = n
-            self.samples[n.name].append(spread(flat, self.per_batch))
+            self.samples[n.name].append(spread(flat, MAX_SAMPLES, self._part, self.inputs))
             self.extremes[n.name].append(torch.stack(flat.aminmax()))
         return value
 

@@ -1,3 +1,4 @@
+import importlib
 from itertools import pairwise
 
 import pytest
@@ -7,7 +8,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from quantenv.quantize import Grid, activation_grids, calibrate, codebooks, quantize, weight_grids
-from quantenv.quantize.calibrate import spread
+from quantenv.quantize.calibrate import MAX_SAMPLES, spread
+from quantenv.quantize.calibration import CALIBRATION_BATCH
+
+calibration_module = importlib.import_module("quantenv.quantize.calibration")
 
 TENSORS = st.tuples(st.integers(0, 2**31), st.sampled_from(["normal", "heavy", "uniform", "relu", "negative"]))
 
@@ -173,3 +177,60 @@ def test_samples_are_spread_over_every_period():
         counts = torch.bincount(found % period, minlength=period) / (len(found) / period)
         assert counts.max() < 1.6 or period > 1024
         assert counts.min() > 0 or period > 1024
+
+
+SIZES = (8, 15, 16, 31, 32, 36, 63, 64, 112, 113, 224)
+
+
+@pytest.mark.parametrize("samples", [512, 500, 65])
+@pytest.mark.parametrize("channels", [1, 3, 16, 24, 64, 512])
+def test_every_part_of_a_site_is_sampled_as_often_as_any_other(samples, channels):
+    """Positions, rows, columns, channels and images: of those that 16 samples or more fall on, none has twice its share
+    or less than half of it, whatever the size and the batches."""
+    for size in (size for size in SIZES if channels * size**2 <= 3 * 224**2):
+        features = channels * size**2
+        places = torch.arange(features, dtype=torch.int32)  # as values: each tells its place within the sample
+        found = torch.cat(
+            [
+                spread(places.expand(len(part), -1), MAX_SAMPLES, range(part[0], part[-1] + 1), samples)
+                for part in torch.arange(samples).split(CALIBRATION_BATCH)
+            ]
+        )
+        assert len(found) == min(MAX_SAMPLES, features * samples)
+        row, column = found % size**2 // size, found % size
+        for parts, count in ((found % size**2, size**2), (row, size), (column, size), (found // size**2, channels)):
+            expected = len(found) / count
+            if expected >= 16:
+                counts = torch.bincount(parts, minlength=count) / expected
+                assert 0.5 < counts.min() <= counts.max() < 2
+
+
+@pytest.mark.parametrize("samples", [64, 65, 129, 512])
+def test_calibration_samples_every_image_and_position(samples, monkeypatch):
+    images, size = torch.arange(samples * 3 * 31 * 31, dtype=torch.float32).view(samples, 3, 31, 31), 31 * 31
+    seen = []
+    original = calibration_module.activation_grids
+    monkeypatch.setattr(
+        calibration_module,
+        "activation_grids",
+        lambda values, extremes: seen.append(values) or original(values, extremes),
+    )
+    calibrate(nn.Sequential(nn.Conv2d(3, 1, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2)).eval(), images)
+    places = seen[0].long()
+    for parts, count in ((places // (3 * size), samples), (places // size % 3, 3), (places % size, size)):
+        counts = torch.bincount(parts, minlength=count) / (len(places) / count)
+        assert 0.5 < counts.min() <= counts.max() < 2
+
+
+@pytest.mark.parametrize("bits", [4, 5])
+def test_extremes_bound_ranges_but_do_not_count_as_samples(bits):
+    # One value in 32,768 lies far out. Were each batch's extremes among the samples, they would pull the range along.
+    x = torch.randn(512, 1, 64, 64, generator=torch.Generator().manual_seed(0)).abs()
+    x.view(512, -1)[:, 7::2048] *= 6
+    network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2)).eval()
+    calibration = calibrate(network, x)
+    found = errors(x, calibration.site_grids[calibration.sites[0].node])[bits - 1]
+    steps = torch.linspace(0.05, 1, 191) * x.max() / (2**bits - 1)
+    assert found < 1.05 * min(
+        float((quantize(x, Grid(bits, each, 0, 2**bits - 1)) - x).square().mean()) for each in steps
+    )

@@ -19,7 +19,7 @@ def test_schemes_are_read():
 
 
 def test_the_default_has_the_version_that_stores_know():
-    assert parse_scheme("linear").version == "linear-mse-folded-2"
+    assert parse_scheme("linear").version == "linear-mse-folded-3"
 
 
 def test_every_scheme_has_a_version_of_its_own_whatever_the_order_of_its_steps():
