@@ -17,7 +17,6 @@ from quantenv.locks import PREPARING
 from quantenv.plain import plain_network
 from quantenv.quantize.calibrate import MAX_SAMPLES, activation_grids, spread, weight_grids
 from quantenv.quantize.corrections import Statistics, bias_correction, measure
-from quantenv.quantize.equalisation import absorb, equalise
 from quantenv.quantize.graph import Site, find_sites, keep_exact
 from quantenv.quantize.kmeans import codebooks
 from quantenv.quantize.naming import name_of
@@ -144,11 +143,9 @@ def calibrate(
         QuantenvError: If the network puts out NaN or infinity on the calibration inputs, or a layer has channel groups
             that are no partition, or that the scheme cannot have.
     """
-    from quantenv.quantize.verification import (
-        check_rewritten,
-        check_trace,
-        first_not_finite,
-    )  # which stand on calibrations
+    # These stand on calibrations.
+    from quantenv.quantize.passes import absorb_checked, equalise_checked
+    from quantenv.quantize.verification import check_rewritten, check_trace, first_not_finite
 
     check_grouping(scheme, channels)
     network = plain_network(network, inputs)
@@ -165,9 +162,9 @@ def calibrate(
         if _folding_changed(network, graph, layer.name)
     }
     if scheme.equalisation:
-        equalise(graph)
+        equalise_checked(graph, inputs)
     if scheme.absorption:
-        absorb(graph, measure(graph, [layer.name for layer in layers], inputs).moments)
+        absorb_checked(graph, [layer.name for layer in layers], inputs)
     keep_exact(graph, inputs[:1])
     sites = find_sites(graph, inputs[:1])
     recorder = _SiteRecorder(graph, {site.node for site in sites}, len(inputs))

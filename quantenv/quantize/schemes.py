@@ -11,8 +11,8 @@ from quantenv.errors import QuantenvError, unknown_name
 SCHEMES = {"linear": "linear-mse-folded-3", "k-means": "k-means-folded-3"}
 #: Optional post-training steps, each with the version of its numbers.
 STEPS = {
-    "equalisation": "equalisation-1",
-    "absorption": "absorption-1",
+    "equalisation": "equalisation-2",
+    "absorption": "absorption-2",
     "bias": "bias-1",
     "batch-norm": "batch-norm-1",
 }

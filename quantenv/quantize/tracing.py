@@ -55,9 +55,9 @@ def fold_linear_norms(graph_module: fx.GraphModule, example: torch.Tensor) -> No
         example: Inputs, float32 (B, ...).
     """
     pairs = _normalised(graph_module, nn.Linear)
-    ranks = _ranks(graph_module, example) if pairs else {}
+    shapes = shapes_of(graph_module, example) if pairs else {}
     for node, layer, norm in pairs:
-        if ranks[node] == 2:
+        if len(shapes[node]) == 2:
             assert isinstance(layer, nn.Linear)
             assert isinstance(norm, nn.BatchNorm1d)
             _replace(graph_module, node, fusion.fuse_linear_bn_eval(layer, norm))
@@ -91,19 +91,24 @@ def _replace(graph_module: fx.GraphModule, norm: fx.Node, folded: nn.Module) -> 
     graph_module.graph.erase_node(norm)
 
 
-def _ranks(graph_module: fx.GraphModule, example: torch.Tensor) -> dict[fx.Node, int]:
-    """Returns how many dimensions tensors have, by node."""
-    found: dict[fx.Node, int] = {}
+def shapes_of(graph_module: fx.GraphModule, example: torch.Tensor) -> dict[fx.Node, torch.Size]:
+    """Runs a graph and returns the shapes of its tensors, by node.
 
-    class Ranks(fx.Interpreter):
+    Args:
+        graph_module: A graph of `trace`.
+        example: Inputs, float32 (B, ...).
+    """
+    found: dict[fx.Node, torch.Size] = {}
+
+    class Shapes(fx.Interpreter):
         def run_node(self, n: fx.Node) -> object:
             value = super().run_node(n)
             if isinstance(value, torch.Tensor):
-                found[n] = value.dim()
+                found[n] = value.shape
             return value
 
     with torch.no_grad():
-        Ranks(graph_module).run(example)
+        Shapes(graph_module).run(example)
     return found
 
 

@@ -52,12 +52,12 @@ def check_trace(network: nn.Module, graph: fx.GraphModule, inputs: torch.Tensor,
     """
     with torch.no_grad():
         layer, difference = _first_layer(network, graph, inputs[:BY_LAYER], LAYER_TOLERANCE)
-        if layer and not _is_noise(difference, network, inputs[:BY_LAYER]):
+        if layer and not is_noise(difference, network, inputs[:BY_LAYER]):
             raise _other_outputs(network, layer, difference)
         for part in inputs.split(batch):
             differences = _differences(network(part), graph(part))
             difference, worst = float(differences.max()), part[differences.argmax()][None]
-            if difference > FLOAT_TOLERANCE and not _is_noise(difference, network, part):
+            if difference > FLOAT_TOLERANCE and not is_noise(difference, network, part):
                 layer, within = _first_layer(network, graph, worst, FLOAT_TOLERANCE)
                 raise _other_outputs(network, layer, within or difference)
 
@@ -80,17 +80,17 @@ def check_rewritten(calibration: Calibration) -> None:
     inputs = calibration.inputs[:REWRITTEN_ON]
     rewritten, graph = without_rounding(calibration), calibration.graph
     with torch.no_grad():
-        difference = _difference(graph(inputs), rewritten(inputs))
-        if difference <= FLOAT_TOLERANCE or _is_noise(difference, graph, inputs):
+        difference = deviation(graph(inputs), rewritten(inputs))
+        if difference <= FLOAT_TOLERANCE or is_noise(difference, graph, inputs):
             return
         inputs = inputs[:BY_LAYER]
-        computed = {node.name: value for node, value in _values(rewritten, inputs)}
-        for node, expected in _values(graph, inputs):
+        computed = {node.name: value for node, value in values_of(rewritten, inputs)}
+        for node, expected in values_of(graph, inputs):
             value = computed.get(node.name, expected)  # ReLUs whose work a site does are gone
-            if _difference(expected, value) > FLOAT_TOLERANCE:
+            if deviation(expected, value) > FLOAT_TOLERANCE:
                 raise UnsupportedLayerError(
                     f"{name_of(node, graph)} puts out something else once it is rewritten for quantization, before "
-                    f"anything is rounded ({_difference(expected, value):.2%} of its size): quantenv would report "
+                    f"anything is rounded ({deviation(expected, value):.2%} of its size): quantenv would report "
                     "numbers of another network. Express it with plain layers, without hooks."
                 )
     raise UnsupportedLayerError(
@@ -115,10 +115,10 @@ def check_kernels(integers: IntegerNetwork) -> None:
         if (computed - simulated).norm() <= allowed:
             return
         for (name, expected), (_, value) in zip(_layer_values(floats), _kernel_values(integers), strict=True):
-            if _difference(expected, value) > NAMED:
+            if deviation(expected, value) > NAMED:
                 raise UnsupportedLayerError(
                     f"On int8 kernels, {name} puts out something else than the same rounding in float arithmetic "
-                    f"({_difference(expected, value):.1%} of its size). Use backend 'float' (--evaluator ptq-float)."
+                    f"({deviation(expected, value):.1%} of its size). Use backend 'float' (--evaluator ptq-float)."
                 )
     raise UnsupportedLayerError(
         "On int8 kernels the network puts out something else than the same rounding in float arithmetic. Use backend "
@@ -129,7 +129,7 @@ def check_kernels(integers: IntegerNetwork) -> None:
 def first_not_finite(graph: fx.GraphModule, inputs: torch.Tensor) -> str:
     """Says which layer or operation is the first to put out NaN on some inputs, or else infinity, where one does."""
     with torch.no_grad():
-        values = list(_values(graph, inputs))
+        values = list(values_of(graph, inputs))
     for wrong in (torch.isnan, torch.isinf):
         for node, value in values:
             if wrong(value).any():
@@ -150,12 +150,12 @@ def _differences(expected: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
     return differences if size.isfinite() else torch.zeros(len(expected))
 
 
-def _difference(expected: torch.Tensor, found: torch.Tensor) -> float:
+def deviation(expected: torch.Tensor, found: torch.Tensor) -> float:
     """Returns the largest difference of a sample."""
     return float(_differences(expected, found).max())
 
 
-def _is_noise(difference: float, network: nn.Module, inputs: torch.Tensor) -> bool:
+def is_noise(difference: float, network: nn.Module, inputs: torch.Tensor) -> bool:
     """Whether single precision itself changes a network's outputs hardly less."""
     narrow = network(inputs)
     try:
@@ -163,10 +163,10 @@ def _is_noise(difference: float, network: nn.Module, inputs: torch.Tensor) -> bo
             wide = network(inputs.double())
     except (RuntimeError, TypeError, ValueError):  # it insists on a type
         return False
-    return difference <= NOISE_FACTOR * _difference(wide, narrow)
+    return difference <= NOISE_FACTOR * deviation(wide, narrow)
 
 
-def _values(graph: fx.GraphModule, inputs: torch.Tensor) -> Iterator[tuple[fx.Node, torch.Tensor]]:
+def values_of(graph: fx.GraphModule, inputs: torch.Tensor) -> Iterator[tuple[fx.Node, torch.Tensor]]:
     """Runs a graph and yields its nodes with what they hold, where that is one tensor of floats for each sample."""
     found: list[tuple[fx.Node, torch.Tensor]] = []
 
@@ -207,13 +207,13 @@ def _first_layer(
         for handle in handles:
             handle.remove()
     calls = Counter(node.target for node in graph.graph.nodes if node.op == "call_module")
-    for node, value in _values(graph, inputs):
+    for node, value in values_of(graph, inputs):
         places = [place for place, (name, _) in enumerate(seen) if name == node.target]
         if node.op != "call_module" or calls[node.target] > 1 or not places:
             continue
         # A layer puts out what the batch norm did that was folded into it: one of those that ran later.
         outputs = [seen[places[0]][1], *(output for before, output in norms if before > places[0])]
-        difference = min(_difference(output, value) for output in outputs if output.shape == value.shape)
+        difference = min(deviation(output, value) for output in outputs if output.shape == value.shape)
         if difference > tolerance:
             return name_of(node, graph), difference
     return "", 0.0
@@ -256,7 +256,7 @@ def without_rounding(calibration: Calibration, but: Collection[str] = ()) -> fx.
 def _layer_values(floats: QuantizedNetwork) -> Iterator[tuple[str, torch.Tensor]]:
     """Yields what each layer puts out, rounded where a site alone reads it, by its name."""
     modules = dict(floats.module.named_modules())
-    values = dict(_values(floats.module, floats.calibration.inputs[:REWRITTEN_ON]))
+    values = dict(values_of(floats.module, floats.calibration.inputs[:REWRITTEN_ON]))
     graph = floats.calibration.graph
     for node in values:
         if node.op == "call_module" and isinstance(modules[str(node.target)], SwitchedLayer):
