@@ -34,8 +34,8 @@ class PoolEvaluator:
     """Gives the same evaluations as one evaluator alone, to the bit, computed by several workers.
 
     A batch is sorted and cut into contiguous pieces, so that within a piece allocations share prefixes. With a store,
-    what it holds is not sent to the workers, and they store each evaluation themselves as soon as it is computed:
-    a kill at any moment loses at most the one that each worker has in flight.
+    what it holds is not sent to the workers, and they store what they compute themselves, every few seconds: a kill at
+    any moment loses at most the group that each worker has in flight (see `StoredEvaluator`).
 
     Close it, or use it as a context manager. Threads may share it; they wait for each other.
 

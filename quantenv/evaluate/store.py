@@ -1,5 +1,6 @@
 """The store: what was evaluated once, by any agent, seed or run, and need never be evaluated again."""
 
+import hashlib
 import math
 import os
 import time
@@ -29,15 +30,17 @@ CHUNK = 500
 Bits = tuple[tuple[int, int], ...]
 Item = TypeVar("Item")
 
-#: Characters; those of the key's columns fit into the keys of every common server. Bits are two digits a layer.
-_LENGTHS = {"identity": 40, "split": 20, "bits": 700, "task": 200}
+#: Characters; those of the key's columns fit into the keys of every common server.
+_LENGTHS = {"identity": 40, "split": 20, "bits_key": 64, "task": 200}
 _METADATA = sa.MetaData()
+#: The first version, ``quantenv_evaluations``, had the bits themselves for a key, of 350 layers at most.
 _TABLE = sa.Table(
-    "quantenv_evaluations",
+    "quantenv_evaluations_2",
     _METADATA,
     sa.Column("identity", sa.String(_LENGTHS["identity"]), primary_key=True),
     sa.Column("split", sa.String(_LENGTHS["split"]), primary_key=True),
-    sa.Column("bits", sa.String(_LENGTHS["bits"]), primary_key=True),
+    sa.Column("bits_key", sa.String(_LENGTHS["bits_key"]), primary_key=True),  # see `_key`
+    sa.Column("bits", sa.Text, nullable=False),  # two digits a layer
     sa.Column("task", sa.String(_LENGTHS["task"]), nullable=False),
     sa.Column("correct", sa.Integer, nullable=False),
     sa.Column("samples", sa.Integer, nullable=False),
@@ -46,10 +49,10 @@ _TABLE = sa.Table(
     sa.Column("checksum", sa.BigInteger, nullable=False),
     sqlite_with_rowid=False,
 )
-_KEY = (_TABLE.c.identity, _TABLE.c.split, _TABLE.c.bits)
+_KEY = (_TABLE.c.identity, _TABLE.c.split, _TABLE.c.bits_key)
 _OF_SPLIT = (_TABLE.c.identity == sa.bindparam("of_identity")) & (_TABLE.c.split == sa.bindparam("of_split"))
-_FIND_ONE = sa.select(_TABLE).where(_OF_SPLIT, _TABLE.c.bits == sa.bindparam("of_bits"))
-_FIND_SOME = sa.select(_TABLE).where(_OF_SPLIT, _TABLE.c.bits.in_(sa.bindparam("of_bits", expanding=True)))
+_FIND_ONE = sa.select(_TABLE).where(_OF_SPLIT, _TABLE.c.bits_key == sa.bindparam("of_key"))
+_FIND_SOME = sa.select(_TABLE).where(_OF_SPLIT, _TABLE.c.bits_key.in_(sa.bindparam("of_key", expanding=True)))
 
 
 class StoreConflictError(QuantenvError):
@@ -164,7 +167,7 @@ class EvaluationStore:
 
         Raises:
             StoreConflictError: If the store holds another value for it.
-            QuantenvError: If its identity, split or bits are too long for a key.
+            QuantenvError: If its identity, split or task is too long.
         """
         self.add_all([record])
 
@@ -173,7 +176,7 @@ class EvaluationStore:
 
         Raises:
             StoreConflictError: If the store holds another value for one of them; those before it may be stored.
-            QuantenvError: If an identity, split or bits are too long for a key.
+            QuantenvError: If an identity, split or task is too long.
         """
         for chunk in _chunks(records, CHUNK):
             self._database.run(partial(self._write, chunk, [_row(record) for record in chunk]))
@@ -203,7 +206,7 @@ class EvaluationStore:
             yield from rows
             if len(rows) < CHUNK:
                 return
-            last = rows[-1].identity, rows[-1].split, _encode(rows[-1].bits)
+            last = rows[-1].identity, rows[-1].split, _key(_encode(rows[-1].bits))
 
     def summaries(self) -> list[Summary]:
         """Counts the rows of every evaluator and split."""
@@ -302,25 +305,25 @@ def _insert_one_by_one(rows: list[dict[str, Any]], connection: sa.Connection) ->
 
 def _find(identity: str, split: str, bits: Sequence[Bits], connection: sa.Connection) -> dict[Bits, Evaluation]:
     """Looks at most `CHUNK` evaluations up."""
-    codes = [_encode(item) for item in bits]
-    one = len(codes) == 1
-    values = {"of_identity": identity, "of_split": split, "of_bits": codes[0] if one else codes}
+    keys = [_key(_encode(item)) for item in bits]
+    one = len(keys) == 1
+    values = {"of_identity": identity, "of_split": split, "of_key": keys[0] if one else keys}
     rows = connection.execute(_FIND_ONE if one else _FIND_SOME, values)
     return {record.bits: record.evaluation for record in map(_record, rows)}
 
 
 def _row(record: Record) -> dict[str, Any]:
-    texts = {"identity": record.identity, "split": record.split, "bits": _encode(record.bits), "task": record.task}
+    bits = _encode(record.bits)
+    texts = {"identity": record.identity, "split": record.split, "bits_key": _key(bits), "task": record.task}
     for name, value in texts.items():
         if len(value) > _LENGTHS[name]:
-            what = f"{len(record.bits)} layers" if name == "bits" else f"the {name} {value!r}"
             raise QuantenvError(
-                f"The store cannot hold an evaluation of {what}: it holds at most {_LENGTHS['bits'] // 2} layers, and "
-                f"{_LENGTHS[name]} characters of {name}. Go without a store by naming 'off'."
+                f"The store cannot hold an evaluation of the {name} {shown(value)}: it holds at most {_LENGTHS[name]} "
+                f"characters of {name}. Go without a store by naming 'off'."
             )
     correct, samples, loss = _values(record.evaluation)
     created = float(record.created or time.time())
-    row = {**texts, "correct": correct, "samples": samples, "loss": loss, "created": created}
+    row = {**texts, "bits": bits, "correct": correct, "samples": samples, "loss": loss, "created": created}
     return {**row, "checksum": _checksum(row)}
 
 
@@ -358,6 +361,14 @@ def _encode(bits: Bits) -> str:
     return "".join(f"{weight}{activation}" for weight, activation in bits)
 
 
+def _key(code: str) -> str:
+    """Returns what stands for bits in keys, however many layers they are of.
+
+    It begins with the bits of the first layers: rows lie in the order of bits, and what is written together together.
+    """
+    return code[: _LENGTHS["bits_key"] // 2] + hashlib.blake2b(code.encode(), digest_size=16).hexdigest()
+
+
 def _decode(code: str) -> Bits:
     digits = [int(digit) for digit in code]
     return tuple(zip(digits[::2], digits[1::2], strict=True))
@@ -374,7 +385,7 @@ def _selection(identity: str | None, before: float | None) -> sa.ColumnElement[b
 
 def _conflict(name: str, record: Record, known: Evaluation) -> StoreConflictError:
     return StoreConflictError(
-        f"Identity {record.identity!r}, split {record.split!r}, bits {_encode(record.bits)} has two values: "
+        f"Identity {record.identity!r}, split {record.split!r}, bits {shown(_encode(record.bits))} has two values: "
         f"{known} in the store {name}, and {record.evaluation}. One identity must mean one value: it misses something "
         "that the numbers depend on, or a file was changed. `quantenv store prune --identity` removes the stored ones."
     )

@@ -41,26 +41,26 @@ def key_out_of_order(path):
 
 def other_columns(path):
     with sqlite3.connect(path) as connection:
-        connection.execute("DROP TABLE quantenv_evaluations")
-        connection.execute("CREATE TABLE quantenv_evaluations (identity TEXT, accuracy REAL)")
+        connection.execute("DROP TABLE quantenv_evaluations_2")
+        connection.execute("CREATE TABLE quantenv_evaluations_2 (identity TEXT, accuracy REAL)")
     connection.close()
 
 
 def another_value(path):
     with sqlite3.connect(path) as connection:
-        connection.execute("UPDATE quantenv_evaluations SET correct = 3")
+        connection.execute("UPDATE quantenv_evaluations_2 SET correct = 3")
     connection.close()
 
 
 def another_type(path):
     with sqlite3.connect(path) as connection:
-        connection.execute("UPDATE quantenv_evaluations SET loss = 'x'")
+        connection.execute("UPDATE quantenv_evaluations_2 SET loss = 'x'")
     connection.close()
 
 
 def no_table(path):
     with sqlite3.connect(path) as connection:
-        connection.execute("DROP TABLE quantenv_evaluations")
+        connection.execute("DROP TABLE quantenv_evaluations_2")
     connection.close()
 
 

@@ -73,7 +73,7 @@ def test_contradictions_are_refused_and_nothing_is_merged(path, tmp_path, refuse
     EvaluationStore(other).add_all(
         [*records("00", 3), Record("aa", "search", ((1, 8), (1, 4)), Evaluation(9, 64, 0.0))]
     )
-    assert "'aa', split 'search', bits 1814 has two values" in refused("store", "merge", other, f"--store={path}")
+    assert "'aa', split 'search', bits '1814' has two values" in refused("store", "merge", other, f"--store={path}")
     assert EvaluationStore(path).count("00") == 0
 
 
@@ -105,7 +105,7 @@ def test_damaged_exports_are_refused_with_their_line(path, tmp_path, refused, ca
 
 def test_a_damaged_source_is_refused_and_left_alone(path, tmp_path, refused):
     with sqlite3.connect(path) as connection:
-        connection.execute("UPDATE quantenv_evaluations SET correct = 1")
+        connection.execute("UPDATE quantenv_evaluations_2 SET correct = 1")
     connection.close()
     sentence = refused("store", "merge", path, f"--store={tmp_path / 'other.sqlite'}")
     assert "is damaged" in sentence
