@@ -44,17 +44,15 @@ class CachedRunner(PrefixRunner):
             for key in found:
                 self._kept.move_to_end(key)
             start = len(found[-1][1]) if found else 0
-            registers: list[Any] = self._kept[found[-1]][0].copy() if found else [None] * self._size
-            if not found:
-                registers[self._input] = inputs
+            registers = self._kept[found[-1]][0].copy() if found else self._program.registers(inputs)
             self._network.switch(wanted)
             computed: dict[int, list[Any]] = {}
             with torch.inference_mode():
-                self._advance(registers, self._switch_steps[start] if found else 0, self._cuts, computed)
+                self._advance(registers, self._program.switched[start] if found else 0, self._cuts, computed)
             for cut, key in zip(self._cuts, keys, strict=True):
                 if cut in computed and key not in self._kept:
                     self._keep(key, computed[cut])
-            logits: torch.Tensor = registers[self._output]
+            logits: torch.Tensor = registers[self._program.output]
             yield logits
 
     def _keep(self, key: tuple[int, tuple[Setting, ...]], registers: list[Any]) -> None:
@@ -87,7 +85,7 @@ def replay(
     runners = [PrefixRunner(network), CachedRunner(network, decision_cuts(evaluator, ends), bound)]
     times = np.zeros((len(batches), 2))
     for index, batch in enumerate(batches):
-        settings = sorted(network.settings(allocation_of(evaluator.layers, bits)) for bits in batch)
+        settings = sorted(network.settings([allocation_of(evaluator.layers, bits) for bits in batch]))
         logits = []
         for kind in (0, 1) if index % 2 else (1, 0):
             started = time.perf_counter()
@@ -102,11 +100,11 @@ def replay(
 def decision_cuts(evaluator: PTQEvaluator, ends: Sequence[int]) -> list[int]:
     """Returns, for each of these layers, the first switched module that depends on the weights of the next one."""
     network, layers = evaluator.network, evaluator.layers
-    base = network.settings(Allocation.make(layers, 8))
+    (base,) = network.settings([Allocation.make(layers, 8)])
     cuts = []
     for end in ends:
         weights = [2 if index == end + 1 else 8 for index in range(len(layers))]
-        changed = network.settings(Allocation.make(layers, weights))
+        (changed,) = network.settings([Allocation.make(layers, weights)])
         cuts.append(next(index for index, pair in enumerate(zip(base, changed, strict=True)) if pair[0] != pair[1]))
     return cuts
 

@@ -136,6 +136,6 @@ def _kept_bytes(evaluator: PTQEvaluator, allocations: Sequence[Allocation]) -> i
     """Returns the most bytes of activations, inputs included, that are kept for later allocations of a batch."""
     runner = _Weighed(evaluator.network)
     inputs = evaluator.task.splits["search"].inputs[: evaluator.batch]
-    for _ in runner.run(inputs, sorted(evaluator.network.settings(allocation) for allocation in allocations)):
+    for _ in runner.run(inputs, sorted(evaluator.network.settings(allocations))):
         pass
     return runner.most

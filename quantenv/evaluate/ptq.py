@@ -1,6 +1,5 @@
 """The post-training evaluator: one prepared network, allocations swapped in, in float or integer arithmetic."""
 
-import contextlib
 import itertools
 import logging
 import math
@@ -14,7 +13,6 @@ from quantenv.errors import QuantenvError, unknown_name
 from quantenv.evaluate.base import Evaluation
 from quantenv.files import content_hash
 from quantenv.quantize import PrefixRunner, QuantizedNetwork, calibrate_task, parse_scheme
-from quantenv.quantize.corrections import reestimated
 from quantenv.quantize.integer import IntegerNetwork, integer_obstacle
 from quantenv.quantize.verification import check_kernels
 from quantenv.tasks import Split, Task
@@ -35,9 +33,7 @@ class PTQEvaluator:
     """Evaluates allocations after post-training quantization.
 
     Batch norms are folded, inputs and weights are channels-last, and the quantized weights of every bit-width are
-    kept, so that changing the allocation copies nothing. A scheme that estimates batch-norm statistics again does so
-    for every allocation, at the cost of a pass over the calibration split, and shares nothing between allocations.
-    Threads may share an evaluator.
+    kept, so that changing the allocation copies nothing. Threads may share an evaluator.
 
     Args:
         task: The task.
@@ -94,29 +90,13 @@ class PTQEvaluator:
             until every allocation has been run on every sample: of one allocation, the samples come in order.
         """
         batches = [slice(start, start + self.batch) for start in range(0, len(inputs), self.batch)]
-        if self.scheme.batch_norm:
-            for index, allocation in enumerate(allocations):
-                with self._reestimated(allocation):
-                    for samples in batches:
-                        yield [index], samples, self.network(inputs[samples])[None]
-            return
-        settings = [self.network.settings(allocation) for allocation in allocations]
+        settings = self.network.settings(allocations)
         order = sorted(range(len(settings)), key=settings.__getitem__)
         for samples in batches:
             outputs = self._runner.run(inputs[samples], [settings[index] for index in order])
             for start in range(0, len(order), GROUP):
                 group = order[start : start + GROUP]
                 yield group, samples, torch.stack(list(itertools.islice(outputs, len(group))))
-
-    @contextlib.contextmanager
-    def _reestimated(self, allocation: Allocation) -> Iterator[None]:
-        """Keeps one allocation selected, with its own batch-norm statistics."""
-        network, calibration = self.network, self.network.calibration
-        measured = calibration.normalised, calibration.statistics.moments, calibration.inputs
-        with network.lock:
-            network.select(allocation)
-            with reestimated(network.module, *measured):
-                yield
 
     def _summation(self) -> list[str]:
         """Returns what batches add to the identity: they fix the last digit of a mean loss over several of them.

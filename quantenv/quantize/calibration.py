@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from quantenv.tasks import Task
 
 CALIBRATION_BATCH = 64
+#: Calibration inputs that batch norms are estimated on again: the first ones.
+REESTIMATED_ON = 128
 LINEAR = Scheme()
 
 
@@ -103,12 +105,20 @@ class Calibration:
         with PREPARING:
             return measure(self.graph, [layer.name for layer in self.modules], self.inputs)
 
+    @cached_property
+    def reestimated(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """By layer whose batch norm is estimated again: mean and variance, (O,) each, that its outputs are to have."""
+        if not self.scheme.batch_norm or not self.gains:
+            return {}
+        with PREPARING:
+            return measure(self.graph, self.normalised, self.inputs[:REESTIMATED_ON]).moments
+
     def bias(self, layer: str, rounded: torch.Tensor) -> torch.Tensor | None:
         """Returns a layer's bias under rounded weights, corrected if the scheme says so."""
         module = self.graph.get_submodule(layer)
         bias = module.bias
         assert bias is None or isinstance(bias, torch.Tensor)
-        if not self.scheme.bias:
+        if not self.scheme.bias or layer in self.reestimated:  # which gives it another one
             return None if bias is None else bias.detach()
         correction = bias_correction(module, rounded, self.statistics.mean_inputs[layer])
         return correction if bias is None else bias.detach() + correction

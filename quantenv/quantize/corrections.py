@@ -3,8 +3,7 @@
 Both compare with what the float network does on the calibration inputs, measured once (`measure`).
 """
 
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -111,28 +110,6 @@ def reestimate(
         for batch in inputs.split(BATCH):
             estimator.run(batch)
     return {name: _affine(moments[name], seen.result()) for name, seen in estimator.seen.items()}
-
-
-@contextmanager
-def reestimated(
-    module: fx.GraphModule,
-    layers: Collection[str],
-    moments: dict[str, tuple[torch.Tensor, torch.Tensor]],
-    inputs: torch.Tensor,
-) -> Iterator[None]:
-    """Runs with re-estimated batch norms, see `reestimate`; the layers' weights and biases are put back at the end."""
-    maps = reestimate(module, layers, moments, inputs)
-    before = {}
-    for name, (gain, shift) in maps.items():
-        layer = module.get_submodule(name)
-        before[name] = layer.weight, layer.bias
-        layer.weight, layer.bias = rescaled(layer.weight, layer.bias, gain, shift)  # type: ignore[arg-type]
-    try:
-        yield
-    finally:
-        for name, (weight, bias) in before.items():
-            layer = module.get_submodule(name)
-            layer.weight, layer.bias = weight, bias
 
 
 def rescaled(

@@ -13,6 +13,16 @@ import torch
 from torch import fx
 
 from quantenv.errors import QuantenvError
+from quantenv.quantize.accumulators import (
+    EXACT,
+    Accumulators,
+    FloatAccumulators,
+    rounded,
+    size_of,
+    spare_exponent,
+    units,
+    whole_weights,
+)
 from quantenv.quantize.coded import decode, encode, to_codes
 from quantenv.quantize.network import QuantizedNetwork
 from quantenv.quantize.quantizers import Codebook, Grid
@@ -53,7 +63,12 @@ class IntegerNetwork(QuantizedNetwork):
     def _build(self) -> fx.GraphModule:
         if (obstacle := integer_obstacle() or self.calibration.scheme.integer_obstacle) is not None:
             raise QuantenvError(f"The integer backend cannot run here: {obstacle}. Use backend 'float'.")
-        return to_codes(super()._build(), IntegerLayer)
+        return to_codes(self._simulated, IntegerLayer)
+
+    def _accumulators(self, layer: SwitchedLayer) -> Accumulators:
+        kernel = next(each for each in self._switched if each.name == layer.name)
+        assert isinstance(kernel, IntegerLayer)
+        return KernelAccumulators(kernel)
 
 
 class IntegerLayer(Switched):
@@ -67,8 +82,9 @@ class IntegerLayer(Switched):
             target: The site that alone reads it, or None.
         """
         super().__init__()
+        self.name = layer.name
         self._layer, self._target = (layer,), (target,)  # in tuples: not submodules
-        self._packed: dict[tuple[WeightBits, int], tuple[torch.Tensor, torch.Tensor]] = {}  # weights and scales
+        self._packed: dict[tuple[WeightBits, int], tuple[torch.Tensor, torch.Tensor]] = {}
 
     @property
     def layer(self) -> SwitchedLayer:
@@ -91,24 +107,30 @@ class IntegerLayer(Switched):
         weight_bits, activation_bits, stored_bits, rest = layer.take(setting)
         self._stored, self._input = layer.source.grids[stored_bits], layer.source.grids[activation_bits]
         self._recode = activation_bits < stored_bits
-        if (weight_bits, activation_bits) not in self._packed:
-            packed = self._pack(weight_bits, activation_bits)
-            keep(self._packed, (weight_bits, activation_bits), packed, len(layer.grids) ** 2 + layer.mixtures)
         _, self._bias = layer.rounded(weight_bits)
-        self._weight, self._weight_scale = self._packed[weight_bits, activation_bits]
+        self._weight, self._weight_scale = self.packed(weight_bits, activation_bits)
         self._zeros = torch.zeros(len(self._weight_scale), dtype=torch.int32)
         self._input_scale = float(self._input.scale)
         (target,) = self._target
         self._output = target.grids[rest[0]] if target is not None else None
+        for each in rest[target is not None :]:
+            self._weight_scale, self._bias = self._weight_scale * each.gain, each.bias
         # The sign of a sum is no rescaling: taken from the float sum.
         self._in_kernel = self._output is not None and not self._output.sign
+
+    def packed(self, weight_bits: WeightBits, activation_bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the weights as kernels read them, packed on first use and kept, and their scales, (O,)."""
+        key = weight_bits, activation_bits
+        if key not in self._packed:
+            most = len(self.layer.grids) ** 2 + self.layer.mixtures
+            keep(self._packed, key, self._pack(weight_bits, activation_bits), most)
+        return self._packed[key]
 
     def _pack(self, weight_bits: WeightBits, activation_bits: int) -> tuple[torch.Tensor, torch.Tensor]:
         layer, grid = self.layer, self.layer.rounding(weight_bits)
         assert not isinstance(grid, Codebook)  # which were refused when the network was made
-        codes = layer.rounded(weight_bits)[0].div(torch.where(grid.scale > 0, grid.scale, 1.0)).round()
         scales = grid.scale.flatten().contiguous()
-        weight = codes.to(torch.int8).contiguous()
+        weight = whole_weights(layer, weight_bits).to(torch.int8).contiguous()
         if layer.convolution is None:
             packed = torch.ops.onednn.qlinear_prepack(weight, None)
         else:
@@ -141,3 +163,40 @@ class IntegerLayer(Switched):
             return encode(sums, self._output)
         span = self._output.high - self._output.low
         return sums if span == 255 else sums.clamp_(max=span)
+
+
+class KernelAccumulators:
+    """Accumulators of int8 kernels, which sum them in int32 and put them out in float32."""
+
+    def __init__(self, layer: IntegerLayer) -> None:
+        """Makes them for a layer, whose packed weights they share."""
+        self._layer, self._sizes = layer, dict[WeightBits, float]()
+        self._in_float = FloatAccumulators(layer.layer)
+
+    def select(self, weight_bits: WeightBits, activation_bits: int) -> None:
+        """Chooses the weights and the input's grid."""
+        layer = self._layer.layer
+        self._selected = weight_bits, activation_bits
+        self._grid = layer.source.grids[activation_bits]
+        if weight_bits not in self._sizes:
+            size = size_of(whole_weights(layer, weight_bits))
+            keep(self._sizes, weight_bits, size, len(layer.grids) + layer.mixtures)
+        self._exponent = spare_exponent(self._sizes[weight_bits], self._grid)
+        self._weight, scales = self._layer.packed(weight_bits, activation_bits)
+        self._ones, self._zeros = torch.ones_like(scales), torch.zeros(len(scales), dtype=torch.int32)
+        self.unit = units(layer.rounding(weight_bits), self._grid, self._exponent)
+
+    def __call__(self, codes: torch.Tensor) -> torch.Tensor:
+        """Computes the accumulators, again in float where one of them is rounded on its way out of the kernel."""
+        inputs = (codes, 1.0, -self._grid.low, self._weight, self._ones, self._zeros, None)
+        if self._layer.layer.convolution is None:
+            sums = torch.ops.onednn.qlinear_pointwise(*inputs, 1.0, 0, torch.float32, "none", [], "")
+        else:
+            convolution = self._layer.layer.convolution
+            sums = torch.ops.onednn.qconv2d_pointwise(*inputs, *convolution, 1.0, 0, torch.float32, "none", [], "")
+        if not self._exponent:
+            return sums
+        if max(map(abs, sums.aminmax())) < EXACT:
+            return rounded(sums, self._exponent)
+        self._in_float.select(*self._selected)
+        return self._in_float(codes)

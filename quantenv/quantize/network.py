@@ -2,7 +2,7 @@
 
 import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -13,9 +13,12 @@ from quantenv.allocation import Allocation
 from quantenv.errors import QuantenvError
 from quantenv.layers import LayerSpec
 from quantenv.locks import Lock
-from quantenv.quantize.calibration import Calibration
+from quantenv.quantize.accumulators import Accumulators, FloatAccumulators
+from quantenv.quantize.calibration import REESTIMATED_ON, Calibration
+from quantenv.quantize.coded import to_codes
 from quantenv.quantize.graph import Site
-from quantenv.quantize.switched import Setting, Switched, SwitchedLayer, SwitchedSite
+from quantenv.quantize.reestimation import CHUNK, EstimatedLayer, Reestimation
+from quantenv.quantize.switched import ChannelMap, Setting, Switched, SwitchedLayer, SwitchedSite
 
 
 def rewire(
@@ -74,6 +77,7 @@ class QuantizedNetwork:
 
     def __init__(self, calibration: Calibration) -> None:
         self.calibration = calibration
+        self._simulated = self._simulate()
         self.module = self._build()
         self._switched = [
             module
@@ -84,12 +88,29 @@ class QuantizedNetwork:
         self.lock = Lock()
         """Held by a thread from choosing an allocation until it has run."""
         self._thread: int | None = None  # that switched last; None where any may call
+        self._reestimation = self._reestimate() if calibration.reestimated else None
         self.select(Allocation.make(calibration.layers, 8, 8))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_thread": None}  # another process numbers its threads otherwise
 
     def _build(self) -> fx.GraphModule:
+        return self._simulated
+
+    def _accumulators(self, layer: SwitchedLayer) -> Accumulators:
+        return FloatAccumulators(layer)
+
+    def _reestimate(self) -> Reestimation:
+        moments, inputs = self.calibration.reestimated, self.calibration.inputs[:REESTIMATED_ON]
+        largest = max(site.features for site in self.calibration.sites)
+        module = to_codes(
+            self._simulated,
+            lambda layer, target: EstimatedLayer(layer, target, self._accumulators(layer), moments.get(layer.name)),
+        )
+        return Reestimation(module, inputs, max(1, CHUNK // largest))
+
+    def _simulate(self) -> fx.GraphModule:
+        """Returns the network in float, of `SwitchedLayer` and `SwitchedSite`."""
         calibration = self.calibration
         indices = calibration.indices
         sites: dict[str, SwitchedSite] = {}
@@ -103,18 +124,38 @@ class QuantizedNetwork:
             source = sites[calibration.site_of(layer.name).node]
             make_bias = functools.partial(calibration.bias, layer.name)
             grids, channels = calibration.weight_grids[layer.name], calibration.channels[layer.name]
-            return SwitchedLayer(module, grids, indices[layer.name], source, make_bias, channels)
+            return SwitchedLayer(layer.name, module, grids, indices[layer.name], source, make_bias, channels)
 
         return rewire(calibration, make_site, make_layer)
 
-    def settings(self, allocation: Allocation) -> tuple[Setting, ...]:
-        """Returns what an allocation tells every switched module, in execution order.
+    def maps(self, allocations: Sequence[Allocation]) -> list[Mapping[str, ChannelMap]]:
+        """Returns what re-estimation of batch norms does, by layer, under each allocation; see `Reestimation.maps`.
 
         Raises:
-            AllocationError: If the allocation is for other layers.
+            AllocationError: If an allocation is for other layers.
         """
-        bits = allocation.check_fits(self.calibration.layers).bits
-        return tuple(module.setting(bits) for module in self._switched)
+        bits = [allocation.check_fits(self.calibration.layers).bits for allocation in allocations]
+        if self._reestimation is None:
+            return [{} for _ in bits]
+        with self.lock:
+            return self._reestimation.maps(bits)
+
+    def settings(self, allocations: Sequence[Allocation]) -> list[tuple[Setting, ...]]:
+        """Returns what allocations tell every switched module, in execution order.
+
+        Batch norms, where the scheme estimates them again, are so here; what allocations share is, once.
+
+        Raises:
+            AllocationError: If an allocation is for other layers.
+        """
+        bits = [allocation.check_fits(self.calibration.layers).bits for allocation in allocations]
+        settings = [tuple(module.setting(each) for module in self._switched) for each in bits]
+        maps = self.maps(allocations)
+        names = [module.name for module in self._switched]
+        return [
+            tuple((*part, of[name]) if name in of else part for name, part in zip(names, setting, strict=True))
+            for setting, of in zip(settings, maps, strict=True)
+        ]
 
     def switch(self, settings: Sequence[Setting], start: int = 0) -> None:
         """Switches the modules from the `start`-th on, in execution order; whoever shares the network holds `lock`."""
@@ -130,7 +171,7 @@ class QuantizedNetwork:
         Raises:
             AllocationError: If the allocation is for other layers.
         """
-        settings = self.settings(allocation)
+        (settings,) = self.settings([allocation])
         with self.lock:
             self.switch(settings)
 

@@ -14,7 +14,7 @@ STEPS = {
     "equalisation": "equalisation-2",
     "absorption": "absorption-2",
     "bias": "bias-1",
-    "batch-norm": "batch-norm-1",
+    "batch-norm": "batch-norm-2",
 }
 
 
@@ -44,8 +44,6 @@ class Scheme:
         """Why int8 kernels cannot compute the scheme, or None if they can."""
         if self.weights == "k-means":
             return "codebooks of k-means lie on no integer grid"
-        if self.batch_norm:
-            return "re-estimated batch norms give packed weights other scales for every allocation"
         return None
 
 

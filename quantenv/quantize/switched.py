@@ -1,6 +1,7 @@
 """The modules of a quantized network that an allocation switches: all bit options prepared once, chosen by swapping."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ from quantenv.quantize.quantizers import Grid, Rounding, WeightRounding, quantiz
 
 #: (weight bits, activation bits) of every layer, in execution order: `Allocation.bits`.
 Bits = tuple[tuple[int, int], ...]
-#: What one switched module is told by an allocation.
-Setting = tuple[int, ...]
+#: What one switched module is told by an allocation: bits, and a `ChannelMap` where statistics are estimated again.
+Setting = tuple[Any, ...]
 #: Bits of a layer's weights: of all of them, or of each of its channel groups where they differ.
 WeightBits = int | tuple[int, ...]
 
@@ -29,8 +30,23 @@ def keep(kept: dict[Any, Any], key: Any, value: Any, most: int) -> None:
     kept[key] = value
 
 
+@dataclass(frozen=True, order=True)
+class ChannelMap:
+    """What batch-norm re-estimation does to a layer's outputs by channel; equal to itself alone."""
+
+    number: int
+    """No other map has it."""
+    gain: torch.Tensor = field(compare=False)
+    """What weights, and so outputs without the bias, are multiplied by, float32 (O,)."""
+    bias: torch.Tensor = field(compare=False)
+    """The bias that takes the place of the layer's own, float32 (O,)."""
+
+
 class Switched(nn.Module):
     """A module of the quantized graph that an allocation switches."""
+
+    name = ""
+    """Name of the layer that it is, if it is one."""
 
     def setting(self, bits: Bits) -> Setting:
         """Returns the part of an allocation that this module depends on: equal settings, equal outputs."""
@@ -67,6 +83,7 @@ class SwitchedLayer(Switched):
 
     def __init__(
         self,
+        name: str,
         layer: nn.Module,
         grids: Mapping[int, Rounding],
         indices: Sequence[int],
@@ -77,6 +94,7 @@ class SwitchedLayer(Switched):
         """Makes the layer.
 
         Args:
+            name: Its name.
             layer: The folded float layer.
             grids: What its weights are rounded to, by bits.
             indices: Its places in an allocation: one, or one for each channel group.
@@ -86,6 +104,7 @@ class SwitchedLayer(Switched):
         """
         super().__init__()
         assert isinstance(layer, nn.Conv2d | nn.Linear)
+        self.name = name
         self.float_weight = folded_weight(layer).detach()
         self._make_bias = make_bias
         self.bias: torch.Tensor | None = None
@@ -111,15 +130,17 @@ class SwitchedLayer(Switched):
         return (*weights, bits[self.indices[0]][1], *self.source.setting(bits))
 
     def take(self, setting: Setting) -> tuple[WeightBits, int, int, Setting]:
-        """Takes a setting apart: weight bits, activation bits, stored bits of the input, and what follows."""
+        """Takes a setting apart: weight bits, activation bits, stored bits of the input, and what else is told."""
         count = len(self.indices)
         weights, (activation_bits, stored_bits, *rest) = setting[:count], setting[count:]
         return weights[0] if len(set(weights)) == 1 else weights, activation_bits, stored_bits, tuple(rest)
 
     def select(self, setting: Setting) -> None:
         """Chooses the weights' bits, and a coarser grid for the input where it is stored finer than wanted."""
-        weight_bits, activation_bits, stored_bits, _ = self.take(setting)
+        weight_bits, activation_bits, stored_bits, maps = self.take(setting)
         self.weight, self.bias = self.rounded(weight_bits)
+        for each in maps:
+            self.weight, self.bias = self.weight * each.gain.view((-1,) + (1,) * (self.weight.dim() - 1)), each.bias
         self.input_grid = self.source.grids[activation_bits] if activation_bits < stored_bits else None
 
     def rounding(self, weight_bits: WeightBits) -> WeightRounding:

@@ -143,7 +143,7 @@ def trainable_network(
     grids: Mapping[str, Mapping[int, Rounding]] = (
         calibration.codebooks if kind == "k-means" else calibration.linear_grids
     )
-    maps = _reestimated(calibration, allocation) if calibration.scheme.batch_norm else {}
+    (maps,) = QuantizedNetwork(calibration).maps([allocation]) if calibration.reestimated else ({},)
 
     def make_site(site: Site) -> nn.Module:
         stored = calibration.stored_bits(site, allocation)
@@ -160,12 +160,11 @@ def trainable_network(
         assert isinstance(weight, torch.Tensor)
         bias = calibration.bias(layer.name, quantize(weight.detach(), grid))
         if layer.name in maps:
-            gain, shift = maps[layer.name]
-            weight, bias = rescaled(weight, bias, gain, shift)
-            grid = scaled(grid, gain)
+            gain, bias = maps[layer.name].gain, maps[layer.name].bias
+            weight, grid = weight * gain.view((-1,) + (1,) * (weight.dim() - 1)), scaled(grid, gain)
         norm = None
         if live_norms and layer.name in calibration.gains and isinstance(module, nn.Conv2d):
-            gain = calibration.gains[layer.name] * (maps[layer.name][0] if layer.name in maps else 1.0)
+            gain = calibration.gains[layer.name] * (maps[layer.name].gain if layer.name in maps else 1.0)
             norm, weight, grid = unfolded(weight, bias, grid, gain, calibration.statistics.moments[layer.name])
             bias = None
         elements = layer.params // grid.scale.numel()
@@ -202,10 +201,3 @@ def reestimate_trained(network: fx.GraphModule, calibration: Calibration) -> Non
         layer = network.get_submodule(name)
         assert isinstance(layer, TrainableLayer)
         layer.rescale(gain, shift)
-
-
-def _reestimated(calibration: Calibration, allocation: Allocation) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Returns the gains and shifts of re-estimated batch norms under an allocation, by layer name."""
-    network = QuantizedNetwork(calibration)
-    network.select(allocation)
-    return reestimate(network.module, calibration.normalised, calibration.statistics.moments, calibration.inputs)

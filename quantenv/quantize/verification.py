@@ -246,7 +246,7 @@ def without_rounding(calibration: Calibration, but: Collection[str] = ()) -> fx.
 
     def make_layer(layer: LayerSpec, module: nn.Module) -> nn.Module:
         source = sites[calibration.site_of(layer.name).node]
-        switched = SwitchedLayer(module, {}, calibration.indices[layer.name], source, lambda weight: None)
+        switched = SwitchedLayer(layer.name, module, {}, calibration.indices[layer.name], source, lambda weight: None)
         switched.bias = module.bias  # type: ignore[assignment]
         return switched
 

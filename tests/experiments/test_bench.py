@@ -184,7 +184,7 @@ def test_a_cache_of_activations_changes_no_result(kept):
     cached = CachedRunner(evaluator.network, cuts, kept * inputs[0].numel() * 12 * len(inputs))
     plain = PrefixRunner(evaluator.network)
     for batch in batches:
-        settings = [evaluator.network.settings(allocation_of(evaluator.layers, bits)) for bits in batch]
+        settings = evaluator.network.settings([allocation_of(evaluator.layers, bits) for bits in batch])
         expected = [output.clone() for output in plain.run(inputs, settings)]
         assert all(map(torch.equal, cached.run(inputs, settings), expected))
         assert cached.used <= cached.bound

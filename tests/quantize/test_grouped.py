@@ -147,7 +147,7 @@ def test_shared_prefixes_give_the_same_logits():
     network, alone = QuantizedNetwork(GROUPED), QuantizedNetwork(GROUPED)
     generator = np.random.default_rng(0)
     allocations = [mixed([*MIXED[:6], *generator.integers(2, 9, 6).tolist()]) for _ in range(6)]
-    settings = sorted(network.settings(allocation) for allocation in allocations)
+    settings = sorted(network.settings(allocations))
     outputs = [logits.clone() for logits in PrefixRunner(network).run(INPUTS[:8], settings)]
     for setting, logits in zip(settings, outputs, strict=True):
         alone.switch(setting)

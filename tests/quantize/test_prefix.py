@@ -25,7 +25,7 @@ def random_allocations(count, seed=0):
 def test_shared_prefixes_change_no_bit_of_any_output(backend, ordered):
     network = backend(CALIBRATION)
     allocations = random_allocations(40)
-    settings = [network.settings(allocation) for allocation in allocations]
+    settings = network.settings(allocations)
     settings += settings[:3]
     if ordered:
         settings.sort()
@@ -46,7 +46,7 @@ def test_each_distinct_prefix_runs_once():
         )
     options = (2, 4, 8)
     bits = [(a, b, c, 8, 8, 8) for a in options for b in options for c in options]
-    settings = sorted(network.settings(Allocation.make(layers, row)) for row in bits)
+    settings = sorted(network.settings([Allocation.make(layers, row) for row in bits]))
     for _ in PrefixRunner(network).run(INPUTS[:4], settings):
         pass
     assert list(calls.values()) == [3, 9, 27, 27, 27, 27]
@@ -63,7 +63,7 @@ def test_only_what_a_later_allocation_starts_from_is_kept(monkeypatch):
     monkeypatch.setattr(PrefixRunner, "_advance", advance)
     network = QuantizedNetwork(CALIBRATION)
     rows = [(2, 2, 8, 8, 8, tail) for tail in (2, 4)] + [(2, 4, 8, 8, 8, tail) for tail in (2, 4, 6)]
-    settings = [network.settings(Allocation.make(CALIBRATION.layers, row)) for row in rows]
+    settings = network.settings([Allocation.make(CALIBRATION.layers, row) for row in rows])
     list(PrefixRunner(network).run(INPUTS[:2], settings[:1] * 2))
     assert sizes == [0]
     sizes.clear()
@@ -74,6 +74,6 @@ def test_only_what_a_later_allocation_starts_from_is_kept(monkeypatch):
 def test_inputs_are_left_alone():
     network = QuantizedNetwork(CALIBRATION)
     inputs = INPUTS[:4].clone()
-    settings = sorted(network.settings(allocation) for allocation in random_allocations(10))
+    settings = sorted(network.settings(random_allocations(10)))
     list(PrefixRunner(network).run(inputs, settings))
     assert torch.equal(inputs, INPUTS[:4])

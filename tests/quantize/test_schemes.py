@@ -52,16 +52,16 @@ def test_evaluators_under_different_schemes_have_different_identities():
 
 def test_integer_kernels_take_corrected_biases_and_refuse_what_they_cannot_compute(monkeypatch):
     task = get_task("digits")
-    for scheme, reason in (("k-means", "codebooks"), ("linear+batch-norm", "batch norms")):
-        other = dataclasses.replace(task, scheme=scheme)
-        assert make_evaluator("ptq", other, "off").backend == "float"
-        with pytest.raises(QuantenvError, match=f"cannot run here: .*{reason}.* Use backend 'float'"):
-            PTQEvaluator(other, "integer")
-    corrected = dataclasses.replace(task, scheme="linear+equalisation+bias")
+    other = dataclasses.replace(task, scheme="k-means")
+    assert make_evaluator("ptq", other, "off").backend == "float"
+    with pytest.raises(QuantenvError, match=r"cannot run here: .*codebooks.* Use backend 'float'"):
+        PTQEvaluator(other, "integer")
     allocations = [Allocation.make(task.layers, bits) for bits in (3, 5, 8)]
-    floats, automatic = PTQEvaluator(corrected, "float"), PTQEvaluator(corrected, "auto")
-    for one, other in zip(floats.evaluate(allocations), automatic.evaluate(allocations), strict=True):
-        assert abs(one.correct - other.correct) <= 4
+    for scheme in ("linear+equalisation+bias", "linear+bias+batch-norm"):
+        corrected = dataclasses.replace(task, scheme=scheme)
+        floats, automatic = PTQEvaluator(corrected, "float"), PTQEvaluator(corrected, "auto")
+        for one, other in zip(floats.evaluate(allocations), automatic.evaluate(allocations), strict=True):
+            assert abs(one.correct - other.correct) <= 4
 
 
 def test_codebooks_are_fitted_once():

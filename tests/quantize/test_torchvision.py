@@ -159,7 +159,7 @@ def test_backends_and_shared_prefixes_agree(name):
         networks.append(IntegerNetwork(calibration))
     outputs = []
     for network in networks:
-        settings = [network.settings(allocation) for allocation in allocations]
+        settings = network.settings(allocations)
         shared = [output.clone() for output in PrefixRunner(network).run(IMAGES, settings)]
         for allocation, output in zip(allocations, shared, strict=True):
             network.select(allocation)

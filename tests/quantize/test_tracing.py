@@ -176,7 +176,7 @@ def test_prefixes_are_run_on_from_where_something_is_changed_in_place():
     allocations = [Allocation.make(calibration.layers, [8, a, b, 8], 8) for a in (2, 4, 8) for b in (2, 4, 8)]
     for backend in BACKENDS:
         network = backend(calibration)
-        shared = PrefixRunner(network).run(EXAMPLE, [network.settings(allocation) for allocation in allocations])
+        shared = PrefixRunner(network).run(EXAMPLE, network.settings(allocations))
         outputs = [logits.clone() for logits in shared]
         for allocation, logits in zip(allocations, outputs, strict=True):
             network.select(allocation)

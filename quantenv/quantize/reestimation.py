@@ -1,0 +1,234 @@
+"""Batch-norm re-estimation in whole numbers: statistics of a quantized network that are the same on every machine.
+
+A batch norm gives each channel of its outputs a fixed mean and variance. Folded, it does so for the float weights only.
+Under quantization its statistics estimated again (Hubara et al. 2020, "Improving post training neural quantization",
+batch-norm tuning) amount to a gain and a bias by channel that restore the mean and variance that the float network's
+outputs have.
+
+They are measured layer by layer: a layer reads what those before it put out once theirs were restored. What is summed
+are the accumulators of integer hardware, whole numbers, and their squares, exactly, over all calibration images. Then
+come divisions and a square root, which IEEE 754 rounds correctly. So neither the order of sums nor what computes the
+accumulators changes a bit, nor how many images are run at once, nor which other allocations are. (Where operations that
+stay in float, such as a sigmoid or an average, lie in front of a batch norm, their arithmetic has its say.)
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from quantenv.quantize.accumulators import Accumulators
+from quantenv.quantize.coded import decode, encode
+from quantenv.quantize.program import Program, later, starts
+from quantenv.quantize.quantizers import Grid
+from quantenv.quantize.switched import Bits, ChannelMap, Setting, Switched, SwitchedLayer, SwitchedSite
+
+#: Values of the network's largest stored tensor that are run at once: of ResNet-20, 32 images.
+CHUNK = 1 << 19
+#: Added to variances, as a share of the float network's: a channel that rounding silenced stays silent.
+EPSILON = 1e-5
+#: Accumulators whose squares are summed at once: each is at most 2**48, and their sum stays below 2**63.
+SQUARES = 1 << 14
+_LOW = 32
+
+_numbers = itertools.count()
+
+
+class ChannelSums:
+    """Sums of whole numbers and of their squares by channel, exact."""
+
+    def __init__(self, channels: int) -> None:
+        self.count = 0
+        self._sum, self._high, self._low = (torch.zeros(channels, dtype=torch.int64) for _ in range(3))
+
+    def add(self, numbers: torch.Tensor) -> None:
+        """Adds whole numbers of at most 2**24 in size, float32 (N, O)."""
+        for rows in numbers.split(SQUARES):
+            whole = rows.to(torch.int64)
+            self._sum += whole.sum(0)
+            squares = whole.mul_(whole).sum(0)
+            self._high += squares >> _LOW  # apart, so that no number of images overflows
+            self._low += squares & ((1 << _LOW) - 1)
+        self.count += len(numbers)
+
+    def mean_and_variance(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the mean and the variance by channel, float64 (O,)."""
+        mean = self._sum.double() / self.count
+        squares = (self._high.double() * 2.0**_LOW + self._low.double()) / self.count
+        return mean, (squares - mean.square()).clamp_(min=0)
+
+
+class EstimatedLayer(Switched):
+    """A layer on codes whose outputs are computed from exact accumulators, and whose batch norm is estimated again."""
+
+    def __init__(
+        self,
+        layer: SwitchedLayer,
+        target: SwitchedSite | None,
+        accumulators: Accumulators,
+        moments: tuple[torch.Tensor, torch.Tensor] | None,
+    ) -> None:
+        """Makes the layer.
+
+        Args:
+            layer: The layer in float.
+            target: The site that alone reads it, or None.
+            accumulators: Compute its accumulators.
+            moments: Mean and variance of its outputs in the float network, (O,); None if no batch norm was folded in.
+        """
+        super().__init__()
+        self._layer, self._target, self._accumulators = (layer,), (target,), (accumulators,)  # not submodules
+        self.name, self.moments = layer.name, moments
+
+    def setting(self, bits: Bits) -> Setting:
+        """Returns the layer's setting, and the target's."""
+        (target,) = self._target
+        return self._layer[0].setting(bits) + (target.setting(bits) if target is not None else ())
+
+    def select(self, setting: Setting) -> None:
+        """Chooses weights and grids; without statistics of its own outputs, the layer has the bias of its weights."""
+        (layer,), (target,), (accumulators,) = self._layer, self._target, self._accumulators
+        weight_bits, activation_bits, stored_bits, rest = layer.take(setting)
+        self._stored, self._input = layer.source.grids[stored_bits], layer.source.grids[activation_bits]
+        self._recode = activation_bits < stored_bits
+        self._output = target.grids[int(rest[0])] if target is not None else None
+        accumulators.select(weight_bits, activation_bits)
+        _, bias = layer.rounded(weight_bits)
+        unit = accumulators.unit
+        self._scale(unit, torch.zeros_like(unit) if bias is None else bias.double())
+
+    def accumulate(self, codes: torch.Tensor) -> torch.Tensor:
+        """Maps codes to accumulators, float32 (N, O)."""
+        numbers = self._numbers(codes)
+        return (numbers.movedim(1, -1) if self._layer[0].convolution is not None else numbers).flatten(0, -2)
+
+    def restore(self, sums: ChannelSums) -> ChannelMap:
+        """Makes the layer's outputs have the float network's mean and variance.
+
+        Args:
+            sums: Of its accumulators.
+
+        Returns:
+            What that does to its outputs.
+        """
+        assert self.moments is not None
+        (accumulators,) = self._accumulators
+        wanted_mean, wanted_variance = (moment.double() for moment in self.moments)
+        mean, variance = sums.mean_and_variance()
+        slack = EPSILON * wanted_variance
+        total = variance * accumulators.unit.square() + slack
+        ratio = (wanted_variance + slack) / torch.where(total > 0, total, 1.0)
+        gain = torch.where(total > 0, ratio.sqrt(), 1.0)
+        factor = gain * accumulators.unit
+        bias = wanted_mean - factor * mean
+        self._scale(factor, bias)
+        return ChannelMap(next(_numbers), gain.float(), bias.float())
+
+    def forward(self, codes: torch.Tensor) -> torch.Tensor:
+        """Maps codes (B, C, H, W) or (B, ..., F) to codes, or to floats where no site follows."""
+        values = self._numbers(codes).mul_(self._factor).add_(self._offset)
+        if self._output is None:
+            return values
+        if self._output.sign:
+            return (values >= 0).to(torch.uint8).mul_(2)
+        return values.round_().clamp_(0, self._output.high - self._output.low).to(torch.uint8)
+
+    def _numbers(self, codes: torch.Tensor) -> torch.Tensor:
+        if self._recode:
+            codes = encode(decode(codes, self._stored), self._input)
+        numbers = self._accumulators[0](codes)
+        return numbers.contiguous(memory_format=torch.channels_last) if numbers.dim() == 4 else numbers
+
+    def _scale(self, factor: torch.Tensor, bias: torch.Tensor) -> None:
+        """Takes the outputs ``factor * accumulator + bias``, in units of the target's grid where it has steps."""
+        grid = self._output
+        if isinstance(grid, Grid) and not grid.sign:
+            factor, bias = factor / grid.scale.double(), bias / grid.scale.double() - grid.low
+        shape = (1, -1, 1, 1) if self._layer[0].convolution is not None else (-1,)
+        self._factor, self._offset = factor.float().view(shape), bias.float().view(shape)
+
+
+class Reestimation:
+    """Estimates the batch norms of a quantized network again, under many allocations that share what they can.
+
+    Whoever runs it keeps other threads from doing so at the same time.
+
+    Args:
+        module: The network on codes, of `EstimatedLayer`.
+        inputs: Calibration inputs, (N, ...).
+        chunk: How many are run at once.
+    """
+
+    def __init__(self, module: fx.GraphModule, inputs: torch.Tensor, chunk: int) -> None:
+        self._program, self._inputs, self._chunk = Program(module), inputs, chunk
+        modules = [self._program.steps[index].function for index in self._program.switched]
+        self._restored = {
+            index: each
+            for index, each in enumerate(modules)
+            if isinstance(each, EstimatedLayer) and each.moments is not None
+        }
+        last = max(self._restored)  # what follows the last one changes no statistics
+        self._switched = [each for each in modules[: last + 1] if isinstance(each, Switched)]
+
+    @torch.no_grad()
+    def maps(self, allocations: Sequence[Bits]) -> list[Mapping[str, ChannelMap]]:
+        """Estimates statistics under allocations.
+
+        Args:
+            allocations: Bits of all layers.
+
+        Returns:
+            For each, what re-estimation does to the outputs of the layers that batch norms were folded into, by name.
+            Allocations that agree up to a layer, in what its statistics depend on, have the same object there.
+        """
+        settings = [tuple(module.setting(bits) for module in self._switched) for bits in allocations]
+        order = sorted(range(len(settings)), key=settings.__getitem__)
+        first = starts([settings[index] for index in order])
+        ahead = later(first)
+        kept: dict[int, list[list[Any]]] = {}  # registers of all chunks in front of switched modules
+        found: dict[int, ChannelMap] = {}
+        result: list[Mapping[str, ChannelMap]] = [{}] * len(settings)
+        chunks = [self._program.registers(part) for part in self._inputs.split(self._chunk)]
+        for index, start, wanted in zip(order, first, ahead, strict=True):
+            if start is not None:
+                position = 0
+                if found:
+                    chunks, position = kept.pop(start), self._program.switched[start]
+                for module, setting in zip(self._switched[start:], settings[index][start:], strict=True):
+                    module.select(setting)
+                found = {module: each for module, each in found.items() if module < start}
+                self._run(chunks, position, wanted, kept, found)
+            result[index] = {self._restored[module].name: each for module, each in found.items()}
+        return result
+
+    def _run(
+        self,
+        chunks: list[list[Any]],
+        position: int,
+        wanted: set[int],
+        kept: dict[int, list[list[Any]]],
+        found: dict[int, ChannelMap],
+    ) -> None:
+        """Runs all chunks from a step on and adds to what is `found`; keeps registers in front of `wanted` modules."""
+        unkept = position
+        for module, layer in self._restored.items():
+            stop = self._program.switched[module]
+            if stop < position:
+                continue
+            sums = None
+            stops = [each for each in sorted(wanted) if unkept <= self._program.switched[each] <= stop]
+            for registers in chunks:
+                reached = position
+                for each in stops:
+                    self._program.run(registers, reached, reached := self._program.switched[each])
+                    kept.setdefault(each, []).append(registers.copy())
+                self._program.run(registers, reached, stop)
+                (codes,) = self._program.arguments(registers, stop)
+                numbers = layer.accumulate(codes)
+                sums = sums or ChannelSums(numbers.shape[1])
+                sums.add(numbers)
+            assert sums is not None
+            found[module] = layer.restore(sums)
+            position, unkept = stop, stop + 1
