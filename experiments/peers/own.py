@@ -48,7 +48,7 @@ def run(job: Job, phases: Phases) -> dict[str, Any]:
     else:
         allocation = _given(task, job)
         evaluator = PTQEvaluator(task)
-        evaluator.network.settings(allocation)
+        evaluator.network.settings([allocation])
         phases.end("search")
         (evaluation,) = evaluator.evaluate([allocation], "test")
     phases.end("evaluation")

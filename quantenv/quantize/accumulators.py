@@ -80,8 +80,8 @@ def spare_exponent(size: float, grid: Grid, codebook: bool = False) -> int:
     Args:
         size: The weights' `size_of`.
         grid: Of the input.
-        codebook: Whether weights are centroids of a codebook. Accumulators of whole numbers, exponent 0, are not rounded
-            where not even a partial sum of them can leave it.
+        codebook: Whether weights are centroids of a codebook. Accumulators of whole numbers, exponent 0, are not
+            rounded where not even a partial sum of them can leave it.
     """
     excess = math.frexp(size * max(abs(grid.low), abs(grid.high)) / EXACT)[1]
     return excess if codebook else max(0, excess)

@@ -21,14 +21,13 @@ from torch import fx
 
 from quantenv.quantize.accumulators import Accumulators
 from quantenv.quantize.coded import decode, encode
+from quantenv.quantize.corrections import EPSILON
 from quantenv.quantize.program import Program, later, starts
 from quantenv.quantize.quantizers import Grid
 from quantenv.quantize.switched import Bits, ChannelMap, Setting, Switched, SwitchedLayer, SwitchedSite
 
 #: Values of the network's largest stored tensor that are run at once: of ResNet-20, 32 images.
 CHUNK = 1 << 19
-#: Added to variances, as a share of the float network's: a channel that rounding silenced stays silent.
-EPSILON = 1e-5
 #: Accumulators whose squares are summed at once: each is at most 2**48, and their sum stays below 2**63.
 SQUARES = 1 << 14
 _LOW = 32

@@ -26,7 +26,6 @@ from quantenv.finetune import FinetuneConfig, FinetuneEvaluator
 from quantenv.layers import describe
 from quantenv.locks import Lock
 from quantenv.quantize import QuantizedNetwork, calibrate
-from quantenv.quantize.integer import integer_obstacle
 from quantenv.quantize.tracing import trace
 from quantenv.tasks import Split, Task, get_task
 from quantenv.tasks.digits import DigitsNet
@@ -85,7 +84,7 @@ def wrong(evaluator, allocations, expected, batch):
 @pytest.mark.parametrize("scheme", ["linear", "k-means", "linear+bias+batch-norm"])
 def test_one_evaluator_gives_each_thread_the_numbers_of_one_alone(scheme):
     task = small(get_task("digits"), scheme=scheme)
-    backend = "auto" if scheme == "linear" and integer_obstacle() is None else "float"
+    backend = "float" if scheme == "k-means" else "auto"
     allocations = drawn(task.layers, 250 if scheme == "linear" else 20)
     expected = PTQEvaluator(task, backend).evaluate(allocations)
     shared = PTQEvaluator(task, backend)  # whose weights of few bits are yet to be made

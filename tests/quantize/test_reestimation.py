@@ -11,8 +11,9 @@ from torch import nn
 
 from quantenv.allocation import Allocation
 from quantenv.quantize import QuantizedNetwork, calibrate, parse_scheme
+from quantenv.quantize.corrections import EPSILON
 from quantenv.quantize.integer import IntegerNetwork, KernelAccumulators, integer_obstacle
-from quantenv.quantize.reestimation import EPSILON, ChannelSums, EstimatedLayer
+from quantenv.quantize.reestimation import ChannelSums, EstimatedLayer
 from tests.networks import BACKENDS, branched
 
 INPUTS = torch.randn(160, 3, 16, 16, generator=torch.Generator().manual_seed(0))
