@@ -40,6 +40,9 @@ class Job:
     """For ``evaluate``: of each layer."""
     scheme: str | None = None
     """quantenv's quantization scheme; None is its default."""
+    hessian: bool = False
+    """For ``gptq``: whether errors are weighted by estimates of the Hessian, as they are by default; these alone take
+    several minutes."""
     epochs: int = 0
     """For ``gptq``: passes over the calibration images. For ``episodes``: of fine-tuning in each, 0 or 1."""
     images: int | None = None

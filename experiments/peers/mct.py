@@ -87,7 +87,9 @@ def _quantized(mct: ModuleType, task: Task, job: Job, size: float) -> nn.Module:
     if job.action == "uniform":
         quantize = mct.ptq.pytorch_post_training_quantization
         return quantize(task.network, batches, target_platform_capabilities=platform)[0]
-    config = mct.gptq.get_pytorch_gptq_config(n_epochs=job.epochs)
+    config = mct.gptq.get_pytorch_gptq_config(
+        job.epochs, use_hessian_based_weights=job.hessian, use_hessian_sample_attention=job.hessian
+    )
     quantize = mct.gptq.pytorch_gradient_post_training_quantization
     return quantize(task.network, batches, gptq_config=config, target_platform_capabilities=platform)[0]
 

@@ -72,8 +72,9 @@ def _rounding(runs: Sequence[Run]) -> Iterator[str]:
         "## The same bits everywhere: Sony's MCT with trained rounding",
         "",
         "Weights of the same bits in all layers, first and last included, activations of 8 bits, 512 calibration "
-        "images. MCT with GPTQ is `pytorch_gradient_post_training_quantization` with its defaults and so many epochs "
-        "of those images; without, `pytorch_post_training_quantization`.",
+        "images. MCT with GPTQ is `pytorch_gradient_post_training_quantization` with so many epochs of those images, "
+        "errors weighted by estimates of the Hessian as is its default, or all alike; without GPTQ it is "
+        "`pytorch_post_training_quantization`.",
         "",
         "| network | weight bits | program | test accuracy | work, s |",
         "|---|---:|---|---:|---:|",
@@ -163,7 +164,8 @@ def _job(run: Run) -> Job:
 def _name(run: Run) -> str:
     job = _job(run)
     if job.program == "mct":
-        return f"MCT, GPTQ, {job.epochs} epochs" if job.action == "gptq" else "MCT"
+        weighted = ", Hessian-weighted (default)" if job.hessian else ", unweighted"
+        return f"MCT, GPTQ, {job.epochs} epochs{weighted}" if job.action == "gptq" else "MCT"
     return f"quantenv, `{run['scheme']}`{'' if job.scheme else ' (default)'}"
 
 

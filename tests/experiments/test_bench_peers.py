@@ -41,7 +41,7 @@ def test_every_part_is_raced_and_written(done, tmp_path, capsys):
     assert table.count("\n## ") == 4
     assert "| 0.5 | MCT | 0.400 | 75.00% | 100.5 | 0.5 | 1.0 | 5.0 | 8 4 2 |" in table
     assert "| 0.5 | MCT's bits, our `linear` | 0.400 | 75.00% |" in table
-    assert "| efficientnet | 3 | MCT, GPTQ, 20 epochs | 75.00% | 100.5 |" in table
+    assert "| efficientnet | 3 | MCT, GPTQ, 20 epochs, unweighted | 75.00% | 100.5 |" in table
     assert "Standard error of an accuracy: at most 1.1 points." in table
 
 
