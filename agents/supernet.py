@@ -8,7 +8,7 @@ from torch import fx, nn
 
 from quantenv.layers import LayerSpec
 from quantenv.quantize.network import Calibration, Site, rewire
-from quantenv.quantize.quantizers import Grid, LSQQuantizer, quantize
+from quantenv.quantize.quantizers import Grid, LSQQuantizer
 
 
 class MixedLayer(nn.Module):
@@ -87,8 +87,7 @@ def mixed_network(
         index, site = indices[layer.name], calibration.site_of(layer.name)
         weight = module.weight
         assert isinstance(weight, torch.Tensor)
-        grids = calibration.weight_grids[layer.name]
-        weights = torch.stack([quantize(weight.detach(), grids[bits]) for bits in weight_bits[index]])
+        weights = torch.stack([calibration.rounded(layer.name, bits) for bits in weight_bits[index]])
         inputs = [rounding(calibration.site_grids[site.node][bits], site.features) for bits in activation_bits[index]]
         mixed.append(MixedLayer(module, weights, inputs))
         return mixed[-1]

@@ -23,6 +23,7 @@ from experiments.progress import ProgressView
 from quantenv.allocation import Allocation
 from quantenv.evaluate.ptq import PTQEvaluator
 from quantenv.quantize import SCHEMES, STEPS
+from quantenv.quantize.schemes import LEARNED
 from quantenv.tasks import Split, Task
 
 NAME = "bench_correction"
@@ -32,8 +33,12 @@ WEIGHTS, BOTH = "weights", "weights and activations"
 
 
 def every_scheme() -> list[str]:
-    """Lists the schemes: for each rounding of weights no step, each step alone, and all."""
-    return ["+".join((weights, *steps)) for weights in SCHEMES for steps in ((), *((s,) for s in STEPS), tuple(STEPS))]
+    """Lists the schemes: for each rounding of weights no step, each step alone, and all that need nothing learned."""
+    shared = tuple(step for step in STEPS if step not in LEARNED)
+    combinations = ((), *((step,) for step in shared), shared)
+    schemes = [(weights, *steps) for weights in SCHEMES for steps in combinations]
+    schemes += [("linear", step, *rest) for step in LEARNED for rest in ((), ("bias",), ("batch-norm",))]
+    return ["+".join(scheme) for scheme in schemes]
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ from quantenv.quantize.calibrate import MAX_SAMPLES, activation_grids, spread, w
 from quantenv.quantize.corrections import Statistics, bias_correction, measure
 from quantenv.quantize.graph import Site, find_sites, keep_exact
 from quantenv.quantize.kmeans import codebooks
+from quantenv.quantize.learned_rounding import LEARNED_BITS, LearnedRounding
 from quantenv.quantize.naming import name_of
-from quantenv.quantize.quantizers import Codebook, Grid, GroupedGrid, Rounding, WeightRounding
+from quantenv.quantize.quantizers import Codebook, Grid, GroupedGrid, Rounding, WeightRounding, quantize
 from quantenv.quantize.schemes import Scheme, parse_scheme
 from quantenv.quantize.tracing import fold_linear_norms, trace
 
@@ -31,6 +32,8 @@ CALIBRATION_BATCH = 64
 #: Calibration inputs that batch norms are estimated on again: the first ones.
 REESTIMATED_ON = 128
 LINEAR = Scheme()
+#: Bits of a layer's weights: of all of them, or of each of its channel groups where they differ.
+WeightBits = int | tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,31 @@ class Calibration:
             return {}
         with PREPARING:
             return measure(self.graph, self.normalised, self.inputs[:REESTIMATED_ON]).moments
+
+    @cached_property
+    def learned_rounding(self) -> LearnedRounding:
+        """How the weights are rounded, where the scheme learns it."""
+        return LearnedRounding(self)
+
+    def rounded(self, layer: str, bits: WeightBits) -> torch.Tensor:
+        """Returns a layer's weights under the scheme: to nearest, or as it learns on first use of the bits.
+
+        Args:
+            layer: Its name.
+            bits: Its weight bits, or those of each of its channel groups.
+        """
+        weight = folded_weight(self.graph.get_submodule(layer)).detach()
+        if not isinstance(bits, int) and len(set(bits)) == 1:
+            bits = bits[0]
+        if not isinstance(bits, int):
+            rounded = torch.empty_like(weight)
+            for channels, each in zip(self.channels[layer], bits, strict=True):
+                rounded[channels] = self.rounded(layer, each)[channels]
+            return rounded
+        grid = self.weight_grids[layer][bits]
+        if not self.scheme.learned or bits not in LEARNED_BITS:
+            return quantize(weight, grid)
+        return torch.empty_like(weight).copy_(self.learned_rounding.codes(layer, bits)).mul_(grid.scale)
 
     def bias(self, layer: str, rounded: torch.Tensor) -> torch.Tensor | None:
         """Returns a layer's bias under rounded weights, corrected if the scheme says so."""

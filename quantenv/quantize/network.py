@@ -122,9 +122,12 @@ class QuantizedNetwork:
 
         def make_layer(layer: LayerSpec, module: nn.Module) -> nn.Module:
             source = sites[calibration.site_of(layer.name).node]
+            round_weights = functools.partial(calibration.rounded, layer.name)
             make_bias = functools.partial(calibration.bias, layer.name)
             grids, channels = calibration.weight_grids[layer.name], calibration.channels[layer.name]
-            return SwitchedLayer(layer.name, module, grids, indices[layer.name], source, make_bias, channels)
+            return SwitchedLayer(
+                layer.name, module, grids, indices[layer.name], source, round_weights, make_bias, channels
+            )
 
         return rewire(calibration, make_site, make_layer)
 

@@ -18,6 +18,9 @@ from torch import nn
 from quantenv.arguments import whole_number
 from quantenv.errors import QuantenvError
 
+#: How far within the cell of its rounded value a weight begins that training takes over, in steps.
+MARGIN = 1 / 16
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -143,6 +146,27 @@ def quantize(x: torch.Tensor, grid: WeightRounding) -> torch.Tensor:
     # Composed on purpose: torch.fake_quantize_* doubles the time of a forward pass on CPU. Division, not
     # multiplication by the reciprocal, is what QuantizeLinear does: ties then fall the same way.
     return x.div(grid.scale).round_().clamp_(grid.low, grid.high).mul_(grid.scale)
+
+
+def within_cells(x: torch.Tensor, rounded: torch.Tensor, grid: Grid | GroupedGrid) -> torch.Tensor:
+    """Moves values no further than it takes for nearest rounding to round them as they are to be rounded.
+
+    Args:
+        x: Any float tensor that `grid.scale` broadcasts to.
+        rounded: What each value is to be rounded to, on the grid or grids.
+        grid: The grid or grids.
+
+    Returns:
+        A new tensor: `x` where `quantize` gives `rounded`, elsewhere what lies `MARGIN` steps within the cell of that.
+    """
+    if isinstance(grid, GroupedGrid):
+        moved = x.clone()
+        for channels, part in zip(grid.channels, grid.grids, strict=True):
+            moved[channels] = within_cells(x[channels], rounded[channels], part)
+        return moved
+    inner = (1.0 if grid.sign else 0.5) - MARGIN
+    nearest = torch.maximum(torch.minimum(x, rounded + inner * grid.scale), rounded - inner * grid.scale)
+    return torch.where(quantize(x, grid) == rounded, x, nearest)
 
 
 def power_of_two(largest: torch.Tensor) -> torch.Tensor:

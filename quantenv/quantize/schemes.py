@@ -13,9 +13,13 @@ SCHEMES = {"linear": "linear-mse-folded-3", "k-means": "k-means-folded-3"}
 STEPS = {
     "equalisation": "equalisation-2",
     "absorption": "absorption-2",
+    "adaround": "adaround-1",
+    "brecq": "brecq-1",
     "bias": "bias-1",
     "batch-norm": "batch-norm-2",
 }
+#: Steps that learn how weights are rounded, of which a scheme has at most one.
+LEARNED = ("adaround", "brecq")
 
 
 @dataclass(frozen=True)
@@ -28,10 +32,19 @@ class Scheme:
     """Whether weight ranges are equalised across layers before anything is measured."""
     absorption: bool = False
     """Whether what hardly a value of a channel is below is moved into the next layer's bias, after equalisation."""
+    adaround: bool = False
+    """Whether weights are rounded so that each layer's outputs change least, see `quantenv.quantize.adaround`."""
+    brecq: bool = False
+    """Whether weights are rounded so that each block's output changes least, see `quantenv.quantize.reconstruction`."""
     bias: bool = False
     """Whether biases are corrected for what rounding weights does to the mean of a layer's outputs."""
     batch_norm: bool = False
     """Whether batch-norm statistics are estimated again under each allocation."""
+
+    @property
+    def learned(self) -> bool:
+        """Whether how weights are rounded is learned, rather than to nearest."""
+        return self.adaround or self.brecq
 
     @property
     def version(self) -> str:
@@ -57,7 +70,7 @@ def parse_scheme(text: str) -> Scheme:
         The scheme.
 
     Raises:
-        QuantenvError: If a name is unknown or a step is given twice.
+        QuantenvError: If a name is unknown, a step is given twice, or two steps exclude each other.
     """
     weights, *steps = text.split("+")
     if weights not in SCHEMES:
@@ -67,4 +80,14 @@ def parse_scheme(text: str) -> Scheme:
             raise unknown_name("post-training step in a quantization scheme:", step, STEPS)
     if len(set(steps)) < len(steps):
         raise QuantenvError(f"Quantization scheme {text!r} names a step twice; give each once.")
+    learned = [step for step in steps if step in LEARNED]
+    if len(learned) > 1:
+        raise QuantenvError(
+            f"Quantization scheme {text!r} rounds weights in two ways, {' and '.join(map(repr, learned))}: give one."
+        )
+    if learned and weights == "k-means":
+        raise QuantenvError(
+            f"Quantization scheme {text!r} has codebooks, to which {learned[0]!r} does not round: use 'linear' with "
+            "it, or leave it out."
+        )
     return Scheme(weights, **{step.replace("-", "_"): True for step in steps})

@@ -8,15 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from quantenv.quantize.calibration import folded_weight, grouped_rounding, stored_bits
+from quantenv.quantize.calibration import WeightBits, folded_weight, grouped_rounding, stored_bits
 from quantenv.quantize.quantizers import Grid, Rounding, WeightRounding, quantize
 
 #: (weight bits, activation bits) of every layer, in execution order: `Allocation.bits`.
 Bits = tuple[tuple[int, int], ...]
 #: What one switched module is told by an allocation: bits, and a `ChannelMap` where statistics are estimated again.
 Setting = tuple[Any, ...]
-#: Bits of a layer's weights: of all of them, or of each of its channel groups where they differ.
-WeightBits = int | tuple[int, ...]
 
 #: Mixtures of bits, between the channel groups of a layer, whose weights are kept, the latest ones: as many as take
 #: `MIXTURE_BYTES`, within these limits.
@@ -88,6 +86,7 @@ class SwitchedLayer(Switched):
         grids: Mapping[int, Rounding],
         indices: Sequence[int],
         source: SwitchedSite,
+        round_weights: Callable[[WeightBits], torch.Tensor],
         make_bias: Callable[[torch.Tensor], torch.Tensor | None],
         channels: Sequence[torch.Tensor] = (),
     ) -> None:
@@ -99,6 +98,7 @@ class SwitchedLayer(Switched):
             grids: What its weights are rounded to, by bits.
             indices: Its places in an allocation: one, or one for each channel group.
             source: The site it reads.
+            round_weights: Maps bits to its rounded weights.
             make_bias: Maps its rounded weights to its bias.
             channels: Output channels of its channel groups; none if it is whole.
         """
@@ -106,7 +106,7 @@ class SwitchedLayer(Switched):
         assert isinstance(layer, nn.Conv2d | nn.Linear)
         self.name = name
         self.float_weight = folded_weight(layer).detach()
-        self._make_bias = make_bias
+        self._round_weights, self._make_bias = round_weights, make_bias
         self.bias: torch.Tensor | None = None
         self.convolution = (
             (layer.stride, layer.padding, layer.dilation, layer.groups) if isinstance(layer, nn.Conv2d) else None
@@ -144,7 +144,7 @@ class SwitchedLayer(Switched):
         self.input_grid = self.source.grids[activation_bits] if activation_bits < stored_bits else None
 
     def rounding(self, weight_bits: WeightBits) -> WeightRounding:
-        """Returns what the weights are rounded to."""
+        """Returns the grids that the weights are rounded to."""
         if isinstance(weight_bits, int):
             return self.grids[weight_bits]
         return grouped_rounding(self.grids, self.channels, weight_bits)
@@ -152,7 +152,7 @@ class SwitchedLayer(Switched):
     def rounded(self, weight_bits: WeightBits) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Returns weights and bias, made on first use and kept; mixed bits, of which there are many, for a while."""
         if weight_bits not in self.cache:
-            weight = quantize(self.float_weight, self.rounding(weight_bits))
+            weight = self._round_weights(weight_bits)
             keep(self.cache, weight_bits, (weight, self._make_bias(weight)), len(self.grids) + self.mixtures)
         return self.cache[weight_bits]
 

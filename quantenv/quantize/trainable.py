@@ -15,7 +15,16 @@ from quantenv.quantize.fused import FusedLSQQuantizer
 from quantenv.quantize.grouped import GroupedQuantizer, parts_of
 from quantenv.quantize.network import QuantizedNetwork, Site, rewire
 from quantenv.quantize.norms import as_affine, unfolded
-from quantenv.quantize.quantizers import GroupedGrid, LSQQuantizer, Quantizer, Rounding, quantize, scaled
+from quantenv.quantize.quantizers import (
+    Codebook,
+    GroupedGrid,
+    LSQQuantizer,
+    Quantizer,
+    Rounding,
+    quantize,
+    scaled,
+    within_cells,
+)
 from quantenv.quantize.trained import TINY
 from quantenv.quantize.trained import activation_quantizer as find_activation_quantizer
 from quantenv.quantize.trained import weight_quantizer as find_weight_quantizer
@@ -104,7 +113,7 @@ def trainable_network(
 
     Args:
         calibration: The calibrated network; not changed. Training starts from what the steps of its scheme made of
-            weights and biases.
+            weights and biases; where it learns how weights are rounded, from weights that nearest rounding rounds so.
         allocation: Bits of its layers.
         weight_quantizer: A name of `WEIGHT_QUANTIZERS`; by default the scheme's: lsq, or k-means.
         activation_quantizer: A name of `ACTIVATION_QUANTIZERS`.
@@ -158,7 +167,12 @@ def trainable_network(
             requantizer = of_activations(calibration.site_grids[site.node][activation_bits], site.features)
         weight = module.weight
         assert isinstance(weight, torch.Tensor)
-        bias = calibration.bias(layer.name, quantize(weight.detach(), grid))
+        rounded = quantize(weight.detach(), grid)
+        if kind != "k-means" and calibration.scheme.learned:
+            rounded = calibration.rounded(layer.name, weight_bits)
+            assert not isinstance(grid, Codebook)
+            weight = within_cells(weight.detach(), rounded, grid)
+        bias = calibration.bias(layer.name, rounded)
         if layer.name in maps:
             gain, bias = maps[layer.name].gain, maps[layer.name].bias
             weight, grid = weight * gain.view((-1,) + (1,) * (weight.dim() - 1)), scaled(grid, gain)

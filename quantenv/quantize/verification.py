@@ -246,7 +246,8 @@ def without_rounding(calibration: Calibration, but: Collection[str] = ()) -> fx.
 
     def make_layer(layer: LayerSpec, module: nn.Module) -> nn.Module:
         source = sites[calibration.site_of(layer.name).node]
-        switched = SwitchedLayer(layer.name, module, {}, calibration.indices[layer.name], source, lambda weight: None)
+        nothing, indices = torch.empty(0), calibration.indices[layer.name]
+        switched = SwitchedLayer(layer.name, module, {}, indices, source, lambda bits: nothing, lambda weight: None)
         switched.bias = module.bias  # type: ignore[assignment]
         return switched
 

@@ -30,5 +30,5 @@ def test_bench_correction_has_a_row_for_every_scheme_and_leaves_out_tasks_withou
     table = (tmp_path / "bench_correction.md").read_text()
     assert capsys.readouterr().out == table
     assert all(f"| {scheme} |" in table for scheme in schemes)
-    assert len(bench_correction.every_scheme()) == 12
+    assert len(bench_correction.every_scheme()) == 18
     assert "resnet20 was left out" in table

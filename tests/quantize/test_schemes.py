@@ -8,6 +8,7 @@ from quantenv.evaluate import make_evaluator
 from quantenv.evaluate.ptq import PTQEvaluator
 from quantenv.finetune import FinetuneEvaluator
 from quantenv.quantize import SCHEMES, STEPS, Scheme, calibrate_task, parse_scheme
+from quantenv.quantize.schemes import LEARNED
 from quantenv.sensitivity import Settings, measure
 from quantenv.tasks import get_task
 
@@ -15,6 +16,7 @@ from quantenv.tasks import get_task
 def test_schemes_are_read():
     assert parse_scheme("linear") == Scheme()
     assert parse_scheme("k-means+batch-norm+bias") == Scheme("k-means", bias=True, batch_norm=True)
+    assert parse_scheme("linear+adaround+bias") == Scheme(adaround=True, bias=True)
     assert parse_scheme("linear+equalisation+absorption") == Scheme(equalisation=True, absorption=True)
 
 
@@ -23,7 +25,10 @@ def test_the_default_has_the_version_that_stores_know():
 
 
 def test_every_scheme_has_a_version_of_its_own_whatever_the_order_of_its_steps():
-    texts = ["+".join([weights, *steps]) for weights in SCHEMES for steps in ([], *([step] for step in STEPS), STEPS)]
+    shared = [step for step in STEPS if step not in LEARNED]
+    steps = [[], *([step] for step in shared), shared]
+    texts = ["+".join([weights, *each]) for weights in SCHEMES for each in steps]
+    texts += ["+".join(["linear", *each, learned]) for learned in LEARNED for each in steps]
     assert len({parse_scheme(text).version for text in texts}) == len(texts)
     assert parse_scheme("linear+bias+batch-norm").version == parse_scheme("linear+batch-norm+bias").version
 
@@ -36,6 +41,9 @@ def test_every_scheme_has_a_version_of_its_own_whatever_the_order_of_its_steps()
         ("linear+bias+bias", "names a step twice"),
         ("bias", "Unknown quantization scheme 'bias'"),
         ("", "Unknown quantization scheme ''"),
+        ("linear+brecq+bias+adaround", "rounds weights in two ways, 'brecq' and 'adaround': give one"),
+        ("k-means+adaround", "has codebooks, to which 'adaround' does not round"),
+        ("linear+adaruond", "post-training step .*'adaruond'. Did you mean 'adaround'"),
     ],
 )
 def test_mistakes_are_explained(text, message):
