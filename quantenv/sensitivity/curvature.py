@@ -132,6 +132,6 @@ def weight_noise(calibration: Calibration, layers: FloatLayers) -> list[torch.Te
     """Returns what quantization changes in each whole layer's weights, (8, *weight.shape) = [bits - 1, ...]."""
     with torch.no_grad():
         return [
-            torch.stack([quantize(weight, calibration.weight_grids[layer.name][bits]) - weight for bits in BITS])
+            torch.stack([calibration.rounded(layer.name, bits) - weight for bits in BITS])
             for layer, weight in zip(calibration.modules, layers.weights, strict=True)
         ]

@@ -56,6 +56,9 @@ class OutputFisher:
 
             return hook
 
+        for deviation in wanted:  # rounding that is learned on first use runs the graph, which must not be watched yet
+            if deviation.part == PARTS[0]:
+                calibration.rounded(places[deviation.layers[0]], deviation.bits)
         handles = [calibration.graph.get_submodule(name).register_forward_hook(watch(name)) for name in places.values()]
         try:
             batches = (values.split(BATCH) for values in (self._inputs, self._labels))
@@ -82,7 +85,7 @@ class OutputFisher:
         weight: torch.Tensor = layer.weight
         bias: torch.Tensor | None = layer.bias
         if deviation.part == PARTS[0]:
-            weight = quantize(weight, calibration.weight_grids[name][deviation.bits])
+            weight = calibration.rounded(name, deviation.bits)
             bias = calibration.bias(name, weight)
         else:
             x = quantize(x, calibration.site_grids[calibration.site_of(name).node][deviation.bits])
