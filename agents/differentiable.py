@@ -38,6 +38,7 @@ from agents.baselines.base import AskTellAgent, Results
 from agents.baselines.choices import Choices
 from agents.baselines.next_best import next_best
 from agents.supernet import mixed_network
+from quantenv.allocation import MAX_BITS
 from quantenv.env.environment import QuantizationEnv
 from quantenv.errors import QuantenvError
 from quantenv.quantize import calibrate_task
@@ -96,6 +97,14 @@ class DifferentiableAgent(AskTellAgent):
         self._optimizer = torch.optim.Adam([self._logits], self.config.learning_rate)
         self._prices = torch.from_numpy(self._choices.prices).float()  # (F, P, M)
         self._pinned = torch.from_numpy(self._choices.pinned).float()  # (M,)
+        self._terms = [
+            (
+                torch.from_numpy(groups),
+                torch.from_numpy(np.diff(values, axis=0, prepend=0.0)).float(),
+                torch.from_numpy(self._choices.pairs[:, 1] <= np.arange(MAX_BITS)[:, None]).float().T,
+            )
+            for groups, values in self._choices.terms
+        ]  # of each: groups, what each more bit costs (8, M), and whether a pair wants less than so many bits (P, 8)
         self._multipliers = torch.zeros(len(self._pinned))
         self._batches: list[torch.Tensor] = []  # of the running epoch
         self._step_cost = PASSES * self.config.batch_size / len(self._task.splits["search"])
@@ -205,8 +214,11 @@ class DifferentiableAgent(AskTellAgent):
         return logits.masked_fill(~self._open, -math.inf).softmax(dim=1)
 
     def _loads(self, shares: torch.Tensor) -> torch.Tensor:
-        """Returns the expected share of each budget that is taken, (M,)."""
-        return self._pinned + torch.einsum("fp,fpm->m", shares, self._prices)
+        """Returns the expected share of each limit that is taken, (M,)."""
+        loads = self._pinned + torch.einsum("fp,fpm->m", shares, self._prices)
+        for groups, more, less in self._terms:  # the most bits exceed b unless all groups want b at most
+            loads = loads + (1 - (shares[groups] @ less).prod(dim=0)) @ more
+        return loads
 
     def _most_probable(self, count: int) -> np.ndarray:
         """Returns the actions (k, T) of the most probable feasible allocations that were not asked for yet."""

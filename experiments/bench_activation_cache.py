@@ -18,7 +18,7 @@ from experiments.bench_tasks import source, timed_resnet20
 from experiments.benchmark import Claim, show
 from quantenv.allocation import Allocation
 from quantenv.env.environment import QuantizationEnv
-from quantenv.evaluate.base import Evaluation, Evaluator
+from quantenv.evaluate.base import Evaluation, Evaluator, known_activations
 from quantenv.evaluate.ptq import PTQEvaluator
 from quantenv.evaluate.store import Bits
 from quantenv.evaluate.table import EvaluationTable
@@ -45,6 +45,7 @@ class RecordingEvaluator:
     def __init__(self, evaluator: Evaluator) -> None:
         self._evaluator = evaluator
         self.layers, self.reference, self.identity = evaluator.layers, evaluator.reference, evaluator.identity
+        self.activations = known_activations(evaluator)
         self.batches: Batches = []
 
     def evaluate(self, allocations: Sequence[Allocation], split: str = "search") -> list[Evaluation]:
@@ -63,7 +64,8 @@ class AdditiveEvaluator:
     identity = "additive"
 
     def __init__(self, table: EvaluationTable) -> None:
-        self.layers, self.reference = table.layers, table.reference["search"]
+        self.layers, self.activations = table.layers, table.activations
+        self.reference = table.reference["search"]
         self._shares = table.sensitivity / table.sensitivity.sum()
 
     def evaluate(self, allocations: Sequence[Allocation], split: str = "search") -> list[Evaluation]:

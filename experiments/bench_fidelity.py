@@ -39,7 +39,8 @@ from experiments.statistics import bootstrap
 from quantenv.allocation import Allocation
 from quantenv.errors import QuantenvError, unknown_name
 from quantenv.finetune import FinetuneConfig
-from quantenv.hardware import compile_costs, load_device, parse_budgets
+from quantenv.hardware import CostTable, compile_costs, load_device, parse_budgets
+from quantenv.quantize.activations import activations_of
 from quantenv.tasks import get_task
 
 NAME = "bench_fidelity"
@@ -152,11 +153,14 @@ def main(arguments: Sequence[str]) -> int:
     read_cases(NAME, options.output)  # a damaged file is better known now than in the end
     torch.set_num_threads(options.threads)
     task = reduced(get_task(options.task), train=options.train_images, search=options.images, test=options.test_images)
-    tables = compile_costs(task.layers, load_device("generic"), codebooks=task.scheme.startswith("k-means"))
+    codebooks = task.scheme.startswith("k-means")
+    tables = compile_costs(task.layers, activations_of(task), load_device("generic"), codebooks)
+    sizes = tables["size"]
+    assert isinstance(sizes, CostTable)
     (budget,) = parse_budgets("size", options.budget, tables)
     allocations = draw_allocations(
         task,
-        tables["size"],
+        sizes,
         budget,
         options.bits,
         options.activation_bits,
@@ -168,7 +172,7 @@ def main(arguments: Sequence[str]) -> int:
     configs = [replace(options.qat, seed=options.qat.seed + index) for index in range(options.seeds)]
     full = train_all(task, allocations, configs, journal, options.workers, options.threads)
     rows, limit = correlate(allocations, rewards, full, options), ceiling(full)
-    costs = [tables["size"].cost(each.weight_bits, each.activation_bits) for each in allocations]
+    costs = [sizes.cost(each.weight_bits, each.activation_bits) for each in allocations]
     case = {
         **circumstances(NAME, arguments, options),
         "samples": {name: len(split) for name, split in task.splits.items()},

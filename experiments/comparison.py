@@ -10,14 +10,13 @@ from msgspec import structs
 from experiments.report import Row
 from quantenv.allocation import MAX_BITS, Allocation
 from quantenv.env.environment import QuantizationEnv
-from quantenv.env.masks import cost_of, within
+from quantenv.env.masks import within
 from quantenv.evaluate.base import Evaluation, Evaluator
 from quantenv.evaluate.ptq import PTQEvaluator
 from quantenv.evaluate.table import EvaluationTable
 from quantenv.evaluate.table_evaluator import TableEvaluator
 from quantenv.evaluate.table_optimum import optimum, standard_error
 from quantenv.finetune import FinetuneResult
-from quantenv.layers import LayerSpec
 from quantenv.tasks import Task
 
 POST_TRAINING, QAT = "post-training", "QAT"
@@ -72,8 +71,7 @@ def best_uniform(env: QuantizationEnv, evaluator: Evaluator) -> Allocation | Non
 
 def costs_of(env: QuantizationEnv, allocation: Allocation) -> dict[str, float]:
     """Returns an allocation's cost in every metric of the device, in SI units."""
-    tables = np.stack([table.values for table in env.tables.values()])
-    costs = cost_of(tables, np.array(allocation.bits))  # summed as in the environment: the same to the last digit
+    costs = env.network_costs.of(np.array(allocation.bits))  # as in an episode: the same to the last digit
     return dict(zip(env.tables, costs.tolist(), strict=True))
 
 
@@ -138,17 +136,19 @@ def regret_note(env: QuantizationEnv, found: float | None) -> str | None:
     )
 
 
-def float_costs(layers: Sequence[LayerSpec]) -> dict[str, float]:
-    """Returns the float network's size in bytes and its BOPs; devices say nothing of its latency and energy."""
+def float_costs(env: QuantizationEnv) -> dict[str, float]:
+    """Returns the float network's size and memory in bytes and BOPs; devices say nothing of its latency and energy."""
+    macs = sum(layer.macs for layer in env.layers) + env.activations.macs
     return {
-        "size": sum(layer.params for layer in layers) * FLOAT_BITS / 8,
-        "bops": float(sum(layer.macs for layer in layers) * FLOAT_BITS**2),
+        "size": sum(layer.params for layer in env.layers) * FLOAT_BITS / 8,
+        "bops": float(macs * FLOAT_BITS**2),
+        "memory": env.tables["memory"].reference * FLOAT_BITS / MAX_BITS,
     }
 
 
 def float_row(env: QuantizationEnv, evaluation: Evaluation) -> Row:
     """Makes the row of the float network."""
-    costs = {metric: cost for metric, cost in float_costs(env.layers).items() if metric in env.tables}
+    costs = float_costs(env)
     defined = all(budget.metric in costs for budget in env.budgets)
     return _row("float", "", evaluation, costs, meets_budgets(env, costs) if defined else None, None)
 

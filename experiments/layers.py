@@ -12,11 +12,13 @@ from rich.table import Table
 from experiments.command_line import parse_options
 from experiments.console import results
 from experiments.tool_options import LayersOptions
+from quantenv.activations import Activations
 from quantenv.errors import QuantenvError
+from quantenv.hardware import format_quantity
+from quantenv.hardware.memory import peak_memory
 from quantenv.layers import LayerSpec, describe, float_weights_note
 from quantenv.plain import plain_network
-from quantenv.quantize.graph import find_sites
-from quantenv.quantize.tracing import trace
+from quantenv.quantize.activations import find_activations
 from quantenv.tasks.models import make_network
 
 #: Values of one input, at most: a gibibyte.
@@ -37,9 +39,10 @@ def main(arguments: Sequence[str]) -> int:
         UnsupportedLayerError: If the network cannot be quantized.
     """
     options = parse_options(LayersOptions, "layers", arguments)
-    network, layers = network_layers(options)
+    network, layers, activations = network_layers(options)
     if options.json:
-        sys.stdout.write(json.dumps([dataclasses.asdict(layer) for layer in layers], indent=1) + "\n")
+        content = {"layers": [dataclasses.asdict(layer) for layer in layers], **dataclasses.asdict(activations)}
+        sys.stdout.write(json.dumps(content, indent=1) + "\n")
         return 0
     table = Table("layer", "kind", "channels", "kernel", "stride", "groups", "input", "weights", "MACs")
     for layer in layers:
@@ -54,25 +57,37 @@ def main(arguments: Sequence[str]) -> int:
             f"{layer.params:,}",
             f"{layer.macs:,}",
         )
-    totals = (f"{sum(layer.params for layer in layers):,}", f"{sum(layer.macs for layer in layers):,}")
+    for product in activations.products:
+        table.add_row(product.name, "product", *[""] * 6, f"{product.macs:,}")
+    macs = sum(layer.macs for layer in layers) + activations.macs
     table.add_section()
-    table.add_row(f"{len(layers)} layers", *[""] * 6, *totals)
+    counted = f"{len(layers)} layers" + (f", {len(activations.products)} products" if activations.products else "")
+    table.add_row(counted, *[""] * 6, f"{sum(layer.params for layer in layers):,}", f"{macs:,}")
     results().print(table, markup=False)
+    results().print(stored_note(layers, activations), markup=False, highlight=False)
     if note := float_weights_note(network, {layer.name for layer in layers}):
         results().print(note, markup=False)
     return 0
 
 
-def network_layers(options: LayersOptions) -> tuple[torch.nn.Module, tuple[LayerSpec, ...]]:
+def stored_note(layers: Sequence[LayerSpec], activations: Activations) -> str:
+    """Says what a network stores between its layers."""
+    peak = format_quantity("memory", peak_memory(layers, activations).reference)
+    count = len(activations.tensors)
+    return (
+        f"{count} {'tensors are' if count > 1 else 'tensor is'} stored, {activations.share_at_8_bits:.0%} of their "
+        f"elements at 8 bits whatever is allocated. Peak activation memory at 8 bits: {peak}."
+    )
+
+
+def network_layers(options: LayersOptions) -> tuple[torch.nn.Module, tuple[LayerSpec, ...], Activations]:
     """Makes the network in its plain form, runs it on one random input, and traces it."""
     if options.model is None:
         raise QuantenvError("Say which network: --model torchvision:resnet18, or --model your_module:make_network.")
     shape = _shape(options.input)
     example = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
     network = plain_network(make_network(options.model, arguments=options.model_arguments), example)
-    layers = describe(network, example)
-    find_sites(trace(network), example)
-    return network, layers
+    return network, describe(network, example), find_activations(network, example)
 
 
 def _shape(text: str) -> list[int]:

@@ -27,7 +27,7 @@ class OptimumOptions:
     task: str = "digits_table"
     """A table task from `quantenv tasks`, or the path of a table file."""
     metric: str | list[str] = "size"
-    """What the budget bounds: size, bops, latency or energy; several as "size,latency"."""
+    """What the budget bounds: size, bops, latency, energy or memory; several as "size,latency"."""
     budget: float | str | list[float | str] | dict[str, float | str] = 0.4
     """Upper bound: a ratio of the cost at 8 bits, in (0, 1]; an absolute limit such as 18KiB or 3ms; or several as
     "size=0.4,latency=3ms", which replaces --metric."""
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parse_options(OptimumOptions, "optimum", arguments)
     device = load_device(options.device)
     table = get_table(options.task)
-    costs = compile_costs(table.layers, device)
+    costs = compile_costs(table.layers, table.activations, device)
     budgets = parse_budgets(options.metric, options.budget, costs)
     supported = np.broadcast_to(device.supports, (len(table.layers), *device.supports.shape))
     found = optimum(table, budgets, costs, options.split, supported)

@@ -25,7 +25,7 @@ class TrainOptions(SourceOptions):
     agent: str = "reinforce"
     """Who searches; `quantenv agents` lists them."""
     metric: str | list[str] = "size"
-    """What the budget bounds: size, bops, latency or energy; several as "size,latency"."""
+    """What the budget bounds: size, bops, latency, energy or memory; several as "size,latency"."""
     budget: float | str | list[float | str] | dict[str, float | str] = 0.4
     """Upper bound: a ratio of the cost at 8 bits, in (0, 1]; an absolute limit such as 18KiB, 3ms, 2mJ or 1.2GBOPs; or
     several as "size=0.4,latency=3ms", which replaces --metric."""

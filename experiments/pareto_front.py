@@ -3,8 +3,8 @@
 import numpy as np
 
 from quantenv.evaluate.table import EvaluationTable
-from quantenv.evaluate.table_optimum import over_rows
-from quantenv.hardware import CostTable
+from quantenv.evaluate.table_optimum import costs_of_rows, over_rows
+from quantenv.hardware import CostTable, PeakMemory
 
 
 def front(costs: np.ndarray, accuracies: np.ndarray, losses: np.ndarray | None = None) -> np.ndarray:
@@ -46,7 +46,9 @@ def hypervolume(costs: np.ndarray, accuracies: np.ndarray, highest_cost: float, 
     return float((widths * (accuracies[on_front] - lowest_accuracy)).sum())
 
 
-def table_points(table: EvaluationTable, cost: CostTable, allowed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def table_points(
+    table: EvaluationTable, cost: CostTable | PeakMemory, allowed: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns a table's true front on the search split.
 
     Args:
@@ -58,7 +60,7 @@ def table_points(table: EvaluationTable, cost: CostTable, allowed: np.ndarray) -
         Costs in SI units and accuracies, each float64 (k,), ascending.
     """
     rows = np.flatnonzero(over_rows(table, allowed, np.logical_and))
-    costs = over_rows(table, cost.values, np.add)[rows]
+    costs = costs_of_rows(table, cost)[rows]
     accuracies = table.correct["search"][rows] / table.reference["search"].samples
     on_front = front(costs, accuracies)
     return costs[on_front], accuracies[on_front]

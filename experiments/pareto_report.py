@@ -19,6 +19,7 @@ from quantenv.env.environment import QuantizationEnv
 from quantenv.errors import QuantenvError
 from quantenv.evaluate.base import Evaluation
 from quantenv.hardware import format_quantity
+from quantenv.hardware.budget import feasible_interval
 
 FORMAT = "quantenv-front-1"
 
@@ -159,11 +160,7 @@ def make_report(env: QuantizationEnv, metric: str, episodes: Sequence[Episode], 
 
 def cost_range(env: QuantizationEnv, metric: str) -> tuple[float, float]:
     """Returns the cost of the cheapest allocation and that of the dearest one, or the environment's highest budget."""
-    values = env.tables[metric].values
-    least, most = (
-        float(reduce(np.where(env.allowed, values, empty), axis=(1, 2)).sum())
-        for reduce, empty in ((np.min, np.inf), (np.max, -np.inf))
-    )
+    least, most = feasible_interval(env.tables[metric], env.allowed)
     limits = getattr(env, "level_limits", env.limits)
     return least, min(most, float(limits[-1]))
 
@@ -221,7 +218,12 @@ def draw(report: ParetoReport, path: Path) -> None:
         ends = [*costs, report.high], [*accuracies, accuracies[-1]]
         axes.step(*ends, where="post", color=colour, marker=marker, markersize=4, label=label)
     axes.set_xlabel(
-        {"size": "size (bytes)", "latency": "latency (s)", "energy": "energy (J)"}.get(report.metric, "BOPs")
+        {
+            "size": "size (bytes)",
+            "latency": "latency (s)",
+            "energy": "energy (J)",
+            "memory": "peak activation memory (bytes)",
+        }.get(report.metric, "BOPs")
     )
     axes.set_ylabel("accuracy on the search split")
     axes.set_title(f"{report.task}, {report.evaluations} evaluations")

@@ -53,7 +53,7 @@ def search(
     Args:
         task: Name of a task or table, or a task of yours, such as `quantenv.tasks.task_from_datasets` makes.
         agent: Who searches; `quantenv agents` lists them.
-        metric: What the budget bounds: size, bops, latency or energy, or several.
+        metric: What the budget bounds: size, bops, latency, energy or memory, or several.
         budget: Upper bound: a ratio of the cost at 8 bits, in (0, 1]; an absolute limit such as ``"18KiB"``; or several
             by metric.
         evaluations: Allocations that the agent may evaluate.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from experiments.episodes import Episode
 from quantenv.allocation import Allocation
 from quantenv.errors import QuantenvError
-from quantenv.evaluate.base import Evaluation, Evaluator
+from quantenv.evaluate.base import Evaluation, Evaluator, known_activations
 
 SEARCH = "search"
 
@@ -26,6 +26,7 @@ class RecordedEvaluator:
         self.layers = evaluator.layers
         self.reference = evaluator.reference
         self.identity = evaluator.identity
+        self.activations = known_activations(evaluator)
         self.evaluator = evaluator
         self._recorded: dict[tuple[tuple[int, int], ...], Evaluation] = {}
         for episode in recorded:

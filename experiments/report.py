@@ -16,7 +16,7 @@ from quantenv.hardware import METRICS, Budget, format_quantity
 from quantenv.reading import Schema
 
 FORMAT = "quantenv-report-1"
-HEADINGS = {"size": "size", "bops": "BOPs", "latency": "latency", "energy": "energy"}
+HEADINGS = {"size": "size", "bops": "BOPs", "latency": "latency", "energy": "energy", "memory": "memory"}
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 NonNegative = Annotated[float, msgspec.Meta(ge=0)]

@@ -31,7 +31,7 @@ class ParetoOptions(SourceOptions):
     """Who searches: a learner whose policy sees the budget, such as reinforce or ppo; or nsga2, with two objectives
     (quantenv[search])."""
     metric: str = "size"
-    """The cost that accuracy is traded against: size, bops, latency or energy."""
+    """The cost that accuracy is traded against: size, bops, latency, energy or memory."""
     budget: float | str = 1.0
     """Where the front ends: a ratio of the cost at 8 bits, in (0, 1], or an absolute limit such as 18KiB."""
     levels: int = 16
@@ -96,7 +96,7 @@ class TuneOptions:
     task: str = "resnet20_table"
     """Task, or path of a table."""
     metric: str = "size"
-    """Budgeted metric: size, bops, latency or energy."""
+    """Budgeted metric: size, bops, latency, energy or memory."""
     budgets: list[float] = field(default_factory=lambda: [0.35, 0.45, 0.6])
     """Ratios of the cost at 8 bits, in (0, 1]."""
     seeds: int = 3

@@ -97,7 +97,7 @@ class SensitivityOptions(SourceOptions):
 class LayersOptions:
     """Lists the quantizable layers of a network in the order in which they run, with random weights unless given.
 
-    The network is also traced, so what this lists can be quantized.
+    The network is also traced, so what this lists can be quantized, and products of two activations are listed, too.
     """
 
     model: str | None = None
@@ -108,7 +108,7 @@ class LayersOptions:
     model_arguments: dict[str, Scalar | list[Scalar]] = field(default_factory=dict)
     """Arguments of the network's constructor, as {num_classes: 10}."""
     json: bool = False
-    """Print JSON instead of a table: a list of all that is known of each layer."""
+    """Print JSON instead of a table: all that is known of each layer, stored tensor and product."""
 
     def __post_init__(self) -> None:
         check_fields(self, "--")

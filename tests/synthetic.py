@@ -1,11 +1,14 @@
 """A synthetic additive task: every allocation's accuracy is a sum over layers, so the optimum is known."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from quantenv.activations import Activations, Product, StoredTensor, chain
 from quantenv.allocation import Allocation
 from quantenv.evaluate.base import Evaluation
+from quantenv.hardware import Device, compile_costs
 from quantenv.layers import LayerSpec
 
 
@@ -77,3 +80,45 @@ class AdditiveEvaluator:
             correct = round(self.samples * max(0.0, 0.96 - harm))
             results.append(Evaluation(correct=correct, samples=self.samples, loss=0.1 + harm))
         return results
+
+
+def chain_costs(layers: Sequence[LayerSpec], device: Device, codebooks: bool = False) -> dict[str, Any]:
+    """Compiles the costs of layers that follow one another."""
+    return compile_costs(layers, chain(layers), device, codebooks)
+
+
+def random_activations(layers: tuple[LayerSpec, ...], seed: int) -> Activations:
+    """Draws what layers read and write: tensors of one, two or three of them, some of an add, some of nothing else."""
+    rng = np.random.default_rng(seed)
+    names = [layer.name for layer in layers]
+    readers = [part.tolist() for part in np.split(names, np.flatnonzero(rng.random(len(names) - 1) < 0.5) + 1)]
+    readers = [each[start : start + 3] for each in readers for start in range(0, len(each), 3)]
+    for place in sorted(rng.integers(0, len(readers) + 1, int(rng.integers(3))).tolist(), reverse=True):
+        readers.insert(place, [])
+    count, tensors = len(readers), []
+    for step, each in enumerate(readers):
+        shared = not each or bool(rng.random() < 0.3)
+        elements = int(rng.integers(1, 200))
+        tensors.append(
+            StoredTensor(
+                name=f"tensor{step}",
+                elements=elements,
+                layers=tuple(each),
+                shared=shared,
+                reads=elements * (len(each) + shared),
+                written=step > 0,
+                charged_to=names[int(rng.integers(len(names)))],
+                first=step,
+                last=int(rng.integers(step, count + 1)),
+            )
+        )
+    products = tuple(Product(f"product{n}", int(rng.integers(1, 5000)), names[n]) for n in range(int(rng.integers(2))))
+    return Activations(tuple(tensors), products).check_fits(layers)
+
+
+class GraphEvaluator(AdditiveEvaluator):
+    """An additive evaluator that knows what its layers read and write."""
+
+    def __init__(self, layers: tuple[LayerSpec, ...], seed: int = 0) -> None:
+        super().__init__(layers, seed)
+        self.activations = random_activations(layers, seed)

@@ -12,11 +12,11 @@ from quantenv.allocation import Allocation
 from quantenv.channel_groups import ChannelGroup, indices_of, parts_of, split_layer, split_layers, whole
 from quantenv.errors import AllocationError, QuantenvError
 from quantenv.groups import resolve_groups
-from quantenv.hardware import compile_costs, device_names, load_device
+from quantenv.hardware import device_names, load_device
 from quantenv.hardware.costs import overhead_bytes
 from quantenv.layers import LayerSpec
 from quantenv.records import sealed
-from tests.synthetic import synthetic_layers
+from tests.synthetic import chain_costs, synthetic_layers
 
 LAYERS = synthetic_layers(3)
 DEPTHWISE = LayerSpec("dw", "depthwise", 6, 6, (3, 3), (1, 1), 6, (6, 8, 8), (6, 8, 8), 54, 6, 54 * 64)
@@ -68,9 +68,14 @@ def test_unknown_layers_are_refused():
 @given(count=st.integers(1, 4), seed=st.integers(0, 99))
 def test_costs_of_groups_with_equal_bits_add_up_to_the_layers(name, count, seed):
     rows = split_layers(LAYERS, cut(count=count, seed=seed))
-    whole_costs, costs = (compile_costs(layers, load_device(name)) for layers in (LAYERS, rows))
+    whole_costs, costs = (chain_costs(layers, load_device(name)) for layers in (LAYERS, rows))
     assert costs.keys() == whole_costs.keys()
     for metric, table in costs.items():
+        if metric == "memory":
+            bits = np.random.default_rng(seed).integers(1, 9, (len(LAYERS), 2))
+            owner = np.repeat(np.arange(len(LAYERS)), [len(part) for part in parts_of(rows)])
+            assert table.costs(bits[owner]) == whole_costs[metric].costs(bits)
+            continue
         summed = np.stack([table.values[list(part)].sum(axis=0) for part in parts_of(rows)])
         if metric in ("size", "bops"):
             assert (summed == whole_costs[metric].values).all()
@@ -91,7 +96,7 @@ def test_look_up_tables_have_a_row_for_each_whole_layer(tmp_path):
         "  scale: {value: 1.0, source: test}\n"
     )
     rows = split_layers(LAYERS, cut())
-    values = compile_costs(rows, load_device(str(description)))["latency"].values
+    values = chain_costs(rows, load_device(str(description)))["latency"].values
     summed = np.stack([values[list(part)].sum(axis=0) for part in parts_of(rows)])
     np.testing.assert_allclose(summed, measured, rtol=1e-14)
 

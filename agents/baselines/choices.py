@@ -7,7 +7,7 @@ therefore pick pairs. In `weights` mode a pair is a decision's option.
 
 import numpy as np
 
-from agents.baselines.knapsack import Knapsack
+from agents.baselines.knapsack import Knapsack, Together
 from agents.baselines.problem import Problem
 from quantenv.env.masks import cheapest_bits
 from quantenv.hardware.budget import TOLERANCE
@@ -21,8 +21,10 @@ class Choices:
     Attributes:
         pairs: (weight bits, activation bits) that some group can have, int64 (P, 2): by their sum, then weight bits.
         open: Which pairs each group can have, bool (F, P).
-        prices: Share of each budget that a group's pair takes, float64 (F, P, M).
-        pinned: Share of each budget that pinned groups take, float64 (M,).
+        prices: Share of each limit that a group's pair takes, float64 (F, P, M).
+        pinned: Share of each limit that pinned groups take, float64 (M,).
+        terms: What tensors that several groups read take: these groups, and shares of the limits by the most activation
+            bits that one of them has - 1, float64 (8, M).
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -38,19 +40,47 @@ class Choices:
         self.pairs = pairs[np.lexsort((pairs[:, 0], pairs.sum(axis=1)))]
         weight, activation = self.pairs.T - 1
         self.open = walk.allowed[self._groups][:, weight, activation]
-        self.prices = np.moveaxis(problem.costs[:, self._groups][:, :, weight, activation], 0, -1) / problem.limits
+        values = problem.costs.values
+        self.prices = np.moveaxis(values[:, self._groups][:, :, weight, activation], 0, -1) / problem.limits
         held = np.setdiff1d(np.arange(len(walk.members)), self._groups)
         weight, activation = walk.start[held].T - 1
-        self.pinned = problem.costs[:, held, weight, activation].sum(axis=1) / problem.limits
+        self.pinned = values[:, held, weight, activation].sum(axis=1) / problem.limits
+        self.terms = tuple(
+            (np.searchsorted(self._groups, term.units), term.values.T / problem.limits)
+            for term in problem.costs.terms
+            if term.values.any()
+        )
 
     def loads(self, picks: np.ndarray) -> np.ndarray:
-        """Returns the share of each budget that picks (k, F) take, float64 (k, M): above 1 is too much."""
-        return self.pinned + self.prices[np.arange(picks.shape[1]), picks].sum(axis=1)
+        """Returns the share of each limit that picks (k, F) take, float64 (k, M): above 1 is too much."""
+        loads: np.ndarray = self.pinned + self.prices[np.arange(picks.shape[1]), picks].sum(axis=1)
+        for groups, shares in self.terms:
+            loads = loads + shares[self.pairs[picks[:, groups], 1].max(axis=1) - 1]
+        return loads
 
     def feasible(self, picks: np.ndarray) -> np.ndarray:
         """Returns whether picks (k, F) are open and meet every budget, bool (k,)."""
         legal = self.open[np.arange(picks.shape[1]), picks].all(axis=1)
         return np.asarray(legal & (self.loads(picks) <= 1 + TOLERANCE).all(axis=1))
+
+    def steps(self, pick: np.ndarray) -> np.ndarray:
+        """Returns the neighbours of a pick (F,), and what gives all groups that read a tensor the same activations.
+
+        Such a tensor is smaller only if all of them want fewer bits. Weights stay; open pairs only, int64 (K, F).
+        """
+        together = []
+        for groups, _ in self.terms:
+            for bits in np.unique(self.pairs[:, 1]):
+                moved = pick.copy()
+                for group in groups:
+                    same = (self.pairs == (self.pairs[pick[group], 0], bits)).all(axis=1) & self.open[group]
+                    if not same.any():
+                        break
+                    moved[group] = same.argmax()
+                else:
+                    together.append(moved)
+        found = np.array(together, dtype=np.int64).reshape(-1, len(pick))
+        return np.concatenate([self.neighbours(pick), found[(found != pick).any(axis=1)]])
 
     def neighbours(self, pick: np.ndarray) -> np.ndarray:
         """Returns all that differ from a pick (F,) in one group, open pairs only, int64 (K, F)."""
@@ -62,7 +92,7 @@ class Choices:
     def cheapest(self) -> np.ndarray:
         """Returns the pick that costs least, int64 (F,), which meets the budgets if anything does."""
         problem = self._problem
-        return self._of_bits(cheapest_bits(problem.walk.allowed, problem.costs, problem.limits)[None])[0]
+        return self._of_bits(cheapest_bits(problem.walk.allowed, problem.costs.values, problem.limits)[None])[0]
 
     def highest(self) -> np.ndarray:
         """Returns the pick of each group's most bits, int64 (F,): open, not necessarily feasible."""
@@ -113,7 +143,9 @@ class Choices:
     def knapsack(self, harms: np.ndarray) -> Knapsack:
         """Returns the additive problem whose options are the pairs, for harms float64 (F, P)."""
         limits = 1 + TOLERANCE - self.pinned
-        return Knapsack(harms, np.where(self.open, np.moveaxis(self.prices, -1, 0), 0.0), limits)
+        levels = self.pairs[:, 1] - 1
+        terms = tuple(Together(tuple(groups.tolist()), levels, shares.T) for groups, shares in self.terms)
+        return Knapsack(harms, np.where(self.open, np.moveaxis(self.prices, -1, 0), 0.0), limits, terms=terms)
 
     def _of_bits(self, bits: np.ndarray) -> np.ndarray:
         """Finds the picks (k, F) in the bits of all groups, int64 (k, G, 2)."""

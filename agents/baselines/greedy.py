@@ -3,8 +3,10 @@
 The harm of an allocation is taken to be the sum of its layers' sensitivities, and each step makes the change of one
 group of tied layers that has the best ratio of harm to cost. This is Dantzig's greedy rule for the knapsack (Operations
 Research 5, 1957), in the multiple-choice form of Sinha and Zoltners (Operations Research 27, 1979): a step may go to
-any other pair of bits, so that it follows the convex hull where harms are not convex in the bits. Costs are shares of
-the budgets, added up if there are several. Both directions give one answer, for one evaluation.
+any other pair of bits, so that it follows the convex hull where harms are not convex in the bits; or it gives all
+groups that read one tensor the same activation bits, without which that tensor does not shrink. Costs are shares of
+the budgets, added up if there are several, as over the steps of a maximum. Both directions give one answer, for one
+evaluation.
 """
 
 from abc import abstractmethod
@@ -40,7 +42,7 @@ def descend(choices: Choices, harms: np.ndarray) -> np.ndarray:
     """
     pick = choices.highest()
     while not choices.feasible(pick[None])[0]:
-        steps = choices.neighbours(pick)
+        steps = choices.steps(pick)
         saved = _excess(choices, pick[None]) - _excess(choices, steps)
         steps, saved = steps[saved > 0], saved[saved > 0]
         if not len(steps):
@@ -61,7 +63,7 @@ def ascend(choices: Choices, harms: np.ndarray) -> np.ndarray:
     """
     pick = choices.cheapest()
     while True:
-        steps = choices.neighbours(pick)
+        steps = choices.steps(pick)
         removed = harm_of(harms, pick[None]) - harm_of(harms, steps)
         worth = (removed > 0) & choices.feasible(steps)
         if not worth.any():

@@ -33,7 +33,8 @@ def solve(problem: Knapsack, time_limit: float = math.inf) -> Solution:
     The linear relaxation gives Lagrange multipliers of the budgets, and these by how much each option raises a lower
     bound of the harm. HiGHS solves the integer program over the few options that raise it least, the core (Balas and
     Zemel, Operations Research 28, 1980), and then over all that its answer does not exclude, if there are others. The
-    harm is least up to 1e-10 of what the budgets cost.
+    harm is least up to 1e-10 of what the budgets cost. What several layers cost together becomes binary variables and
+    rows of the same program (`Groups.plain`), so that the optimum is exact there, too.
 
     Args:
         problem: The problem.
@@ -47,10 +48,10 @@ def solve(problem: Knapsack, time_limit: float = math.inf) -> Solution:
         QuantenvError: If the time ran out before any solution was found.
     """
     deadline = time.monotonic() + time_limit
-    groups = problem.groups
-    unbounded = groups.harms.argmin(axis=1)
-    if groups.feasible(unbounded):
+    unbounded = problem.groups.harms.argmin(axis=1)
+    if problem.groups.feasible(unbounded):
         return problem.solution(unbounded)
+    groups = problem.groups.plain
     duals = multipliers(groups)
     if duals is None:
         raise _infeasible(problem)
@@ -207,6 +208,9 @@ def _infeasible(problem: Knapsack) -> InfeasibleBudgetError:
     """Says which limits cannot be met, and from where on they can."""
     groups = problem.groups
     least = np.where(np.isfinite(groups.harms), groups.costs, np.inf).min(axis=2).sum(axis=1)
+    for term in groups.terms:
+        levels = [term.levels[np.isfinite(groups.harms[group])].min() for group in term.layers]
+        least = least + term.costs[:, max(levels)]
     alone = [
         f"{metric} <= {limit:.13g} (the least feasible is {cost:.13g})"
         for metric, limit, cost, room in zip(problem.metrics, problem.limits, least, groups.room, strict=True)
@@ -216,7 +220,7 @@ def _infeasible(problem: Knapsack) -> InfeasibleBudgetError:
         return InfeasibleBudgetError(f"No choice of options meets {' nor '.join(alone)}: raise the budget.")
     together = []
     bounded = [index for index, limit in enumerate(problem.limits) if limit < np.inf]
-    for index in bounded:
+    for index in bounded if not problem.terms else ():  # of what layers cost together no harm can be made
         others = [other for other in bounded if other != index]
         cheapest = Knapsack(
             np.where(np.isfinite(problem.harms), problem.costs[index], np.inf),

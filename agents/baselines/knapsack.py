@@ -19,6 +19,30 @@ ROUNDING = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
+class Together:
+    """A cost of several layers that depends on the highest level among their options: a tensor that all of them read.
+
+    Raises:
+        QuantenvError: If there are less than two layers, or the costs fall with the level.
+    """
+
+    layers: tuple[int, ...]
+    """Indices of the layers, or of groups of tied ones."""
+    levels: np.ndarray
+    """Level of each option, int64 (N,), from 0."""
+    costs: np.ndarray
+    """What each level adds to the costs, never falling, float64 (M, levels)."""
+
+    def __post_init__(self) -> None:
+        if len(set(self.layers)) < 2 or (np.diff(self.costs, axis=1) < 0).any():
+            raise QuantenvError("What several layers cost together needs two of them, and never falls with the level.")
+
+    def of(self, options: np.ndarray) -> np.ndarray:
+        """Returns what options, int (..., L), add to the costs, float64 (M, ...)."""
+        return self.costs[:, self.levels[options[..., list(self.layers)]].max(axis=-1)]
+
+
+@dataclass(frozen=True, eq=False)
 class Knapsack:
     """A problem over L layers with N options each and M budgets.
 
@@ -38,6 +62,8 @@ class Knapsack:
     """Groups of layer indices that take the same option; a layer is in one at most."""
     pinned: Mapping[int, int] = field(default_factory=dict)
     """Options of layers that are not to be chosen, by layer index; of a tied layer, for its whole group."""
+    terms: tuple[Together, ...] = ()
+    """What several layers cost together."""
 
     def __post_init__(self) -> None:
         harms, costs, limits = (np.array(a, dtype=np.float64) for a in (self.harms, self.costs, self.limits))
@@ -83,21 +109,32 @@ class Knapsack:
             harms[layer, np.arange(options) != option] = np.inf
         harms = np.stack([harms[list(group)].sum(axis=0) for group in members])
         costs = np.stack([self.costs[:, list(group)].sum(axis=1) for group in members], axis=1)
-        return Groups(tuple(members), harms, np.where(np.isfinite(harms), costs, 0.0), self.limits)
+        group_of = {layer: index for index, group in enumerate(members) for layer in group}
+        terms = []
+        for term in self.terms:
+            units = tuple(sorted({group_of[layer] for layer in term.layers}))
+            if len(units) > 1:
+                terms.append(Together(units, term.levels, term.costs))
+            else:
+                costs[:, units[0]] += term.costs[:, term.levels]
+        return Groups(tuple(members), harms, np.where(np.isfinite(harms), costs, 0.0), self.limits, tuple(terms))
 
     def solution(self, choice: np.ndarray, bound: float = math.inf) -> "Solution":
         """Returns the solution in which each group takes an option.
 
         Args:
-            choice: The options, int (G,).
+            choice: The options, int (G,); what follows them is of no layer (see `Groups.plain`).
             bound: Proven lower bound of the optimum; inf says that this is the optimum.
         """
         options = np.zeros(len(self.harms), dtype=np.int64)
-        for members, option in zip(self.groups.members, choice, strict=True):
+        for members, option in zip(self.groups.members, choice[: len(self.groups.members)], strict=True):
             options[list(members)] = option
         layers = np.arange(len(options))
         objective = math.fsum(self.harms[layers, options])
-        costs = np.array([math.fsum(cost[layers, options]) for cost in self.costs])
+        together = [term.of(options) for term in self.terms]
+        costs = np.array(
+            [math.fsum([*cost[layers, options], *(t[row] for t in together)]) for row, cost in enumerate(self.costs)]
+        )
         return Solution(options, objective, costs, min(bound, objective))
 
 
@@ -113,6 +150,66 @@ class Groups:
     """Float64 (M, G, N); 0 where there is no option."""
     limits: np.ndarray
     """Float64 (M,)."""
+    terms: tuple[Together, ...] = ()
+    """What several groups cost together."""
+
+    @cached_property
+    def plain(self) -> "Groups":
+        """The same problem without terms; its solutions are one to one with this one's.
+
+        For every level that a term can reach above its least, there is one more group with two options, 0: not reached,
+        and 1: reached, which costs the difference. Two more rows make it 1 if and only if some group's option is of
+        that level or a higher one: a group's options of these levels cost 1 in the first, where 0 costs 1 too, and -1
+        in the second, where 1 costs 1; their limits are 1 for each group, and 0.
+        """
+        if not self.terms:
+            return self
+        steps: list[tuple[Together, int, np.ndarray]] = []
+        base = np.zeros(len(self.limits))
+        for term in self.terms:
+            reached = [term.levels[np.isfinite(self.harms[group])] for group in term.layers]
+            least = max(int(levels.min()) for levels in reached)
+            base += term.costs[:, least]
+            below = least
+            for level in sorted({int(each) for levels in reached for each in levels if each > least}):
+                steps.append((term, level, term.costs[:, level] - term.costs[:, below]))
+                below = level
+        count, options = self.harms.shape
+        options = max(options, 2)
+        harms = np.full((count + len(steps), options), np.inf)
+        harms[:count, : self.harms.shape[1]] = self.harms
+        harms[count:, :2] = 0.0
+        costs = np.zeros((len(self.limits), *harms.shape))
+        costs[:, :count, : self.harms.shape[1]] = self.costs
+        costs[:, 0] += np.where(np.isfinite(harms[0]), base[:, None], 0.0)
+        links, limits = [], []
+        for index, (term, level, difference) in enumerate(steps, count):
+            costs[:, index, 1] = difference
+            high = np.zeros(options)
+            high[: len(term.levels)] = term.levels >= level
+            if_some = np.zeros(harms.shape)
+            if_some[index, 1] = 1.0
+            for group in term.layers:
+                row = np.zeros(harms.shape)
+                row[group], row[index, 0] = high, 1.0
+                links.append(row)
+                if_some[group] = -high
+            links.append(if_some)
+            limits += [1.0] * len(term.layers) + [0.0]
+        if links:
+            links_ = np.where(np.isfinite(harms), np.stack(links), 0.0)
+            costs = np.concatenate([costs, links_])
+        members = (*self.members, *((),) * len(steps))
+        return Groups(members, harms, costs, np.concatenate([self.limits, limits]))
+
+    def plain_choice(self, choice: np.ndarray) -> np.ndarray:
+        """Returns the choice of `plain`, int64, for one of this problem, int (G,)."""
+        reached = []
+        for term in self.terms:
+            levels = [term.levels[np.isfinite(self.harms[group])] for group in term.layers]
+            least, top = max(int(each.min()) for each in levels), term.levels[choice[list(term.layers)]].max()
+            reached += [top >= level for level in sorted({int(x) for each in levels for x in each if x > least})]
+        return np.concatenate([choice, np.array(reached, dtype=np.int64)])
 
     @cached_property
     def room(self) -> np.ndarray:
@@ -143,6 +240,8 @@ class Groups:
     def feasible(self, choice: np.ndarray) -> np.ndarray:
         """Returns whether choices, int (..., G), exist and meet every limit, bool (...)."""
         costs = self.costs[:, np.arange(len(self.harms)), choice].sum(axis=-1)
+        for term in self.terms:
+            costs = costs + term.of(choice)
         room = self.room.reshape(-1, *(1,) * (costs.ndim - 1))
         return np.isfinite(self.harm(choice)) & (costs <= room).all(axis=0)
 

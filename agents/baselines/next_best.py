@@ -41,8 +41,8 @@ def next_best(problem: Knapsack, count: int, work: int = WORK) -> tuple[Solution
     """
     best = solve(problem)
     groups = problem.groups
-    search = _Search(groups, count, work)
-    search.add(best.options[[members[0] for members in groups.members]][None])
+    search = _Search(groups.plain, count, work)
+    search.add(groups.plain_choice(best.options[[members[0] for members in groups.members]])[None])
     bound = max(search.run(), best.bound)
     found = [problem.solution(choice, bound) for choice in search.choices]
     return tuple(sorted(found, key=lambda solution: (solution.objective, solution.options.tolist())))

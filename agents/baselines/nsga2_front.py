@@ -26,8 +26,8 @@ class NSGA2FrontAgent(NSGA2Agent):
 
     @cached_property
     def _study(self) -> "optuna.Study":
-        if len(self.problem.limits) != 1:
-            raise QuantenvError(f"A front is about one cost, not {len(self.problem.limits)}: give one metric.")
+        if self.problem.budgets != 1:
+            raise QuantenvError(f"A front is about one cost, not {self.problem.budgets}: give one metric.")
         with self._optuna.quiet():
             sampler = self._sampler(int(self.generator.integers(2**31)))
         choosy = self._optuna.ChoosySampler(sampler, self._parameters.distributions, self._choose)
@@ -39,7 +39,7 @@ class NSGA2FrontAgent(NSGA2Agent):
     def tell(self, results: Results) -> None:
         """Tells the study what was executed: the objective of `Results` and the share of the budget."""
         picks = self._choices.picks(results.actions)
-        loads = self._choices.loads(picks)[:, 0].tolist()
+        loads = self._choices.loads(picks).max(axis=1).tolist()
         objectives = zip(results.objective.tolist(), loads, strict=True)
         with self._optuna.quiet():
             for (trial, asked), pick, values in zip(self._asked, picks, objectives, strict=True):

@@ -1,7 +1,8 @@
 """The additive proxy's Pareto curve: the least harm at every budget of one cost.
 
 All of it is found at once by Nemhauser and Ullmann's dynamic programming (Management Science 15, 1969): groups are
-added one by one, and of the partial solutions only those stay that no other beats in both harm and cost.
+added one by one, and of the partial solutions only those stay that no other beats in both harm and cost. Where several
+groups cost something together, partial solutions are compared only if they have reached the same levels of it.
 """
 
 import numpy as np
@@ -32,7 +33,10 @@ def front(problem: Knapsack) -> tuple[Solution, ...]:
         QuantenvError: If there is not one budget, or the front grows beyond `LARGEST`.
     """
     if len(problem.limits) != 1:
-        raise QuantenvError(f"A front is about one cost, not {len(problem.limits)}: leave the others out.")
+        raise QuantenvError(
+            f"A front is about one cost that is a sum, not {len(problem.limits)}: leave the others out, or solve at "
+            "some budgets instead, as for a maximum."
+        )
     solve(problem)  # says clearly if there is no solution
     groups = problem.groups
     fitting, room = groups.fitting, groups.room[0]
@@ -43,13 +47,26 @@ def front(problem: Knapsack) -> tuple[Solution, ...]:
         for array in (groups.harms, groups.costs[0])
     )
     harms, costs = np.zeros(1), np.zeros(1)
+    least = [max(int(t.levels[fitting[group]].min()) for group in t.layers) for t in groups.terms]
+    costs += sum(term.costs[0, level] for term, level in zip(groups.terms, least, strict=True))
+    reached = np.array([least], dtype=np.int64)  # levels of the terms, of each partial solution
     steps = []
     for group, fits in enumerate(fitting):
         options = np.flatnonzero(fits)
         more_harms = (harms[:, None] + groups.harms[group, options]).ravel()
         more_costs = (costs[:, None] + groups.costs[0, group, options]).ravel()
+        reached = np.repeat(reached, len(options), axis=0)
+        for index, term in enumerate(groups.terms):
+            if group in term.layers:
+                higher = np.maximum(reached[:, index], np.tile(term.levels[options], len(harms)))
+                more_costs += term.costs[0, higher] - term.costs[0, reached[:, index]]
+                reached[:, index] = 0 if group == max(term.layers) else higher  # nobody asks any more
         rows = np.flatnonzero(more_costs + rest[group + 1] <= room)
-        rows = rows[_undominated(more_harms[rows], more_costs[rows], same_harm, same_cost)]
+        _, key = np.unique(reached[rows], axis=0, return_inverse=True)
+        alike = [rows[key.ravel() == each] for each in range(key.max(initial=-1) + 1)]
+        kept = [each[_undominated(more_harms[each], more_costs[each], same_harm, same_cost)] for each in alike]
+        rows = np.concatenate(kept)
+        reached = reached[rows]
         if len(rows) > LARGEST:
             raise QuantenvError(
                 f"The Pareto front has more than {LARGEST:,} partial solutions: solve at some budgets instead."

@@ -5,7 +5,6 @@ import numpy as np
 
 from agents.base import problem_size
 from quantenv.env.environment import QuantizationEnv
-from quantenv.env.masks import cost_of
 from quantenv.hardware.budget import TOLERANCE
 
 
@@ -29,10 +28,12 @@ class Problem:
         inner: QuantizationEnv = env.unwrapped  # type: ignore[assignment]
         self.walk = inner.walk
         """The decisions and their options."""
-        self.costs = inner.group_costs[inner.budgeted]
-        """Budgeted costs of the walk's groups, float64 (M, G, 8, 8)."""
-        self.limits = inner.limits
-        """The budgets, float64 (M,)."""
+        self.costs = inner.budget_rows
+        """Costs of the walk's groups in the budgeted sums, M rows: one for each budget or step of a maximum."""
+        self.limits = inner.row_limits
+        """The budgets of these sums, float64 (M,)."""
+        self.budgets = len(inner.budgets)
+        """How many budgets there are."""
         self._columns = np.array([1 if kind == "activations" else 0 for kind in self.walk.kinds])
 
     def bits(self, actions: np.ndarray) -> np.ndarray:
@@ -46,8 +47,8 @@ class Problem:
         return bits
 
     def loads(self, actions: np.ndarray) -> np.ndarray:
-        """Returns the share of each budget that candidates (k, T) take, float64 (k, M): above 1 is too much."""
-        return cost_of(self.costs, self.bits(actions)).T / self.limits
+        """Returns the share of each limit that candidates (k, T) take, float64 (k, M): above 1 is too much."""
+        return self.costs.cost_of(self.bits(actions)).T / self.limits
 
     def legal(self, actions: np.ndarray) -> np.ndarray:
         """Returns whether the device supports the bits of candidates (k, T), bool (k,)."""

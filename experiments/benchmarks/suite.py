@@ -32,7 +32,7 @@ class BenchmarkOptions:
     tasks: list[str] = field(default_factory=lambda: ["digits_table", "resnet20_table"])
     """Tasks by name, or paths of tables. Exact regret is known on table tasks only."""
     metric: str = "size"
-    """Budgeted metric: size, bops, latency or energy."""
+    """Budgeted metric: size, bops, latency, energy or memory."""
     budgets: list[float] = field(default_factory=lambda: [0.35, 0.45, 0.6])
     """Ratios of the cost at 8 bits, in (0, 1]."""
     seeds: int = 10

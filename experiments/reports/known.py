@@ -19,8 +19,9 @@ from quantenv.errors import QuantenvError
 from quantenv.evaluate import Evaluator, make_evaluator
 from quantenv.evaluate.table import EvaluationTable
 from quantenv.evaluate.table_evaluator import TableEvaluator
-from quantenv.evaluate.table_optimum import over_rows
+from quantenv.evaluate.table_optimum import costs_of_rows, over_rows
 from quantenv.evaluate.tables import is_table, resolve_task
+from quantenv.hardware.budget import TOLERANCE
 from quantenv.layers import LayerSpec
 from quantenv.sensitivity import Sensitivity
 from quantenv.sensitivity.kinds import KINDS
@@ -160,8 +161,13 @@ def _metric_env(setting: Setting, metric: str, task: Task | EvaluationTable, eva
 
 
 def _shares(env: QuantizationEnv, metric: str) -> np.ndarray:
-    values = env.tables[metric].values[:, -1, -1]
-    return values / values.sum()
+    """Shares of the layers in the 8-bit cost; of a maximum, in the greatest sum; what several read, divided evenly."""
+    rows = env.tables[metric].rows
+    greatest = int(rows.cost_of(np.full((rows.values.shape[1], 2), MAX_BITS)).argmax())
+    values = rows.values[greatest, :, -1, -1].copy()
+    for term in rows.terms:
+        values[list(term.units)] += term.values[greatest, -1] / len(term.units)
+    return np.asarray(values / values.sum())
 
 
 def _allocation(layers: Sequence[LayerSpec], bits: Bits) -> Allocation:
@@ -193,16 +199,16 @@ def _even_bits(env: QuantizationEnv) -> float:
     """Interpolates the cost of giving all decided layers the same bits; activations too where they are decided."""
     decided = np.isin(env.walk.group_of, env.walk.groups)
     held = np.array([np.argwhere(layer)[-1] for layer in env.allowed])  # what is pinned, and fixed activations
-    layers, options = np.arange(len(held)), np.array(env.bits)
+    options = np.array(env.bits)
     least = np.inf
     for budget in env.budgets:
-        values, costs = env.tables[budget.metric].values, []
+        costs = []
         for bits in options:
             pairs = held.copy()
             pairs[decided, 0] = bits - 1
             if env.walk.mode != "weights":
                 pairs[decided, 1] = bits - 1
-            costs.append(values[layers, pairs[:, 0], pairs[:, 1]].sum())
+            costs.append(float(env.tables[budget.metric].costs(pairs + 1)))
         least = min(least, float(np.interp(budget.limit, costs, options)))
     return least
 
@@ -212,12 +218,12 @@ def _proxy_curve(env: QuantizationEnv, metric: str, cases: Iterable[CaseKnown]) 
     problem = Problem(env)
     choices = Choices(problem)
     knapsack = choices.knapsack(choices.harms(group_harms(env)))
-    cheapest = float((choices.loads(choices.cheapest()[None]) - choices.pinned)[0, 0])
-    limits = np.linspace(cheapest, float(knapsack.limits[0]), PROXY_POINTS)
-    asked = [case.limits[metric] / env.budgets[0].limit - float(choices.pinned[0]) for case in cases]
+    cheapest = float(choices.loads(choices.cheapest()[None]).max())
+    shares = np.linspace(cheapest, 1 + TOLERANCE, PROXY_POINTS)
+    asked = [case.limits[metric] / env.budgets[0].limit for case in cases]
     picks = {}
-    for limit in sorted({*limits.tolist(), *(limit for limit in asked if limit >= cheapest)}):
-        solution = solve(replace(knapsack, limits=np.array([limit * (1 + 1e-9)])))
+    for share in sorted({*shares.tolist(), *(share for share in asked if share >= cheapest)}):
+        solution = solve(replace(knapsack, limits=share * (1 + TOLERANCE) - choices.pinned))
         picks[solution.options.tobytes()] = solution.options
     actions = choices.actions(np.array(list(picks.values())))
     allocations = [
@@ -230,7 +236,7 @@ def _true_front(env: QuantizationEnv, metric: str) -> tuple[np.ndarray, np.ndarr
     table = env.table
     assert table is not None
     rows = np.flatnonzero(over_rows(table, env.allowed, np.logical_and))
-    costs = over_rows(table, env.tables[metric].values, np.add)[rows]
+    costs = costs_of_rows(table, env.tables[metric])[rows]
     correct = table.correct["search"][rows].astype(np.int64)
     best = undominated(costs, correct)
     return costs[best], correct[best]

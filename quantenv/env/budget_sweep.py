@@ -9,11 +9,10 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from quantenv.arguments import plain, read_options, read_seed, whole_number
 from quantenv.env.environment import QuantizationEnv
-from quantenv.env.masks import Masks
 from quantenv.env.observations import Observer, describe_groups
 from quantenv.env.subject import TaskLike
 from quantenv.errors import QuantenvError, shown, unknown_name
-from quantenv.hardware.budget import Budget
+from quantenv.hardware.budget import Budget, feasible_interval
 
 #: The observation's last feature: where the episode's budget lies between the cheapest allocation and the highest one.
 BUDGET_SHARE = "budget_share"
@@ -59,9 +58,8 @@ class BudgetSweepEnv(QuantizationEnv):
         levels = whole_number(levels, "levels", 2, MOST_LEVELS)
         if len(self.budgets) != 1:
             raise QuantenvError(f"A sweep is over one budget, not {len(self.budgets)}: give one metric.")
-        costs = self.group_costs[self.budgeted[0]]
-        least = float(np.where(self.walk.allowed, costs, np.inf).min(axis=(1, 2)).sum())
-        most = float(np.where(self.walk.allowed, costs, -np.inf).max(axis=(1, 2)).sum())
+        metric = self.budgets[0].metric
+        least, most = feasible_interval(self.group_costs[metric], self.walk.allowed)
         most = min(self.budgets[0].limit, most)
         if not most > least:
             raise QuantenvError(
@@ -72,16 +70,25 @@ class BudgetSweepEnv(QuantizationEnv):
         self.feature_names = (*self.feature_names, BUDGET_SHARE)
         self.observation_space = spaces.Box(0.0, 1.0, (len(self.feature_names),), dtype=np.float32)
         groups = describe_groups(self.layers, self.walk)
-        of_groups = dict(zip(self.tables, self.group_costs, strict=True))
-        metric = self.budgets[0].metric
-        self._levels = [
-            (
-                (Budget(metric, limit),),
-                Masks(self.walk, self.group_costs[self.masked], np.full(len(self.masked), limit)),
-                Observer(self.feature_names, groups, self.walk, of_groups, {metric: limit}, self._shown),
+        sums, references = self.episode_costs, {name: table.reference for name, table in self.tables.items()}
+        self._levels = []
+        for limit in self.level_limits.tolist():
+            self.limits = np.array([limit])
+            self._levels.append(
+                (
+                    (Budget(metric, limit),),
+                    self.make_masks(),
+                    Observer(
+                        self.feature_names,
+                        groups,
+                        self.walk,
+                        self.episode_costs,
+                        {metric: limit},
+                        self._shown,
+                        references,
+                    ),
+                )
             )
-            for limit in self.level_limits.tolist()
-        ]
         self.level = levels - 1
         """Index of the running episode's budget."""
         self._vectorized = 0

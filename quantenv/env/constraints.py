@@ -12,6 +12,7 @@ from quantenv.env.projection import project
 from quantenv.env.walk import Walk
 from quantenv.errors import QuantenvError, unknown_name
 from quantenv.hardware.budget import TOLERANCE
+from quantenv.hardware.rows import CostRows
 
 
 @dataclass
@@ -23,8 +24,18 @@ class Constraint:
     tells: ClassVar[tuple[str, ...]] = ()
     """Names of what `info` returns."""
 
-    def execute(self, bits: np.ndarray, walk: Walk, costs: np.ndarray, limits: np.ndarray) -> np.ndarray:
-        """Returns the allocation that is evaluated, int64 (G, 2), for the one that was decided."""
+    def execute(self, bits: np.ndarray, walk: Walk, costs: CostRows, limits: np.ndarray) -> np.ndarray:
+        """Returns the allocation that is evaluated for the one that was decided.
+
+        Args:
+            bits: The finished allocation of the walk's groups, int64 (G, 2).
+            walk: The decisions.
+            costs: Budgeted costs of the groups, M rows: one for each budget, or for each step of a maximum.
+            limits: Budgets of the rows, float64 (M,).
+
+        Returns:
+            The executed allocation, int64 (G, 2).
+        """
         return bits
 
     def reward(self, reward: float, ratios: np.ndarray) -> float:
@@ -55,7 +66,7 @@ class Mask(Constraint):
 class Project(Constraint):
     """The finished allocation is walked down to the budget; see `projection.project`."""
 
-    def execute(self, bits: np.ndarray, walk: Walk, costs: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    def execute(self, bits: np.ndarray, walk: Walk, costs: CostRows, limits: np.ndarray) -> np.ndarray:
         """Returns the projected allocation."""
         return project(bits, walk, costs, limits)
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 import gymnasium
@@ -16,9 +17,10 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from quantenv.allocation import Allocation, channels_in
 from quantenv.arguments import read_options, read_seed, switch, whole_number
 from quantenv.env.constraints import make_constraint
+from quantenv.env.costs import EpisodeCosts, group_costs
 from quantenv.env.decisions import Pins, make_walk
 from quantenv.env.information import Information, info_fields
-from quantenv.env.masks import Masks, cost_of, within
+from quantenv.env.masks import Masks, within
 from quantenv.env.observations import Observer, check_sensitivity, describe_groups, feature_names
 from quantenv.env.regret import Regret
 from quantenv.env.rendering import allocation_text
@@ -29,8 +31,9 @@ from quantenv.errors import QuantenvError, shown
 from quantenv.evaluate.base import Evaluation, Evaluator
 from quantenv.groups import Tied
 from quantenv.hardware.budget import check_feasible, parse_budgets
-from quantenv.hardware.costs import CostTable, compile_costs
+from quantenv.hardware.costs import NetworkCosts, compile_costs
 from quantenv.hardware.devices import load_device
+from quantenv.hardware.rows import CostRows
 
 #: Bit options of a network; a table offers those that it holds.
 BITS = (2, 3, 4, 5, 6, 7, 8)
@@ -46,8 +49,8 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
     The network's quantizable layers are visited in execution order. Each decision gives one layer's weights,
     its input activations, or both their bit-widths, or those of a group of tied layers at once. Where the task has
     channel groups, they are layers here, or each layer takes two decisions (`decisions="hierarchical"`). The finished
-    allocation is priced in accuracy by an evaluator and in size, bit operations, latency and energy by a device's
-    cost tables. The environment holds no randomness: an episode follows from its actions.
+    allocation is priced in accuracy by an evaluator and in size, bit operations, latency, energy and peak activation
+    memory by a device's cost tables. The environment holds no randomness: an episode follows from its actions.
 
     ## Action Space
     `Discrete(B)`: an index into the `bits` on offer, ascending; with `decisions="joint"`, `Discrete(B * B)`:
@@ -129,7 +132,7 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
         Args:
             task: A registered task, a Task, or a table of one by name or itself; not used where `evaluator` is
                 an object and `sensitivity` is given.
-            metric: Metric or metrics the budget is about: size, bops, latency, energy.
+            metric: Metric or metrics the budget is about: size, bops, latency, energy, memory.
             budget: A ratio of the 8-bit cost, an absolute limit with a unit, one per metric, or a mapping
                 from metrics to budgets; see `quantenv.hardware.budget.parse_budgets`.
             device: Name of a device, or path of its YAML description.
@@ -192,7 +195,9 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
         """The quantizable layers, length L."""
         self.reference = self.evaluator.reference
         """The float network's evaluation on the search split."""
-        self.tables = compile_costs(self.layers, self.device, subject.codebooks)
+        self.activations = subject.activations()
+        """The network's stored tensors and products of activations."""
+        self.tables = compile_costs(self.layers, self.activations, self.device, subject.codebooks)
         """Cost table of every metric the device defines."""
         self.budgets = parse_budgets(metric, budget, self.tables)
         """The budgets, absolute, in SI units."""
@@ -201,19 +206,18 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
         )
         """The decisions of an episode and their options."""
         subject.check_walk(self.walk)
-        of_groups = {name: self.walk.group_costs(table.values) for name, table in self.tables.items()}
-        check_feasible(
-            self.budgets, {name: CostTable(name, values) for name, values in of_groups.items()}, self.walk.allowed
-        )
+        self.group_costs = {name: group_costs(self.walk, table) for name, table in self.tables.items()}
+        """Costs of the walk's groups, by metric."""
+        check_feasible(self.budgets, self.group_costs, self.walk.allowed)
 
-        self.costs = np.stack([table.values for table in self.tables.values()])
-        """Costs of the layers in every metric, float64 (K, L, 8, 8), in the order of `tables`."""
-        self.group_costs = np.stack(list(of_groups.values()))
-        """Costs of the walk's groups, float64 (K, G, 8, 8)."""
+        self.network_costs = NetworkCosts(self.tables)
+        """What whole allocations cost in every metric, in the order of `tables`."""
         self.limits = np.array([budget.limit for budget in self.budgets])
-        """The budgets, float64 (M,)."""
+        """The budgets, one each, float64."""
         self.budgeted = np.array([list(self.tables).index(budget.metric) for budget in self.budgets])
-        """Index of each budget's metric, int64 (M,)."""
+        """Index of each budget's metric among `tables`, int64."""
+        self.episode_costs = EpisodeCosts(self.walk, self.group_costs, tuple(budget.metric for budget in self.budgets))
+        """The sums that are kept while an episode runs, R of them; M have a budget."""
         limits = {budget.metric: budget.limit for budget in self.budgets}
         self.price = make_reward(
             reward,
@@ -223,10 +227,10 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
             {name: limits.get(name, table.reference) for name, table in self.tables.items()},
         )
         """The penalty-free reward."""
-        masked = self.budgeted if self.constraint_rule.masks_budget else self.budgeted[:0]
-        self.masked = masked
-        """Indices of the metrics whose budgets close options, int64 (M,) or (0,)."""
-        self.masks = Masks(self.walk, self.group_costs[masked], self.limits[: len(masked)])
+        masks_budget = self.constraint_rule.masks_budget
+        self.masked = self.episode_costs.budgeted[: None if masks_budget else 0]
+        """Indices of the sums whose budgets close options, int64 (M,) or (0,)."""
+        self.masks = self.make_masks()
         """Open options of every decision."""
         self.feature_names = feature_names(observation, tuple(limits))
         """Names of the observation's features, in order."""
@@ -236,7 +240,13 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
         if "sensitivity" in self.feature_names:
             self._shown = ShownSensitivity(subject, sensitivity, self.layers, self.walk)
         self.observer = Observer(
-            self.feature_names, describe_groups(self.layers, self.walk), self.walk, of_groups, limits, self._shown
+            self.feature_names,
+            describe_groups(self.layers, self.walk),
+            self.walk,
+            self.episode_costs,
+            limits,
+            self._shown,
+            {name: table.reference for name, table in self.tables.items()},
         )
         """Writes the observations."""
         self.regret = Regret(self.table, self.budgets, self.tables, self.walk) if switch(regret, "regret") else None
@@ -262,11 +272,6 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
         """Makes the infos."""
         self._every_option = np.ones(self.walk.n_actions, dtype=bool)
         self._mean_bits = self.walk.mean_bits.tolist()
-        self._prices = np.ascontiguousarray(np.moveaxis(self.group_costs, 0, -1))  # (G, 8, 8, K): a row is one look-up
-        pinned_groups = np.flatnonzero((self.walk.start > 0).all(axis=1))
-        weight, activation = self.walk.start[pinned_groups].T - 1
-        self.pinned_cost = self.group_costs[:, pinned_groups, weight, activation].sum(axis=1)
-        """Costs of the pinned layers, float64 (K,)."""
         self._decision = -1  # no episode has begun
         self._bits = self.walk.start.copy()
 
@@ -311,6 +316,21 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
     def allowed(self) -> np.ndarray:
         """Which (weight bits - 1, activation bits - 1) each layer can end with, bool (L, 8, 8)."""
         return self.walk.allowed_of_layers
+
+    @property
+    def row_limits(self) -> np.ndarray:
+        """The budget of each budgeted sum, float64 (M,): steps of a maximum have the same."""
+        return self.limits[self.episode_costs.budget_of]
+
+    @cached_property
+    def budget_rows(self) -> CostRows:
+        """Costs of the walk's groups in the budgeted sums, M rows."""
+        return self.episode_costs.rows.take(self.episode_costs.budgeted)
+
+    def make_masks(self) -> Masks:
+        """Works out the masks for the limits in force."""
+        limits = self.row_limits[: len(self.masked)]
+        return Masks(self.walk, self.episode_costs.rows.take(self.masked), limits)
 
     def action_masks(self) -> np.ndarray:
         """Returns the open options of the decision at hand, bool (n,); sb3-contrib calls it by this name.
@@ -367,7 +387,8 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
         self._decision = 0
         self._budgets_known = {f"budget_{budget.metric}": np.float64(budget.limit) for budget in self.budgets}
         self._bits = self.walk.start.copy()
-        self._spent = self.pinned_cost.copy()
+        self._spent = self.episode_costs.start.copy()
+        self._reached = self.episode_costs.start_reached.copy()
         self._previous_bits = 0.0
         self._executed = np.zeros(self.n_decisions, dtype=np.int64)
         return self._observe(), self._info({})
@@ -427,7 +448,7 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
         else:
             if self.walk.kinds[self._decision] == "activations":
                 weight_bits = int(self._bits[self.walk.groups[self._decision], 0])
-            self._mask = self.masks.open(self._decision, weight_bits, self._spent[self.masked])
+            self._mask = self.masks.open(self._decision, weight_bits, self._spent[self.masked], self._reached)
         return self.observer.observe(self._decision, weight_bits, self._previous_bits, self._spent)
 
     def _decide(self, taken: int) -> int:
@@ -438,8 +459,7 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
         self._previous_bits = self._mean_bits[executed]
         if self.walk.settle(self._bits, decision, executed):
             group = self.walk.groups[decision]
-            weight, activation = self._bits[group].tolist()
-            self._spent += self._prices[group, weight - 1, activation - 1]
+            self.episode_costs.charge(self._spent, self._reached, group, *self._bits[group].tolist())
         self._decision += 1
         return taken
 
@@ -466,11 +486,11 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
     def _settle(self) -> Allocation:
         """Lets the constraint execute the finished allocation and returns it."""
         decided = self._bits
-        self._bits = self.constraint_rule.execute(decided, self.walk, self.group_costs[self.budgeted], self.limits)
+        self._bits = self.constraint_rule.execute(decided, self.walk, self.budget_rows, self.row_limits)
         if self._bits is not decided:
             self._executed = self.walk.actions(self._bits)
             self._previous_bits = self._mean_bits[self._executed[-1]]
-            self._spent = cost_of(self.group_costs, self._bits)
+            self._spent = self.episode_costs.rows.cost_of(self._bits)
         weights, activations = self.walk.per_layer(self._bits).T.tolist()
         return Allocation(self._names, tuple(weights), tuple(activations), *self.origin, self._channels)
 
@@ -478,7 +498,7 @@ class QuantizationEnv(gymnasium.Env[np.ndarray, int]):
         """Charges the evaluation and returns the reward and the last info's outcome."""
         self.evaluations += 1
         bits = self.walk.per_layer(self._bits)
-        costs = cost_of(self.costs, bits)
+        costs = self.network_costs.of(bits)
         penalty = self.constraint_rule.info()
         feasible = within(costs[self.budgeted], self.limits)
         price = float(self.price(evaluation.accuracy, costs))

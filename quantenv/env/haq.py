@@ -16,13 +16,14 @@ from quantenv.arguments import named, one_of
 from quantenv.env.constraints import Constraint
 from quantenv.env.decisions import DECISIONS
 from quantenv.env.environment import QuantizationEnv
-from quantenv.env.masks import cost_of, within
+from quantenv.env.masks import within
 from quantenv.env.projection import project
 from quantenv.env.subject import TaskLike
 from quantenv.env.walk import Walk
 from quantenv.errors import QuantenvError, shown, unknown_name
 from quantenv.evaluate.base import Evaluation
 from quantenv.hardware.budget import check_feasible
+from quantenv.hardware.rows import CostRows
 from quantenv.typed import checked
 
 #: When the first and the last layer are kept at 8 bits.
@@ -203,14 +204,15 @@ class OverwriteEnds(Constraint):
     first_at_7: bool
     """Whether the first one's overwritten activations are priced as 7 bits."""
 
-    def execute(self, bits: np.ndarray, walk: Walk, costs: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    def execute(self, bits: np.ndarray, walk: Walk, costs: CostRows, limits: np.ndarray) -> np.ndarray:
         """Returns the projected allocation; `bits` itself if that is within budget."""
-        if within(cost_of(costs, bits), limits):
+        if within(costs.cost_of(bits), limits):
             return bits
         bits = bits.copy()
         bits[self.ends] = MAX_BITS
         if self.first_at_7:
-            costs = costs.copy()
-            costs[:, self.ends[0], -1, -1] = costs[:, self.ends[0], -1, -2]
+            values = costs.values.copy()
+            values[:, self.ends[0], -1, -1] = values[:, self.ends[0], -1, -2]
+            costs = CostRows(values, costs.terms)
         # The ends have one pair of bits there, so nothing lowers them.
         return project(bits, replace(walk, allowed=self.allowed), costs, limits)

@@ -1,9 +1,14 @@
 """Which options of a decision are open: the device's bit-widths, and the budget when it is masked.
 
-An option is open when cost so far + this option + the minimum of the rest <= budget, for every budgeted
-metric. What is left of the budget for each option is worked out and sorted once, so a mask is a look-up.
+An option is open when cost so far + this option + the minimum of the rest <= budget, for every budgeted sum. What is
+left of the budget for each option is worked out and sorted once, so a mask is a look-up.
 
-Rows of costs and of allocations are the groups of the walk here: one layer each, or the sum over tied layers.
+Units of costs and rows of allocations are the groups of the walk here: one layer each, or the sum over tied layers. A
+budget on a maximum of several sums is that budget on each of them.
+
+Tensors that several groups read are stored at the most bits that one of them wants. Each such term starts at the least
+that these groups can end with, and a decision that goes beyond what is reached adds the difference: the minimum of the
+rest, every group at its fewest bits, adds nothing to it.
 """
 
 from bisect import bisect_left
@@ -12,6 +17,7 @@ import numpy as np
 
 from quantenv.env.walk import Walk
 from quantenv.hardware.budget import TOLERANCE
+from quantenv.hardware.rows import CostRows, Term
 
 
 def within(costs: np.ndarray, limits: np.ndarray) -> bool:
@@ -36,12 +42,6 @@ def cheapest_bits(allowed: np.ndarray, costs: np.ndarray, limits: np.ndarray) ->
     total = np.where(allowed, (costs / limits[:, None, None, None]).sum(axis=0), np.inf)
     flat = total.reshape(len(total), -1).argmin(axis=1)
     return np.stack(np.divmod(flat, total.shape[-1]), axis=1) + 1
-
-
-def cost_of(costs: np.ndarray, bits: np.ndarray) -> np.ndarray:
-    """Sums costs, float64 (M, L, 8, 8), over the layers of finished allocations, int64 (..., L, 2), to (M, ...)."""
-    weight, activation = bits[..., 0] - 1, bits[..., 1] - 1
-    return costs[:, np.arange(costs.shape[1]), weight, activation].sum(axis=-1)
 
 
 class Options:
@@ -71,6 +71,11 @@ class Options:
             mask = mask & rows[bisect_left(ascending, amount)]
         return mask
 
+    def open_beyond(self, spent: np.ndarray) -> np.ndarray:
+        """Returns the open options, bool (n,), where each option adds something of its own: `spent` is (M, n)."""
+        mask: np.ndarray = self._legal & (spent <= self._room).all(axis=0)
+        return mask
+
     def open_many(self, spent: np.ndarray) -> np.ndarray:
         """Returns the same for N episodes, bool (N, n); `spent` is float64 (N, M)."""
         return self._legal & (spent[:, :, None] <= self._room).all(axis=1)
@@ -80,37 +85,51 @@ class Masks:
     """Open options of every decision.
 
     With budgets, the completion by each group's cheapest bits stays within every budget whatever open options
-    are taken. With one metric, or costs that grow with the bits, an option is closed only if every completion
+    are taken. With one sum, or costs that grow with the bits, an option is closed only if every completion
     breaks a budget. Budgets that disagree about a group's cheapest bits are refused by `check_feasible`; where
     they disagree only about the activations beside some weights, some feasible allocations may be closed too.
     """
 
-    def __init__(self, walk: Walk, costs: np.ndarray, limits: np.ndarray) -> None:
+    def __init__(self, walk: Walk, costs: CostRows, limits: np.ndarray) -> None:
         """Works out what each option leaves.
 
         Args:
             walk: The decisions.
-            costs: Budgeted costs, float64 (M, G, 8, 8); M = 0 when the budget is not masked.
+            costs: Budgeted costs of the groups, M rows; M = 0 when the budget is not masked.
             limits: Budgets, float64 (M,), which the cheapest bits meet.
         """
-        self._cheapest = cheapest_bits(walk.allowed, costs, limits)
-        self._costs = costs
+        self._cheapest = cheapest_bits(walk.allowed, costs.values, limits)
+        self._costs = costs.values
         self._limits = limits
+        self._terms: list[list[tuple[int, Term]]] = [
+            [(index, term) for index, term in enumerate(costs.terms) if group in term.units and term.values.any()]
+            for group in walk.groups
+        ]
+        self._activations: dict[tuple[int, int], np.ndarray] = {}
         self._options = [self._options_at(walk, decision) for decision in range(walk.n_decisions)]
 
     def options(self, decision: int, weight_bits: int) -> Options:
         """Returns a decision's options, given the weight bits of its group if they are settled, else 0."""
         return self._options[decision][weight_bits]
 
-    def open(self, decision: int, weight_bits: int, spent: np.ndarray) -> np.ndarray:
+    def open(self, decision: int, weight_bits: int, spent: np.ndarray, reached: np.ndarray) -> np.ndarray:
         """Returns the open options, bool (n,), at least one of them, not to be changed.
 
         Args:
             decision: Index of the decision.
             weight_bits: The weight bits of the decision's group if they are settled, else 0.
-            spent: Budgeted costs of all groups whose bits are settled, pinned ones included, float64 (M,).
+            spent: Budgeted costs of all groups whose bits are settled, pinned ones included, and of the terms as far as
+                they are reached, float64 (M,).
+            reached: Activation bits - 1 that each term has reached, int64, in the order of the costs' terms.
         """
-        return self._options[decision][weight_bits].open(spent)
+        options = self._options[decision][weight_bits]
+        if not self._terms[decision]:
+            return options.open(spent)
+        bits, added = self._activations[decision, weight_bits], spent[:, None]
+        for index, term in self._terms[decision]:
+            at = reached[index]
+            added = added + term.values[:, np.maximum(bits, at)] - term.values[:, at, None]
+        return options.open_beyond(added)
 
     def _options_at(self, walk: Walk, decision: int) -> dict[int, Options]:
         """The options by the group's settled weight bits."""
@@ -119,20 +138,22 @@ class Masks:
         weight, activation = self._cheapest[later].T - 1
         room = self._limits * (1 + TOLERANCE) - self._costs[:, later, weight, activation].sum(axis=1)
         if kind == "both":
-            return {0: self._fill(walk, group, walk.options, room)}
+            return {0: self._fill(walk, decision, walk.options, room)}
         if kind == "activations":
             grid = {weight: [(weight, activation) for activation in walk.bits] for weight in walk.bits}
-            return {weight: self._fill(walk, group, np.array(pairs), room) for weight, pairs in grid.items()}
+            return {weight: self._fill(walk, decision, np.array(pairs), room, weight) for weight, pairs in grid.items()}
         columns = [self._cheapest_activation(walk, group, weight) for weight in walk.bits]
-        return {0: self._fill(walk, group, np.stack([walk.bits, columns], axis=1), room)}
+        return {0: self._fill(walk, decision, np.stack([walk.bits, columns], axis=1), room)}
 
     def _cheapest_activation(self, walk: Walk, group: int, weight: int) -> int:
         row = np.zeros_like(walk.allowed[group])
         row[weight - 1] = walk.allowed[group, weight - 1]
         return int(cheapest_bits(row[None], self._costs[:, [group]], self._limits)[0, 1])
 
-    def _fill(self, walk: Walk, group: int, pairs: np.ndarray, room: np.ndarray) -> Options:
+    def _fill(self, walk: Walk, decision: int, pairs: np.ndarray, room: np.ndarray, weight_bits: int = 0) -> Options:
+        group = int(walk.groups[decision])
         weight, activation = pairs.T - 1
+        self._activations[decision, weight_bits] = activation
         legal = walk.allowed[group, weight, activation]
         costs = self._costs[:, group, weight, activation]
         left = room[:, None] - costs

@@ -6,20 +6,24 @@ state's "reduced" and "rest").
 
 Features of the layer are normalised over the network's layers, (x - min) / (max - min) as HAQ does, 0 where
 all layers agree. Features of the episode count what is settled: costs of layers all of whose bits are decided
-or pinned. Tied layers are one layer here: with the geometry of their first, with the sum of their parameters,
-costs and sensitivities, and with the group's place among the groups as their index.
+or pinned, and of tensors that several layers read what is certain. Tied layers are one layer here: with the geometry
+of their first, with the sum of their parameters, costs and sensitivities, and with the group's place among the groups
+as their index.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gymnasium import spaces
 
 from quantenv.arguments import one_of, plain
 from quantenv.channel_groups import parts_of, whole
+from quantenv.env.costs import EpisodeCosts
 from quantenv.env.walk import Walk
 from quantenv.errors import QuantenvError, shown
 from quantenv.hardware.budget import TOLERANCE
@@ -160,9 +164,10 @@ class Observer:
         names: Sequence[str],
         layers: Sequence[LayerSpec],
         walk: Walk,
-        costs: dict[str, np.ndarray],
+        costs: EpisodeCosts,
         limits: dict[str, float],
         sensitivity: "ShownSensitivity | None",
+        references: Mapping[str, float],
     ) -> None:
         """Prepares the features.
 
@@ -170,11 +175,11 @@ class Observer:
             names: Features, from `feature_names`.
             layers: The walk's groups as `describe_groups` describes them.
             walk: The decisions.
-            costs: Every metric's costs of the groups, each float64 (G, 8, 8); the order is that of `observe`'s
-                `spent`.
+            costs: The sums that are kept while an episode runs, R; the order is that of `observe`'s `spent`.
             limits: Budgets by metric.
             sensitivity: Measures that of the groups when the first observation is read; None if it is not among the
                 names.
+            references: The network's 8-bit costs by metric.
         """
         self.names = tuple(names)
         self.space = spaces.Box(0.0, 1.0, (len(names),), dtype=np.float32)
@@ -195,26 +200,28 @@ class Observer:
         self._base = np.repeat(static[np.minimum(np.arange(decisions + 1), decisions - 1), None], 9, axis=1)
         self._slope = np.zeros(len(names))
         self._metric = np.zeros(len(names), dtype=np.int64)
-        position = {metric: index for index, metric in enumerate(costs)}
+        self._peaks: list[_Peak] = []
         for name, column in columns.items():
             if not name.startswith(("size_so", "latency_so", "budget_left", "reducible")):
                 continue
             metric = name.removesuffix("_so_far").removeprefix("budget_left_").removeprefix("reducible_")
-            if metric not in costs:
+            if metric not in costs.places:
                 continue
-            self._metric[column] = position[metric]
+            places = costs.places[metric]
+            self._metric[column] = places[0]
             if name.endswith("_so_far"):
-                self._slope[column] = 1 / costs[metric][:, -1, -1].sum()
+                self._slope[column] = 1 / references[metric]
                 continue
-            least, most = _completions(walk, costs[metric])
-            pinned = _pinned_cost(walk, costs[metric])
-            if name.startswith("reducible"):
-                self._base[:, :, column] = _share(most - least, most[0, 0] - least[0, 0])
-            else:
-                spare = limits[metric] - pinned - least[0, 0]
-                if spare > TOLERANCE * limits[metric]:
-                    self._base[:, :, column] = (limits[metric] - least) / spare
-                    self._slope[column] = -1 / spare
+            completions = [_completions(walk, costs, row) for row in places.tolist()]
+            least, most = (np.stack(each) for each in zip(*completions, strict=True))
+            peak = _Peak(name.startswith("reducible"), column, places, limits[metric], least, most, costs.start[places])
+            if len(places) > 1:
+                self._peaks.append(peak)
+            elif peak.reducible:
+                self._base[:, :, column] = _share((most - least)[0], peak.at_start)
+            elif peak.at_start > TOLERANCE * limits[metric]:
+                self._base[:, :, column] = (limits[metric] - least[0]) / peak.at_start
+                self._slope[column] = -1 / peak.at_start
 
     def observe(
         self, decision: int | np.ndarray, weight_bits: int, previous_bits: float | np.ndarray, spent: np.ndarray
@@ -228,7 +235,7 @@ class Observer:
                 not, else 0.
             previous_bits: Bits of the previous decision, the mean of both if it was joint; not read before the
                 first. One number, or (N,).
-            spent: Every metric's cost of all settled groups, float64 (K,) or (N, K).
+            spent: Every sum over all settled groups, float64 (R,) or (N, R).
 
         Returns:
             float32 (F,) or (N, F).
@@ -238,6 +245,8 @@ class Observer:
         features = spent.take(self._metric, axis=-1)
         features *= self._slope
         features += self._base[decision, weight_bits]
+        for peak in self._peaks:
+            features[..., peak.column] = peak.share(decision, weight_bits, spent)
         np.maximum(features, 0.0, out=features)
         np.minimum(features, 1.0, out=features)
         if self._previous is not None:
@@ -254,15 +263,59 @@ class Observer:
         self._sensitivity = None
 
 
-def _completions(walk: Walk, costs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cheapest and dearest completion, each float64 (T + 1, 9): [decision, settled weight bits]."""
-    least, most = np.where(walk.allowed, costs, np.inf), np.where(walk.allowed, costs, -np.inf)
+@dataclass(frozen=True, eq=False)
+class _Peak:
+    """The features about the budget of one metric: the greatest of S sums, or one sum."""
+
+    reducible: bool
+    """Whether it is about what is reducible; otherwise about what is left."""
+    column: int
+    """Place among the features."""
+    places: np.ndarray
+    """Rows of the sums, int64 (S,)."""
+    limit: float
+    """The budget."""
+    least: np.ndarray
+    """What the cheapest completion adds to each sum, float64 (S, T + 1, 9) = [sum, decision, settled weight bits]."""
+    most: np.ndarray
+    """The same of the dearest."""
+    start: np.ndarray
+    """The sums at the episode's start, float64 (S,)."""
+
+    @cached_property
+    def at_start(self) -> float:
+        """What is left or reducible at an episode's start."""
+        return float(self._value(0, 0, self.start))
+
+    def share(self, decision: int | np.ndarray, weight_bits: int, spent: np.ndarray) -> Any:
+        """Returns the feature, a share of that at the start; `spent` is all sums, (..., R)."""
+        value = self._value(decision, weight_bits, spent[..., self.places])
+        return value / self.at_start if self.at_start > TOLERANCE * self.limit else 0.0 * value
+
+    def _value(self, decision: int | np.ndarray, weight_bits: int, spent: np.ndarray) -> Any:
+        least = (spent + np.moveaxis(self.least[:, decision, weight_bits], 0, -1)).max(axis=-1)
+        if not self.reducible:
+            return self.limit - least
+        return (spent + np.moveaxis(self.most[:, decision, weight_bits], 0, -1)).max(axis=-1) - least
+
+
+def _completions(walk: Walk, costs: EpisodeCosts, row: int) -> tuple[np.ndarray, np.ndarray]:
+    """What the cheapest and the dearest completion add to a sum, each float64 (T + 1, 9): [decision, weight bits].
+
+    Terms add to the dearest one what they would if none of their units were settled before.
+    """
+    values = costs.rows.values[row]
+    least, most = np.where(walk.allowed, values, np.inf), np.where(walk.allowed, values, -np.inf)
+    highest = np.where(walk.allowed, np.arange(walk.allowed.shape[-1]), -1).max(axis=(1, 2))
     low, high = np.zeros((walk.n_decisions + 1, 9)), np.zeros((walk.n_decisions + 1, 9))
     for decision in range(walk.n_decisions):
         group = walk.groups[decision]
         later = np.unique(walk.groups[walk.groups > group])
         low[decision] = least[later].min(axis=(1, 2)).sum()
         high[decision] = most[later].max(axis=(1, 2)).sum()
+        for term, reached in zip(costs.rows.terms, costs.start_reached, strict=True):
+            left = highest[[unit for unit in term.units if unit >= group]].max(initial=reached)
+            high[decision] += term.values[row, left] - term.values[row, reached]
         if walk.kinds[decision] != "activations":
             low[decision] += least[group].min()
             high[decision] += most[group].max()
@@ -271,12 +324,6 @@ def _completions(walk: Walk, costs: np.ndarray) -> tuple[np.ndarray, np.ndarray]
         low[decision, 1:][settled] += least[group].min(axis=1)[settled]
         high[decision, 1:][settled] += most[group].max(axis=1)[settled]
     return low, high
-
-
-def _pinned_cost(walk: Walk, costs: np.ndarray) -> float:
-    pinned = np.setdiff1d(np.arange(len(walk.start)), walk.groups)
-    weight, activation = walk.start[pinned].T - 1
-    return float(costs[pinned, weight, activation].sum())
 
 
 def _share(part: np.ndarray, whole: float) -> np.ndarray:

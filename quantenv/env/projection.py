@@ -2,40 +2,42 @@
 
 import numpy as np
 
-from quantenv.env.masks import cheapest_bits, cost_of, within
+from quantenv.env.masks import cheapest_bits, within
 from quantenv.env.walk import Walk
+from quantenv.hardware.rows import CostRows
 
 
-def project(bits: np.ndarray, walk: Walk, costs: np.ndarray, limits: np.ndarray) -> np.ndarray:
+def project(bits: np.ndarray, walk: Walk, costs: CostRows, limits: np.ndarray) -> np.ndarray:
     """Lowers bits one option at a time until every budget is met.
 
     As in `_final_action_wall` of HAQ's linear quantization environment (Wang et al., CVPR 2019;
     mit-han-lab/haq): sweeps from the last decision to the first, each lowered by one option, stopping as soon
     as the allocation fits. Within a group activations are therefore lowered before weights. Pinned and fixed
-    bits are not decisions and stay; nothing falls below the lowest option. If lowering ends above the budget,
+    bits are not decisions and stay; nothing falls below the lowest option. A tensor that several groups read costs less
+    only once all of them are lowered, which the sweep goes on to do. If lowering ends above the budget,
     because costs do not grow with the bits, every group takes its cheapest bits.
 
     Args:
         bits: Finished allocation of the walk's groups, int64 (G, 2).
         walk: The decisions.
-        costs: Budgeted costs of the groups, float64 (M, G, 8, 8).
+        costs: Budgeted costs of the groups, M rows.
         limits: Budgets, float64 (M,); the cheapest bits must meet them.
 
     Returns:
         The executed allocation, int64 (G, 2); equal to `bits` if that was within budget.
     """
     bits = bits.copy()
-    while not within(cost_of(costs, bits), limits):
+    while not within(costs.cost_of(bits), limits):
         moved = False
         for decision in reversed(range(walk.n_decisions)):
             for column in _columns(walk, decision):
                 if lower := _next_lower(bits, walk, int(walk.groups[decision]), column):
                     bits[walk.groups[decision], column] = lower
                     moved = True
-                    if within(cost_of(costs, bits), limits):
+                    if within(costs.cost_of(bits), limits):
                         return bits
         if not moved:
-            return cheapest_bits(walk.allowed, costs, limits)
+            return cheapest_bits(walk.allowed, costs.values, limits)
     return bits
 
 

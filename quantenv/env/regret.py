@@ -9,7 +9,7 @@ from quantenv.errors import QuantenvError
 from quantenv.evaluate.base import Evaluation
 from quantenv.evaluate.table import EvaluationTable
 from quantenv.evaluate.table_optimum import optimum, standard_error
-from quantenv.hardware import Budget, CostTable
+from quantenv.hardware import Budget, CostTable, PeakMemory
 
 
 class Regret:
@@ -22,7 +22,7 @@ class Regret:
         self,
         table: EvaluationTable | None,
         budgets: Sequence[Budget],
-        costs: Mapping[str, CostTable],
+        costs: Mapping[str, CostTable | PeakMemory],
         walk: Walk,
     ) -> None:
         """Finds the optimum.

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
 
+from quantenv.activations import Activations, chain
 from quantenv.errors import QuantenvError, shown
-from quantenv.evaluate.base import Evaluator
+from quantenv.evaluate.base import Evaluator, known_activations
 from quantenv.evaluate.table import EvaluationTable
 from quantenv.evaluate.table_evaluator import TableEvaluator
 from quantenv.sensitivity.kinds import Settings, shown_evaluations
@@ -62,6 +63,26 @@ class Subject:
     def codebooks(self) -> bool:
         """Whether weights are stored as indices into a codebook of their layer, which then counts in its size."""
         return self.origin[1].split("+")[0] == "k-means"
+
+    def activations(self) -> Activations:
+        """Returns the network's stored tensors and products.
+
+        An evaluator object that does not know them, without a table or a Task, tells of layers only: they are then
+        taken to follow one another.
+
+        Raises:
+            UnsupportedLayerError: If the network cannot be traced.
+        """
+        if self.table is not None:
+            return self.table.activations
+        known = known_activations(self.evaluator)
+        if known is not None:
+            return known
+        if self._task is None or isinstance(self._task, str | EvaluationTable):
+            return chain(self.evaluator.layers)
+        from quantenv.quantize.activations import activations_of
+
+        return activations_of(self._task)
 
     def sensitivity(self) -> np.ndarray:
         """Returns the task's sensitivity, float64 (L,), measured if it was not yet.

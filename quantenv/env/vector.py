@@ -10,7 +10,6 @@ from quantenv.arguments import whole_number
 from quantenv.env.constraints import Reject
 from quantenv.env.copies import Copies, Infos, Rows
 from quantenv.env.environment import QuantizationEnv
-from quantenv.env.masks import cost_of
 from quantenv.errors import QuantenvError, shown
 from quantenv.evaluate.table import EvaluationTable
 from quantenv.hardware.budget import TOLERANCE
@@ -76,10 +75,11 @@ class VectorTableEnv(Copies):
         self._table: EvaluationTable = single.table
         walk, count = single.walk, self.num_envs
         self._mean_bits = walk.mean_bits
-        # What each option of each group costs, and where it leads in the table: (G, n, K) and (G, n).
+        # What each option of each group costs, and where it leads in the table: (G, n, R) and (G, n).
         weight = np.array(walk.bits) - 1
         activation = np.array(self._table.activation_bits) - 1
-        self._prices = np.ascontiguousarray(np.moveaxis(single.group_costs[:, :, weight, activation], 0, -1))
+        values = single.episode_costs.rows.values  # and no terms, for activations are not decided
+        self._prices = np.ascontiguousarray(np.moveaxis(values[:, :, weight, activation], 0, -1))
         option = np.array([self._table.bits.index(bits) for bits in walk.bits])
         self._places = np.array(self._table.strides)[:, None] * option
         decided = np.isin(np.arange(len(walk.members)), walk.groups)
@@ -92,7 +92,7 @@ class VectorTableEnv(Copies):
         self._decision = np.zeros(count, dtype=np.int64)
         self._place = np.zeros(count, dtype=np.int64)
         """Where each copy's decisions so far lead in the table, int64 (N,)."""
-        self._spent = np.zeros((count, len(single.pinned_cost)))
+        self._spent = np.zeros((count, len(single.episode_costs.start)))
         self._previous_bits = np.zeros(count)
         self._executed = np.zeros((count, walk.n_decisions), dtype=np.int64)
         self._open = np.ones((count, walk.n_actions), dtype=bool)
@@ -111,7 +111,7 @@ class VectorTableEnv(Copies):
             self._finished[np.arange(self.num_envs)[rows][seeded]] = 0
         self._decision[rows] = 0
         self._place[rows] = self._first_place
-        self._spent[rows] = self.single.pinned_cost
+        self._spent[rows] = self.single.episode_costs.start
         self._previous_bits[rows] = 0.0
         self._executed[rows] = 0
         self._open_at(0, rows)
@@ -191,7 +191,7 @@ class VectorTableEnv(Copies):
         single.evaluations += count
         self._finished[rows] += 1
 
-        costs = np.ascontiguousarray(cost_of(single.costs, bits).T)  # (R, K)
+        costs = np.ascontiguousarray(single.network_costs.of(bits).T)  # (R, K)
         ratios = costs[:, single.budgeted] / single.limits
         feasible = (ratios <= 1 + TOLERANCE).all(axis=1)
         rewards = single.price(accuracy, costs)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from quantenv.activations import Activations
 from quantenv.allocation import Allocation
 from quantenv.layers import LayerSpec
 
@@ -30,6 +31,8 @@ class Evaluator(Protocol):
 
     The same allocation always gives the same evaluation, to the bit. The environment, not the evaluator,
     counts evaluations.
+
+    It may have `activations`, its network's stored tensors and products, which costs follow: see `known_activations`.
     """
 
     layers: tuple[LayerSpec, ...]
@@ -42,3 +45,8 @@ class Evaluator(Protocol):
     def evaluate(self, allocations: Sequence[Allocation], split: str = "search") -> list[Evaluation]:
         """Evaluates allocations on a split, one evaluation for each, in order."""
         ...
+
+
+def known_activations(evaluator: Evaluator) -> Activations | None:
+    """Returns the stored tensors and products of an evaluator's network, or None if it knows only layers."""
+    return getattr(evaluator, "activations", None)

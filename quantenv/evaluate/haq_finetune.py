@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from quantenv.activations import Activations
 from quantenv.allocation import Allocation, fitting
 from quantenv.errors import QuantenvError
 from quantenv.evaluate.base import Evaluation
@@ -18,6 +19,7 @@ from quantenv.evaluate.ptq import evaluate_float, evaluate_logits, numerics
 from quantenv.files import content_hash
 from quantenv.locks import Lock
 from quantenv.quantize import calibrate_task, parse_scheme, trainable_network
+from quantenv.quantize.activations import activations_of
 from quantenv.quantize.norms import check_statistics
 from quantenv.tasks import Task
 from quantenv.tasks.base import Split
@@ -55,6 +57,11 @@ class HAQFinetuneEvaluator:
         self.reference = (
             evaluate_logits(task.network, self._train) if training_accuracy else evaluate_float(task, "search")
         )
+
+    @property
+    def activations(self) -> Activations:
+        """The network's stored tensors and products, which costs follow."""
+        return activations_of(self.task)
 
     def evaluate(self, allocations: Sequence[Allocation], split: str = "search") -> list[Evaluation]:
         """Fine-tunes each allocation, then evaluates it on a split.

@@ -9,14 +9,16 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import cached_property
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from quantenv.activations import Activations
 from quantenv.allocation import Allocation, fitting
 from quantenv.errors import QuantenvError
-from quantenv.evaluate.base import Evaluation, Evaluator
+from quantenv.evaluate.base import Evaluation, Evaluator, known_activations
 from quantenv.evaluate.workers import Facts, Make, Workers, huge_pages, keep_freed_memory, pin_threads
 from quantenv.locks import Lock
 from quantenv.signals import ENDING, blocked
@@ -51,6 +53,13 @@ class PoolEvaluator:
         self.reference = workers.facts.reference
         self.identity = workers.facts.identity
         self._lock = Lock()
+
+    @cached_property
+    def activations(self) -> Activations | None:
+        """The network's stored tensors and products, if the workers' evaluators know them; one of them is asked."""
+        with self._lock:
+            (found,) = self.workers.map(known_activations, [()])
+        return found
 
     def evaluate(self, allocations: Sequence[Allocation], split: str = "search") -> list[Evaluation]:
         """Evaluates allocations on a split, one evaluation for each, in order.

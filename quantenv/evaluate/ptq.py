@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 
+from quantenv.activations import Activations
 from quantenv.allocation import Allocation, fitting
 from quantenv.errors import QuantenvError, unknown_name
 from quantenv.evaluate.base import Evaluation
 from quantenv.files import content_hash
 from quantenv.quantize import PrefixRunner, QuantizedNetwork, calibrate_task, parse_scheme
+from quantenv.quantize.activations import activations_of
 from quantenv.quantize.integer import IntegerNetwork, integer_obstacle
 from quantenv.quantize.verification import check_kernels
 from quantenv.tasks import Split, Task
@@ -60,6 +62,11 @@ class PTQEvaluator:
         self._runner = PrefixRunner(self.network)
         self.identity = content_hash([*fixed_by(task, self.backend), *self._summation()])
         self.reference = self.float_evaluation("search")
+
+    @property
+    def activations(self) -> Activations:
+        """The network's stored tensors and products, which costs follow."""
+        return activations_of(self.task)
 
     def evaluate(self, allocations: Sequence[Allocation], split: str = "search") -> list[Evaluation]:
         """Evaluates allocations on a split; what they share is computed once, whatever their order.

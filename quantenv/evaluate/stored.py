@@ -3,8 +3,9 @@
 import time
 from collections.abc import Sequence
 
+from quantenv.activations import Activations
 from quantenv.allocation import Allocation, fitting
-from quantenv.evaluate.base import Evaluation, Evaluator
+from quantenv.evaluate.base import Evaluation, Evaluator, known_activations
 from quantenv.evaluate.store import Bits, EvaluationStore, Record, open_store
 
 #: Seconds of work that are stored together by default: what a killed process may lose.
@@ -39,6 +40,11 @@ class StoredEvaluator:
         self.reference = evaluator.reference
         self.identity = evaluator.identity
         self._rates: dict[str, float] = {}  # evaluations a second of each split, in its last group
+
+    @property
+    def activations(self) -> Activations | None:
+        """The network's stored tensors and products, if the evaluator knows them."""
+        return known_activations(self.evaluator)
 
     def evaluate(self, allocations: Sequence[Allocation], split: str = "search") -> list[Evaluation]:
         """Evaluates allocations on a split, one evaluation for each, in order.

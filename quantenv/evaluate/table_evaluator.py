@@ -27,6 +27,7 @@ class TableEvaluator:
             raise QuantenvError(f"Table {table.name!r} does not hold the search split, which rewards come from.")
         self.table = table
         self.layers = table.layers
+        self.activations = table.activations
         self.reference = table.reference["search"]
         self.identity = content_hash(["table", table.hash])
 

@@ -11,8 +11,8 @@ from quantenv.allocation import Allocation
 from quantenv.errors import InfeasibleBudgetError, unknown_name
 from quantenv.evaluate.base import Evaluation
 from quantenv.evaluate.table import EvaluationTable
+from quantenv.hardware import CostTable, PeakMemory
 from quantenv.hardware.budget import TOLERANCE, Budget
-from quantenv.hardware.costs import CostTable
 from quantenv.hardware.quantities import format_quantity
 
 
@@ -57,7 +57,7 @@ def standard_error(evaluation: Evaluation) -> float:
 def optimum(
     table: EvaluationTable,
     budgets: Sequence[Budget],
-    costs: Mapping[str, CostTable],
+    costs: Mapping[str, CostTable | PeakMemory],
     split: str = "search",
     allowed: np.ndarray | None = None,
 ) -> Optimum:
@@ -87,7 +87,7 @@ def optimum(
         raise InfeasibleBudgetError(f"Table {table.name!r} holds none of the bits that are allowed: allow others.")
     feasible, least = usable.copy(), []
     for budget in budgets:
-        spent = over_rows(table, costs[budget.metric].values, np.add)
+        spent = costs_of_rows(table, costs[budget.metric])
         least.append(format_quantity(budget.metric, float(spent[usable].min())))
         feasible &= spent / budget.limit <= 1 + TOLERANCE
     if not feasible.any():
@@ -119,6 +119,18 @@ def optimum(
         feasible=len(candidates),
         tied=int((table.correct[split][candidates] == best.evaluation.correct).sum()),
     )
+
+
+def costs_of_rows(table: EvaluationTable, cost: CostTable | PeakMemory) -> np.ndarray:
+    """Returns what the allocation of every row of a table costs, SI units, float64 (rows,).
+
+    All rows have the same activation bits, so that what does not depend on a layer's weights is the same in all.
+    """
+    if isinstance(cost, PeakMemory):
+        activations = np.full((cost.layers, 2), table.activation_bits)
+        return np.full(table.rows, cost.costs(activations))
+    together: float = sum(term.values[table.activation_bits - 1] for term in cost.terms)
+    return over_rows(table, cost.values, np.add) + together
 
 
 def over_rows(table: EvaluationTable, values: np.ndarray, combine: Callable[..., np.ndarray]) -> np.ndarray:

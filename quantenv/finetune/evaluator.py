@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
+from quantenv.activations import Activations
 from quantenv.allocation import Allocation, fitting
 from quantenv.evaluate.base import Evaluation
 from quantenv.evaluate.ptq import evaluate_float, evaluate_logits, numerics
@@ -12,6 +13,7 @@ from quantenv.finetune.config import FinetuneConfig
 from quantenv.finetune.training import finetune
 from quantenv.locks import Lock
 from quantenv.quantize import calibrate_task, parse_scheme
+from quantenv.quantize.activations import activations_of
 from quantenv.tasks import Task
 
 
@@ -38,6 +40,11 @@ class FinetuneEvaluator:
         )
         self.reference = evaluate_float(task, "search")
         self._lock = Lock()
+
+    @property
+    def activations(self) -> Activations:
+        """The network's stored tensors and products, which costs follow."""
+        return activations_of(self.task)
 
     def evaluate(self, allocations: Sequence[Allocation], split: str = "search") -> list[Evaluation]:
         """Fine-tunes each allocation from the float network, then evaluates it on a split."""

@@ -4,8 +4,9 @@ Everything downstream reads only the tables: `load_device` -> `compile_costs` ->
 """
 
 from quantenv.hardware.budget import Budget, check_feasible, parse_budgets
-from quantenv.hardware.costs import METRICS, CostTable, compile_costs, overhead_bytes
+from quantenv.hardware.costs import METRICS, CostTable, NetworkCosts, compile_costs, overhead_bytes
 from quantenv.hardware.devices import Device, device_names, load_device
+from quantenv.hardware.memory import PeakMemory
 from quantenv.hardware.quantities import format_quantity
 
 __all__ = [
@@ -13,6 +14,8 @@ __all__ = [
     "Budget",
     "CostTable",
     "Device",
+    "NetworkCosts",
+    "PeakMemory",
     "check_feasible",
     "compile_costs",
     "device_names",

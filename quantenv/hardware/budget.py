@@ -5,14 +5,14 @@ import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from quantenv.arguments import listed, one_of, plain, real_number
 from quantenv.errors import InfeasibleBudgetError, QuantenvError, shown
-from quantenv.hardware.costs import CostTable
 from quantenv.hardware.quantities import BASE_UNITS, METRICS, format_quantity, parse_quantity
+from quantenv.hardware.rows import CostRows, stacked
 
 __all__ = ["Budget", "BudgetLike", "check_feasible", "format_quantity", "parse_budgets"]
 
@@ -22,6 +22,20 @@ TOLERANCE = 1e-9
 
 #: One budget as users write it: a ratio (any number of Python's, NumPy's or torch's), or text.
 BudgetLike = float | str
+
+
+class HasRows(Protocol):
+    """What budgets need to know of a metric's costs: a cost table, or peak memory."""
+
+    @property
+    def rows(self) -> CostRows:
+        """Sums whose greatest is the cost."""
+        ...
+
+    @property
+    def reference(self) -> float:
+        """The network's cost with 8-bit weights and activations."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -48,7 +62,7 @@ class Budget:
 def parse_budgets(
     metric: Any,
     budget: Any,
-    tables: Mapping[str, CostTable],
+    tables: Mapping[str, HasRows],
 ) -> tuple[Budget, ...]:
     """Reads one budget or several.
 
@@ -90,17 +104,18 @@ def parse_budgets(
     return tuple(Budget(name, _limit(name, value, tables[name].reference)) for name, value in pairs)
 
 
-def check_feasible(budgets: Sequence[Budget], tables: Mapping[str, CostTable], allowed: np.ndarray) -> None:
+def check_feasible(budgets: Sequence[Budget], tables: Mapping[str, HasRows], allowed: np.ndarray) -> None:
     """Checks that some allowed allocation meets all budgets, exactly.
 
     The cost of an allocation is a sum over layers, so one budget can be met if and only if the sum of the layers'
-    cheapest allowed entries meets it. That holds for several budgets at once when every layer has one allowed option
-    that is cheapest in all of them, as it always has in tables that grow with the bits; otherwise masks built on
-    per-layer minima would promise allocations that do not exist, and the budgets are refused.
+    cheapest allowed entries meets it. That holds for several budgets at once, for terms of tensors that several layers
+    read, and for a maximum of several sums, when every layer has one allowed option that is cheapest in all of them, as
+    it always has in tables that grow with the bits; otherwise masks built on per-layer minima would promise allocations
+    that do not exist, and the budgets are refused.
 
     Args:
         budgets: The budgets.
-        tables: The network's cost tables, by metric.
+        tables: The network's costs, by metric; of its layers, or of L groups of them.
         allowed: Which bits each layer may get, bool (L, 8, 8) = [layer, weight bits - 1, activation bits - 1].
 
     Raises:
@@ -113,20 +128,19 @@ def check_feasible(budgets: Sequence[Budget], tables: Mapping[str, CostTable], a
         low, high = feasible_interval(tables[budget.metric], allowed)
         if low > budget.limit * (1 + TOLERANCE):
             raise InfeasibleBudgetError(_explain(budget, low, high, tables[budget.metric].reference))
-    if len(budgets) > 1:
-        _check_agreement([tables[budget.metric] for budget in budgets], allowed)
+    rows = stacked([tables[budget.metric].rows for budget in budgets]) if budgets else None
+    if rows is not None and (len(rows.values) > 1 or rows.terms):
+        _check_agreement([budget.metric for budget in budgets], rows, allowed)
 
 
-def feasible_interval(table: CostTable, allowed: np.ndarray) -> tuple[float, float]:
+def feasible_interval(table: HasRows, allowed: np.ndarray) -> tuple[float, float]:
     """Returns the least and the greatest cost of any allowed allocation, SI units.
 
     Args:
-        table: The cost table, L layers.
+        table: The costs, of L layers or groups.
         allowed: Which bits each layer may get, bool (L, 8, 8), at least one option in each layer.
     """
-    low = np.where(allowed, table.values, np.inf).min(axis=(1, 2)).sum()
-    high = np.where(allowed, table.values, -np.inf).max(axis=(1, 2)).sum()
-    return float(low), float(high)
+    return float(table.rows.least(allowed).max()), float(table.rows.most(allowed).max())
 
 
 def _named_pairs(text: str) -> list[tuple[str, BudgetLike]]:
@@ -193,11 +207,12 @@ def _limit(metric: str, value: object, reference: float) -> float:
     return number * reference
 
 
-def _check_allowed(allowed: np.ndarray, table: CostTable) -> None:
-    if allowed.shape != table.values.shape or allowed.dtype != bool:
+def _check_allowed(allowed: np.ndarray, table: HasRows) -> None:
+    shape = table.rows.values.shape[1:]
+    if allowed.shape != shape or allowed.dtype != bool:
         raise QuantenvError(
             f"The allowed options are {allowed.dtype} of shape {allowed.shape}; "
-            f"expected bool of the tables' shape {table.values.shape}."
+            f"expected bool of the tables' shape {shape}."
         )
     empty = np.flatnonzero(~allowed.any(axis=(1, 2)))
     if len(empty):
@@ -221,16 +236,19 @@ def _explain(budget: Budget, low: float, high: float, reference: float) -> str:
     )
 
 
-def _check_agreement(tables: Sequence[CostTable], allowed: np.ndarray) -> None:
+def _check_agreement(metrics: Sequence[str], rows: CostRows, allowed: np.ndarray) -> None:
     cheapest = allowed.copy()
-    for table in tables:
-        costs = np.where(allowed, table.values, np.inf)
+    for values in rows.values:
+        costs = np.where(allowed, values, np.inf)
         cheapest &= costs <= costs.min(axis=(1, 2), keepdims=True) * (1 + TOLERANCE)
+    bits = np.where(allowed, np.arange(allowed.shape[-1]), allowed.shape[-1])
+    for unit in {unit for term in rows.terms for unit in term.units}:  # and their tensors are smallest at the least
+        cheapest[unit] &= bits[unit] == bits[unit].min()
     layers = np.flatnonzero(~cheapest.any(axis=(1, 2)))
     if len(layers):
         shown = ", ".join(map(str, layers[:6])) + (" ..." if len(layers) > 6 else "")
         raise InfeasibleBudgetError(
-            f"The metrics {', '.join(table.metric for table in tables)} disagree about the cheapest bits of layer(s) "
+            f"The metrics {', '.join(metrics)} disagree about the cheapest bits of layer(s) "
             f"{shown} (counted from 0), so whether these budgets can be met together cannot be checked exactly. Budget "
             "only one of these metrics, or use a cost table that grows with the bits."
         )

@@ -1,19 +1,23 @@
 """Cost tables: what every layer costs at every pair of bit-widths, compiled once from the device description."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from quantenv.allocation import MAX_BITS, MIN_BITS
+from quantenv.activations import Activations
+from quantenv.allocation import MAX_BITS
 from quantenv.channel_groups import parts_of, whole
 from quantenv.errors import QuantenvError, unknown_name
 from quantenv.hardware.devices import Device
+from quantenv.hardware.memory import PeakMemory, peak_memory
 from quantenv.hardware.quantities import METRICS
-from quantenv.hardware.workload import ACTIVATION_BITS, WEIGHT_BITS, macs, weight_bytes
+from quantenv.hardware.rows import CostRows, Term, checked_bits, stacked
+from quantenv.hardware.workload import ACTIVATION_BITS, WEIGHT_BITS, Workload
 from quantenv.layers import LayerSpec
 
-__all__ = ["METRICS", "CostTable", "codebook_bytes", "compile_costs", "overhead_bytes"]
+__all__ = ["METRICS", "CostTable", "NetworkCosts", "codebook_bytes", "compile_costs", "overhead_bytes"]
 
 #: Bytes of a centroid: float32.
 CENTROID_BYTES = 4
@@ -21,7 +25,7 @@ CENTROID_BYTES = 4
 
 @dataclass(frozen=True, eq=False)
 class CostTable:
-    """One metric of every layer at every pair of bit-widths; a network's cost is the sum of its entries.
+    """One metric of every layer at every pair of bit-widths; a network's cost is the sum of its entries and terms.
 
     Entries of bit-widths that the device does not support are there too, so that the 8-bit reference always exists;
     `Device.supports` says which may be used.
@@ -35,6 +39,8 @@ class CostTable:
     values: np.ndarray
     """float64 (L, 8, 8) = [layer, weight bits - 1, activation bits - 1] in bytes, bit operations, seconds or joules.
     A read-only copy of what was given."""
+    terms: tuple[Term, ...] = ()
+    """What tensors that several layers read cost, with values (8,)."""
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
@@ -47,8 +53,17 @@ class CostTable:
         values.setflags(write=False)
         object.__setattr__(self, "values", values)
 
+    @cached_property
+    def rows(self) -> CostRows:
+        """The same as one row over the layers."""
+        return CostRows(self.values[None], tuple(Term(term.units, term.values[None]) for term in self.terms))
+
+    def costs(self, bits: np.ndarray) -> np.ndarray:
+        """Returns the costs of allocations, (weight bits, activation bits) int64 (..., L, 2), as float64 (...)."""
+        return self.rows.cost_of(bits)[0]
+
     def cost(self, weight_bits: Sequence[int], activation_bits: Sequence[int]) -> float:
-        """Sums the entries of an allocation.
+        """Sums the entries and terms of an allocation.
 
         Args:
             weight_bits: Weight bits of each layer, length L, 1-8.
@@ -60,8 +75,12 @@ class CostTable:
         Raises:
             QuantenvError: If a length is not L, or a bit-width is not a whole number from 1 to 8.
         """
-        weight, activation = self._index("weight", weight_bits), self._index("activation", activation_bits)
-        return float(self.values[np.arange(len(self.values)), weight, activation].sum())
+        layers = len(self.values)
+        weight, activation = (
+            checked_bits("weight", weight_bits, layers),
+            checked_bits("activation", activation_bits, layers),
+        )
+        return float(self.costs(np.stack([weight, activation], axis=-1)))
 
     @property
     def reference(self) -> float:
@@ -69,21 +88,33 @@ class CostTable:
         bits = (MAX_BITS,) * len(self.values)
         return self.cost(bits, bits)
 
-    def _index(self, kind: str, bits: Sequence[int]) -> np.ndarray:
-        array = np.asarray(bits)
-        if array.shape != (len(self.values),):
-            raise QuantenvError(
-                f"Got {kind} bits of shape {array.shape} for a cost table of {len(self.values)} layers: "
-                "give one bit-width per layer."
-            )
-        # Checked, because 0 bits would silently index the table from its end.
-        if array.dtype.kind not in "iu" or ((array < MIN_BITS) | (array > MAX_BITS)).any():
-            raise QuantenvError(f"{kind.capitalize()} bits are {array.tolist()}; expected whole numbers from 1 to 8.")
-        return array - 1
+
+class NetworkCosts:
+    """All metrics of whole allocations at once."""
+
+    def __init__(self, tables: Mapping[str, CostTable | PeakMemory]) -> None:
+        """Stacks the tables.
+
+        Args:
+            tables: Cost tables by metric; a maximum comes last.
+        """
+        sums = [table for table in tables.values() if isinstance(table, CostTable)]
+        self._peaks = [table for table in tables.values() if not isinstance(table, CostTable)]
+        self._rows = stacked([table.rows for table in sums])
+
+    def of(self, bits: np.ndarray) -> np.ndarray:
+        """Returns the costs of allocations, int64 (..., L, 2), as float64 (K, ...), in the order of the tables."""
+        sums = self._rows.cost_of(bits)
+        return np.concatenate([sums, *(peak.costs(bits)[None] for peak in self._peaks)])
 
 
-def compile_costs(layers: Sequence[LayerSpec], device: Device, codebooks: bool = False) -> dict[str, CostTable]:
+def compile_costs(
+    layers: Sequence[LayerSpec], activations: Activations, device: Device, codebooks: bool = False
+) -> dict[str, CostTable | PeakMemory]:
     """Compiles the cost table of every metric that a device defines.
+
+    What tensors cost is charged as `quantenv.hardware.workload.Workload` says; products of activations count as 8 x 8
+    bits in bit operations, latency and energy. A look-up table says everything of its metric.
 
     - ``size``, bytes: params x weight bits / 8. Only the quantized weights count, as in HAQ (Wang et al., CVPR 2019)
       and HAWQ-V3 (Yao et al., ICML 2021); see `overhead_bytes` for the rest. With codebooks, see `codebook_bytes` for
@@ -98,6 +129,7 @@ def compile_costs(layers: Sequence[LayerSpec], device: Device, codebooks: bool =
 
     Args:
         layers: The network's quantizable layers or channel groups, in execution order.
+        activations: The network's stored tensors and products.
         device: The device.
         codebooks: Whether weights are stored as indices into a codebook for each layer (scheme ``k-means``), so that
             size is indices + codebook. The other metrics do not change: what a look-up of centroids takes in time and
@@ -107,22 +139,28 @@ def compile_costs(layers: Sequence[LayerSpec], device: Device, codebooks: bool =
         The tables by metric, in the order of `METRICS`.
 
     Raises:
-        QuantenvError: If a look-up table cannot be read or does not fit the network.
+        QuantenvError: If a look-up table cannot be read or does not fit the network, or the activations are another's.
     """
+    activations.check_fits(layers)
     parts = parts_of(layers)
-    wholes = [whole(layers[part[0]]) for part in parts]
-    ones = np.ones_like(ACTIVATION_BITS)
+    work = Workload([whole(layers[part[0]]) for part in parts], activations)
+    ones, bytes_of_codebooks = np.ones_like(ACTIVATION_BITS), codebook_bytes() if codebooks else 0.0
     values = {
-        "size": (weight_bytes(wholes) + codebook_bytes() if codebooks else weight_bytes(wholes)) * ones,
-        "bops": macs(wholes) * WEIGHT_BITS * ACTIVATION_BITS,
+        "size": (work.weight_bytes + bytes_of_codebooks) * ones,
+        "bops": work.macs * WEIGHT_BITS * ACTIVATION_BITS + work.product_macs * MAX_BITS**2,
     }
-    if device.latency is not None:
-        values["latency"] = device.latency.table(wholes)
-    if device.energy is not None:
-        values["energy"] = device.energy.table(wholes)
+    terms: dict[str, tuple[Term, ...]] = {}
+    for metric, model in (("latency", device.latency), ("energy", device.energy)):
+        if model is not None:
+            values[metric] = model.table(work)
+            readers = [(tuple(parts[layer][0] for layer in units), moved) for units, moved in work.together]
+            terms[metric] = tuple(Term(units, model.per_byte * moved) for units, moved in readers if model.per_byte)
     if len(parts) < len(layers):
         values = {metric: _shared(each, layers, parts) for metric, each in values.items()}
-    return {metric: CostTable(metric, values[metric]) for metric in METRICS if metric in values}
+    tables: dict[str, CostTable | PeakMemory] = {
+        metric: CostTable(metric, each, terms.get(metric, ())) for metric, each in values.items()
+    }
+    return {**tables, PeakMemory.metric: peak_memory(layers, activations)}
 
 
 def _shared(values: np.ndarray, layers: Sequence[LayerSpec], parts: Sequence[Sequence[int]]) -> np.ndarray:

@@ -1,12 +1,11 @@
 """Analytic energy model: joules of every layer at every pair of bit-widths."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from quantenv.hardware.workload import ACTIVATION_BITS, WEIGHT_BITS, bytes_moved, macs
-from quantenv.layers import LayerSpec
+from quantenv.allocation import MAX_BITS
+from quantenv.hardware.workload import ACTIVATION_BITS, WEIGHT_BITS, Workload
 
 
 @dataclass(frozen=True)
@@ -25,10 +24,16 @@ class AnalyticEnergy:
     joules_per_mac: tuple[tuple[int, float], ...]
     """(bits, e_MAC in J) for operands of equal width, ascending in bits, positive, at least one."""
 
-    def table(self, layers: Sequence[LayerSpec]) -> np.ndarray:
+    @property
+    def per_byte(self) -> float:
+        """Joules of a byte of a tensor that is charged to no layer."""
+        return self.joules_per_byte
+
+    def table(self, work: Workload) -> np.ndarray:
         """Returns the joules for one sample, float64 (L, 8, 8)."""
-        mac_energy = self.mac_energy(np.sqrt(WEIGHT_BITS * ACTIVATION_BITS))
-        return self.joules_per_byte * bytes_moved(layers) + mac_energy * macs(layers)
+        layers = self.mac_energy(np.sqrt(WEIGHT_BITS * ACTIVATION_BITS)) * work.macs
+        products = self.mac_energy(np.array(float(MAX_BITS))) * work.product_macs
+        return self.joules_per_byte * work.bytes_moved + layers + products
 
     def mac_energy(self, bits: np.ndarray) -> np.ndarray:
         """Returns the joules of one multiply-accumulate with both operands `bits` wide (real numbers, any shape)."""

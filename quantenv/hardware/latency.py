@@ -1,14 +1,12 @@
 """Analytic latency models: seconds of every layer at every pair of bit-widths."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from quantenv.allocation import MAX_BITS
-from quantenv.hardware.workload import ACTIVATION_BITS, WEIGHT_BITS, bytes_moved, macs
-from quantenv.layers import LayerSpec
+from quantenv.hardware.workload import ACTIVATION_BITS, WEIGHT_BITS, Workload
 
 
 @dataclass(frozen=True)
@@ -27,11 +25,17 @@ class LinearLatency:
     relative_time_4bit: float
     """f(4, 4), in (0, 1]."""
 
-    def table(self, layers: Sequence[LayerSpec]) -> np.ndarray:
+    @property
+    def per_byte(self) -> float:
+        """Seconds of a byte of a tensor that is charged to no layer."""
+        return self.seconds_per_byte
+
+    def table(self, work: Workload) -> np.ndarray:
         """Returns the seconds for one sample, float64 (L, 8, 8)."""
         exponent = math.log(self.relative_time_4bit) / math.log(4 * 4 / MAX_BITS**2)
         relative_time = (WEIGHT_BITS * ACTIVATION_BITS / MAX_BITS**2) ** exponent
-        return self.seconds_per_byte * bytes_moved(layers) + self.seconds_per_mac * macs(layers) * relative_time
+        macs = work.macs * relative_time + work.product_macs
+        return self.seconds_per_byte * work.bytes_moved + self.seconds_per_mac * macs
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,11 @@ class RooflineLatency:
     - bit-serial (BISMO): every width, cycles proportional to weight bits x activation bits;
     - one fixed width (int8 CPU): 8 only, so fewer bits compute no faster.
 
-    Utilisation is taken as perfect: layers too small or too oddly shaped to fill the array are flattered.
+    What is charged to a layer overlaps: the longer of its memory time, with all traffic charged to it, and its compute
+    time, with the products of activations charged to it, at 8 x 8 bits. Traffic of tensors that several layers read is
+    charged to none of them, so it overlaps with nothing and is added: the network takes no longer than that, and the
+    masks are exact for it. Utilisation is taken as perfect: layers too small or too oddly shaped to fill the array are
+    flattered.
     """
 
     bytes_per_second: float
@@ -58,12 +66,18 @@ class RooflineLatency:
     native_activation_bits: tuple[int, ...]
     """Activation widths the arithmetic has, ascending, ending in 8."""
 
-    def table(self, layers: Sequence[LayerSpec]) -> np.ndarray:
+    @property
+    def per_byte(self) -> float:
+        """Seconds of a byte of a tensor that is charged to no layer."""
+        return 1 / self.bytes_per_second
+
+    def table(self, work: Workload) -> np.ndarray:
         """Returns the seconds for one sample, float64 (L, 8, 8)."""
         weight_width = _round_up(WEIGHT_BITS, self.native_weight_bits)
         activation_width = _round_up(ACTIVATION_BITS, self.native_activation_bits)
         throughput = self.macs_per_second * MAX_BITS**2 / (weight_width * activation_width)
-        return np.maximum(bytes_moved(layers) / self.bytes_per_second, macs(layers) / throughput)
+        compute = work.macs / throughput + work.product_macs / self.macs_per_second
+        return np.maximum(work.bytes_moved / self.bytes_per_second, compute)
 
 
 def _round_up(bits: np.ndarray, native: tuple[int, ...]) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Look-up tables: costs measured or simulated elsewhere, in the file format HAQ ships."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import numpy as np
 from quantenv.allocation import MAX_BITS
 from quantenv.arrays import parse_npy
 from quantenv.errors import QuantenvError
-from quantenv.layers import LayerSpec
+from quantenv.hardware.workload import Workload
 from quantenv.reading import read_bytes
 
 
@@ -25,7 +24,12 @@ class LookupTable:
     scale: float
     """Seconds or joules for one unit of the file, positive."""
 
-    def table(self, layers: Sequence[LayerSpec]) -> np.ndarray:
+    @property
+    def per_byte(self) -> float:
+        """Nothing: the file says what layers cost, tensors that several of them read included."""
+        return 0.0
+
+    def table(self, work: Workload) -> np.ndarray:
         """Reads the file.
 
         Returns:
@@ -36,6 +40,7 @@ class LookupTable:
                 non-finite entries.
         """
         where = f"The look-up table {self.file}"
+        layers = work.layers
         raw = parse_npy(read_bytes(self.file, what="look-up table"), where)
         expected = (len(layers), MAX_BITS, MAX_BITS)
         if raw.ndim == 3 and raw.shape[1:] == expected[1:] and len(raw) != len(layers):

@@ -7,25 +7,30 @@ from quantenv.arguments import one_of
 from quantenv.errors import QuantenvError, shown, unknown_name
 
 #: Every metric, in the order in which tables and reports list them.
-METRICS = ("size", "bops", "latency", "energy")
+METRICS = ("size", "bops", "latency", "energy", "memory")
 
 #: The SI unit (or plain count) in which each metric is kept.
-BASE_UNITS = {"size": "B", "bops": "BOPs", "latency": "s", "energy": "J"}
+BASE_UNITS = {"size": "B", "bops": "BOPs", "latency": "s", "energy": "J", "memory": "B"}
+
+_BYTES = {"B": 1.0, "KiB": 1024.0, "MiB": 1024.0**2, "GiB": 1024.0**3}
+_DECIMAL_BYTES = {"KB": 1e3, "kB": 1e3, "MB": 1e6, "GB": 1e9}
 
 #: Printed units of each metric with their SI value, ascending.
 PRINTED_UNITS: dict[str, dict[str, float]] = {
-    "size": {"B": 1.0, "KiB": 1024.0, "MiB": 1024.0**2, "GiB": 1024.0**3},
+    "size": _BYTES,
     "bops": {"BOPs": 1.0, "kBOPs": 1e3, "MBOPs": 1e6, "GBOPs": 1e9, "TBOPs": 1e12},
     "latency": {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0},
     "energy": {"pJ": 1e-12, "nJ": 1e-9, "uJ": 1e-6, "mJ": 1e-3, "J": 1.0},
+    "memory": _BYTES,
 }
 
 #: Units that are read besides the printed ones.
 OTHER_UNITS: dict[str, dict[str, float]] = {
-    "size": {"KB": 1e3, "kB": 1e3, "MB": 1e6, "GB": 1e9},
+    "size": _DECIMAL_BYTES,
     "bops": {"KBOPs": 1e3},
     "latency": {},
     "energy": {},
+    "memory": _DECIMAL_BYTES,
 }
 
 #: The longest text that is a quantity.

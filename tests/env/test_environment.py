@@ -383,4 +383,4 @@ def test_attributes_describe_the_environment():
     assert env.constraint == "mask"
     assert env.reference.accuracy == 0.96
     assert [budget.metric for budget in env.budgets] == ["size"]
-    assert list(env.tables) == ["size", "bops", "latency", "energy"]
+    assert list(env.tables) == ["size", "bops", "latency", "energy", "memory"]

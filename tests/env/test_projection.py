@@ -4,8 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantenv.env.decisions import make_walk
-from quantenv.env.masks import cost_of, within
+from quantenv.env.masks import within
 from quantenv.env.projection import project
+from quantenv.hardware.rows import CostRows
 from tests.env.test_decisions import device
 from tests.env.test_masks import MODES, case
 from tests.synthetic import synthetic_layers
@@ -14,7 +15,7 @@ from tests.synthetic import synthetic_layers
 def flat_costs(count):
     """A cost of one for each bit of weights and of activations."""
     bits = np.arange(1, 9)
-    return np.broadcast_to(1.0 * (bits[:, None] + bits), (1, count, 8, 8))
+    return CostRows(np.broadcast_to(1.0 * (bits[:, None] + bits), (1, count, 8, 8)))
 
 
 @pytest.mark.parametrize(
@@ -63,6 +64,6 @@ def test_every_projected_allocation_is_allowed_and_feasible(mode, monotone, seed
     projected = project(bits, walk, costs, limits)
     weight, activation = projected.T - 1
     assert walk.allowed[np.arange(len(bits)), weight, activation].all()
-    assert within(cost_of(costs, projected), limits)
+    assert within(costs.cost_of(projected), limits)
     if monotone:
         assert (projected <= bits).all()

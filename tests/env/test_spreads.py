@@ -15,12 +15,13 @@ from quantenv.env.masks import Masks, within
 from quantenv.env.observations import describe_groups
 from quantenv.env.spreads import FIRST, SPREADS, spread_bits, spreads_of
 from quantenv.errors import InfeasibleBudgetError, QuantenvError
-from quantenv.hardware import compile_costs, load_device
+from quantenv.hardware import load_device
+from quantenv.hardware.rows import CostRows
 from tests.env.synthetic_env import highest, make_env, play
 from tests.env.test_decisions import device
 from tests.env.test_environment import check_both
 from tests.env.test_masks import reachable
-from tests.synthetic import synthetic_layers
+from tests.synthetic import chain_costs, synthetic_layers
 
 
 def rows(counts=(4, 1, 3, 2)):
@@ -135,14 +136,14 @@ def brute_force(walk, tables, limits, choices):
 )
 def test_exactly_the_feasible_allocations_are_reachable(choices, metrics, share, pinned):
     layers = rows((3, 1, 2))
-    costs = compile_costs(layers, load_device("generic"))
+    costs = chain_costs(layers, load_device("generic"))
     tables = np.stack([costs[metric].values for metric in metrics])
     walk = make_walk("hierarchical", choices, 8, pinned, layers, device())
     by_state = np.stack([walk.group_costs(table) for table in tables])
     least = np.where(walk.allowed, by_state, np.inf).min(axis=(2, 3)).sum(axis=1)
     most = np.where(walk.allowed, by_state, 0).max(axis=(2, 3)).sum(axis=1)
     limits = least + share * (most - least)
-    found = reachable(walk, Masks(walk, by_state, limits), by_state)
+    found = reachable(walk, Masks(walk, CostRows(by_state), limits), CostRows(by_state))
     assert found == brute_force(walk, tables, limits, choices)
 
 

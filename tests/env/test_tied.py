@@ -95,8 +95,8 @@ def test_under_mask_exactly_the_feasible_tied_allocations_are_reached(mode):
     for first, second, last in itertools.product(pairs, repeat=3):
         allocation = (first, second, first, last)
         costs = {
-            name: sum(table.values[i, w - 1, a - 1] for i, (w, a) in enumerate(allocation))
-            for name, table in env.tables.items()
+            name: sum(env.tables[name].values[i, w - 1, a - 1] for i, (w, a) in enumerate(allocation))
+            for name in (budget.metric for budget in env.budgets)
         }
         if all(costs[budget.metric] <= budget.limit for budget in env.budgets):
             expected.add(allocation)

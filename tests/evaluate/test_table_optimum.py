@@ -16,7 +16,7 @@ TIED = [synthetic_table(5, groups=[[0, 2], [1, 4], [3]], seed=seed, samples=50) 
 
 
 def costs_of(table):
-    return compile_costs(table.layers, load_device("generic"))
+    return compile_costs(table.layers, table.activations, load_device("generic"))
 
 
 def brute_force(table, budgets, costs, split, allowed=None):

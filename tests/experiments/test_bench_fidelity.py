@@ -19,8 +19,9 @@ from quantenv.allocation import Allocation
 from quantenv.errors import InfeasibleBudgetError, QuantenvError
 from quantenv.evaluate import Evaluation
 from quantenv.finetune import FinetuneConfig, finetune
-from quantenv.hardware import Budget, compile_costs, load_device, parse_budgets
+from quantenv.hardware import Budget, load_device, parse_budgets
 from quantenv.tasks import get_task
+from tests.synthetic import chain_costs
 
 TINY = (
     *("--allocations=4", "--seeds=2", "--qat.epochs=1", "--resamples=50", "--workers=1"),
@@ -35,7 +36,7 @@ def task():
 
 @pytest.fixture(scope="module")
 def size(task):
-    return compile_costs(task.layers, load_device("generic"))["size"]
+    return chain_costs(task.layers, load_device("generic"))["size"]
 
 
 @pytest.fixture(autouse=True)

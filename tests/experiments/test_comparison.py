@@ -62,10 +62,13 @@ def test_no_uniform_allocation_may_be_feasible():
 
 
 def test_float_costs_are_those_of_32_bits():
-    layers = AdditiveEvaluator().layers
-    assert float_costs(layers) == {
+    evaluator, env = make_env()
+    layers = evaluator.layers
+    ends = itertools.pairwise(layers)
+    assert float_costs(env) == {
         "size": 4 * sum(layer.params for layer in layers),
         "bops": 1024 * sum(layer.macs for layer in layers),
+        "memory": 4 * max(before.input_elements + after.input_elements for before, after in ends),
     }
 
 

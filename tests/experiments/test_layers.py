@@ -16,7 +16,7 @@ def listed(capsys, *arguments):
 
 
 def test_json_holds_all_that_is_known(capsys):
-    layers = json.loads(listed(capsys, "--json"))
+    layers = json.loads(listed(capsys, "--json"))["layers"]
     assert len(layers) == 26
     # 64 filters of 3x3x3 at stride 2 without padding: 15x15 outputs
     assert [layers[0][field] for field in FIELDS] == [
@@ -27,15 +27,30 @@ def test_json_holds_all_that_is_known(capsys):
 
 
 def test_the_table_lists_every_layer_and_the_totals(capsys):
-    layers = json.loads(listed(capsys, "--json"))
+    layers = json.loads(listed(capsys, "--json"))["layers"]
     table = listed(capsys)
     assert all(layer["name"] in table for layer in layers)
     assert f"{sum(layer['params'] for layer in layers):,}" in table
     assert f"{sum(layer['macs'] for layer in layers):,}" in table
 
 
+def test_products_and_stored_tensors_are_listed_and_counted(capsys):
+    assert main(["layers", "--model=tests.quantize.test_activations:Parts", "--input=5,8"]) == 0
+    table = capsys.readouterr().out
+    assert table.count("product ") == 2
+    assert "2 layers, 2 products" in table
+    assert f"{5 * 8 * 24 + 8 * 2 + 2 * 5 * 5 * 8:,}" in table
+    # 40 + 120 + 25 + 40 elements, of which the shares and what they are shares of are no layer's alone
+    assert "4 tensors are stored, 64% of their elements at 8 bits" in " ".join(table.split())
+    assert "Peak activation memory at 8 bits: 185 B." in table  # queries, keys and values, shares, and what is mixed
+    assert main(["layers", "--model=tests.quantize.test_activations:Parts", "--input=5,8", "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert [product["macs"] for product in content["products"]] == [200, 200]
+    assert [tensor["elements"] for tensor in content["tensors"]] == [40, 120, 25, 40]
+
+
 def test_arguments_reach_the_constructor(capsys):
-    layers = json.loads(listed(capsys, "--json", "--model_arguments={num_classes: 7}"))
+    layers = json.loads(listed(capsys, "--json", "--model_arguments={num_classes: 7}"))["layers"]
     assert layers[-1]["out_channels"] == 7
 
 

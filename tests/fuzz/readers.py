@@ -131,10 +131,11 @@ def _make_device(folder: Path, parts: Parts) -> Path:
 
 
 def _read_device(path: Path) -> Any:
-    from quantenv.hardware import compile_costs, load_device
+    from quantenv.hardware import load_device
+    from tests.synthetic import chain_costs
 
     device = load_device(str(path))
-    return device, compile_costs(_layers(), device)
+    return device, chain_costs(_layers(), device)
 
 
 def _make_lookup(folder: Path, parts: Parts) -> Path:
@@ -143,9 +144,11 @@ def _make_lookup(folder: Path, parts: Parts) -> Path:
 
 
 def _read_lookup(path: Path) -> Any:
+    from quantenv.activations import chain
     from quantenv.hardware.lookup import LookupTable
+    from quantenv.hardware.workload import Workload
 
-    return LookupTable(path, 1.0).table(_layers())
+    return LookupTable(path, 1.0).table(Workload(_layers(), chain(_layers())))
 
 
 def _make_problem(folder: Path, parts: Parts) -> Path:

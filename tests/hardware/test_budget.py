@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantenv.errors import InfeasibleBudgetError, QuantenvError
-from quantenv.hardware import Budget, CostTable, check_feasible, compile_costs, load_device, parse_budgets
+from quantenv.hardware import Budget, CostTable, check_feasible, load_device, parse_budgets
 from quantenv.hardware.budget import feasible_interval
-from tests.synthetic import synthetic_layers
+from tests.synthetic import chain_costs, synthetic_layers
 
 LAYERS = synthetic_layers()
-TABLES = compile_costs(LAYERS, load_device("generic"))
+TABLES = chain_costs(LAYERS, load_device("generic"))
 SIZE, BOPS = TABLES["size"].reference, TABLES["bops"].reference
 EVERYTHING = np.ones((len(LAYERS), 8, 8), dtype=bool)
 
@@ -79,7 +79,7 @@ def test_malformed_budgets_are_refused(metric, budget, message):
 
 
 def test_a_metric_the_device_does_not_define_is_refused():
-    tables = compile_costs(LAYERS, load_device("int8_cpu"))
+    tables = chain_costs(LAYERS, load_device("int8_cpu"))
     with pytest.raises(QuantenvError, match="does not define energy; it defines size, bops, latency"):
         parse_budgets("energy", 0.5, tables)
 
@@ -149,7 +149,7 @@ def test_several_budgets_pass_only_if_brute_force_meets_them_together(net, seed,
     st.integers(1, 8), st.integers(0, 1000), st.sampled_from([load_device("generic"), load_device("bitserial_fpga")])
 )
 def test_formula_metrics_never_disagree(count, seed, device):
-    tables = compile_costs(synthetic_layers(count, seed), device)
+    tables = chain_costs(synthetic_layers(count, seed), device)
     rng = np.random.default_rng(seed)
     weight, activation = rng.random((2, count, 8)) < 0.4
     weight[:, 7] = activation[:, 7] = True

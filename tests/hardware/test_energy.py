@@ -3,9 +3,11 @@ import math
 import numpy as np
 import pytest
 
+from quantenv.activations import Activations, Product, chain
 from quantenv.hardware import compile_costs, load_device
 from quantenv.hardware.energy import AnalyticEnergy
 from quantenv.layers import LayerSpec
+from tests.synthetic import chain_costs
 
 #: A 3x3 convolution from 4 to 8 channels on 10x10.
 CONV = LayerSpec("conv", "conv", 4, 8, (3, 3), (1, 1), 1, (4, 10, 10), (8, 10, 10), 288, 8, 28_800)
@@ -20,7 +22,15 @@ def test_mac_energy_hits_published_widths_and_is_log_linear_between():
 
 
 def test_generic_energy_by_hand():
-    table = compile_costs([CONV], load_device("generic"))["energy"]
-    assert table.cost([8], [8]) == pytest.approx(640e-12 * (288 + 1200) + 0.2e-12 * 28_800)
+    table = chain_costs([CONV], load_device("generic"))["energy"]
+    assert table.cost([8], [8]) == pytest.approx(640e-12 * (288 + 400) + 0.2e-12 * 28_800)
     # 2 and 8 bits have the geometric mean 4.
-    assert table.cost([2], [8]) == pytest.approx(640e-12 * (288 / 4 + 1200) + 0.05e-12 * 28_800)
+    assert table.cost([2], [8]) == pytest.approx(640e-12 * (288 / 4 + 400) + 0.05e-12 * 28_800)
+
+
+def test_products_take_the_energy_of_8_bits():
+    with_scores = Activations(chain([CONV]).tensors, (Product("scores", 1000, "conv"),))
+    table = compile_costs([CONV], with_scores, load_device("generic"))["energy"]
+    np.testing.assert_allclose(
+        table.values - chain_costs([CONV], load_device("generic"))["energy"].values, 0.2e-12 * 1000
+    )

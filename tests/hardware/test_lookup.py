@@ -5,14 +5,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quantenv.activations import chain
 from quantenv.errors import QuantenvError
-from quantenv.hardware import compile_costs, load_device
+from quantenv.hardware import load_device
 from quantenv.hardware.lookup import LookupTable
-from tests.synthetic import synthetic_layers
+from quantenv.hardware.workload import Workload
+from tests.synthetic import chain_costs, synthetic_layers
 
 #: HAQ's published MobileNetV2 table; development data, not part of the repository.
 PUBLISHED = Path(__file__).parents[2].parent / "shared/data/reference/haq_mobilenetv2_latency.npy"
 TOTAL, LAYERS = 39_624_933, 53
+
+
+WORK = Workload(synthetic_layers(3), chain(synthetic_layers(3)))
 
 
 def built_table():
@@ -47,7 +52,7 @@ def write_device(folder, file="table.npy", scale="1.0e-9"):
 
 def test_the_haq_table_reads_with_its_known_totals(haq_table, tmp_path):
     layers = synthetic_layers(LAYERS)
-    latency = compile_costs(layers, load_device(write_device(tmp_path, haq_table.resolve(), 1)))["latency"]
+    latency = chain_costs(layers, load_device(write_device(tmp_path, haq_table.resolve(), 1)))["latency"]
     raw = np.load(haq_table)
     assert raw.dtype == np.int64
     assert raw.shape == (LAYERS, 8, 8)
@@ -67,7 +72,7 @@ def test_the_file_is_relative_to_the_yaml_and_scaled(tmp_path, monkeypatch):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
-    latency = compile_costs(synthetic_layers(3), load_device(path))["latency"]
+    latency = chain_costs(synthetic_layers(3), load_device(path))["latency"]
     np.testing.assert_allclose(latency.values, values.astype(np.float64) * 1e-6)
 
 
@@ -75,8 +80,8 @@ def test_energy_can_be_looked_up_too(tmp_path):
     np.save(tmp_path / "table.npy", np.full((2, 8, 8), 7, dtype=np.uint8))
     path = write_device(tmp_path)
     path.write_text(path.read_text().replace("latency:", "energy:"))
-    tables = compile_costs(synthetic_layers(2), load_device(path))
-    assert list(tables) == ["size", "bops", "energy"]
+    tables = chain_costs(synthetic_layers(2), load_device(path))
+    assert list(tables) == ["size", "bops", "energy", "memory"]
     assert tables["energy"].reference == pytest.approx(14e-9)
 
 
@@ -98,7 +103,7 @@ def test_wrong_tables_are_refused(tmp_path, array, message):
     np.save(tmp_path / "table.npy", array)
     device = load_device(write_device(tmp_path))
     with pytest.raises(QuantenvError, match=message):
-        compile_costs(synthetic_layers(3), device)
+        chain_costs(synthetic_layers(3), device)
 
 
 class Boom:
@@ -109,17 +114,17 @@ class Boom:
 def test_a_pickle_is_never_run(tmp_path):
     np.save(tmp_path / "table.npy", np.array([Boom()] * 3, dtype=object), allow_pickle=True)
     with pytest.raises(QuantenvError, match="not of plain numbers"):
-        LookupTable(tmp_path / "table.npy", 1.0).table(synthetic_layers(3))
+        LookupTable(tmp_path / "table.npy", 1.0).table(WORK)
 
 
 def test_missing_files_and_archives_are_refused(tmp_path):
     with pytest.raises(QuantenvError, match=r"Cannot read the look-up table .*No such file"):
-        LookupTable(tmp_path / "none.npy", 1.0).table(synthetic_layers(3))
+        LookupTable(tmp_path / "none.npy", 1.0).table(WORK)
     with pytest.raises(QuantenvError, match="Cannot read the look-up table"):
-        LookupTable(tmp_path, 1.0).table(synthetic_layers(3))
+        LookupTable(tmp_path, 1.0).table(WORK)
     np.savez(tmp_path / "table.npz", np.ones((3, 8, 8)))
     with pytest.raises(QuantenvError, match=r"not a NumPy \.npy file"):
-        LookupTable(tmp_path / "table.npz", 1.0).table(synthetic_layers(3))
+        LookupTable(tmp_path / "table.npz", 1.0).table(WORK)
 
 
 @given(data=st.data())
@@ -130,13 +135,13 @@ def test_damaged_files_are_refused_or_read_as_numbers(tmp_path_factory, data):
     if data.draw(st.booleans(), label="truncate"):
         path.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
         with pytest.raises(QuantenvError, match=r"table .*damaged\.npy"):
-            LookupTable(path, 1.0).table(synthetic_layers(3))
+            LookupTable(path, 1.0).table(WORK)
         return
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, 127))] = data.draw(st.integers(0, 255))  # the header
     path.write_bytes(content)
     try:
-        values = LookupTable(path, 1.0).table(synthetic_layers(3))
+        values = LookupTable(path, 1.0).table(WORK)
     except QuantenvError:
         return
     assert values.shape == (3, 8, 8)

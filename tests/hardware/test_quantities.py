@@ -7,7 +7,7 @@ from quantenv.hardware.quantities import METRICS, PRINTED_UNITS, format_quantity
 
 SI = {"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "m": 1e-3, "u": 1e-6, "n": 1e-9, "p": 1e-12, "": 1.0}
 IEC = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
-BASE = {"size": "B", "bops": "BOPs", "latency": "s", "energy": "J"}
+BASE = {"size": "B", "bops": "BOPs", "latency": "s", "energy": "J", "memory": "B"}
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,7 @@ BASE = {"size": "B", "bops": "BOPs", "latency": "s", "energy": "J"}
         ("size", "2GB", 2e9),
         ("size", "7B", 7),
         ("size", "1e3B", 1000),
+        ("memory", "18KiB", 18_432),
         ("bops", "1.2GBOPs", 1.2e9),
         ("bops", "3 MBOPs", 3e6),
         ("bops", "9kBOPs", 9e3),

@@ -5,10 +5,10 @@ import itertools
 import numpy as np
 from hypothesis import strategies as st
 
-from agents.baselines.knapsack import Knapsack
+from agents.baselines.knapsack import Knapsack, Together
 
 
-def random_knapsack(seed: int, budgets: int | None = None) -> Knapsack:
+def random_knapsack(seed: int, budgets: int | None = None, together: bool = False) -> Knapsack:
     """Draws a problem: numbers over many scales, whole ones with ties, or all but equal; tied and pinned layers."""
     rng = np.random.default_rng(seed)
     layers, options = int(rng.integers(1, 6)), int(rng.integers(1, 5))
@@ -28,14 +28,26 @@ def random_knapsack(seed: int, budgets: int | None = None) -> Knapsack:
         layer = int(rng.integers(layers))
         [group] = [group for group in tied if layer in group] or [[layer]]
         pinned = {layer: int(rng.choice(np.flatnonzero(np.isfinite(harms[group].sum(axis=0)))))}
-    every = Knapsack(harms, costs, np.full(budgets, np.inf), tied=tied, pinned=pinned)
+    terms = random_terms(rng, layers, options, budgets) if together else ()
+    every = Knapsack(harms, costs, np.full(budgets, np.inf), tied=tied, pinned=pinned, terms=terms)
     _, _, spent = enumerate_all(every)
     # Budgets that are some solution's costs, to the last digit or a little less than that.
     rank = rng.random()
     limits = np.array([np.sort(cost)[int(rank * (len(cost) - 1))] for cost in spent])
     if rng.random() < 0.3:
         limits -= 1e-9 * np.abs(limits)
-    return Knapsack(harms, costs, limits, tied=tied, pinned=pinned)
+    return Knapsack(harms, costs, limits, tied=tied, pinned=pinned, terms=terms)
+
+
+def random_terms(rng: np.random.Generator, layers: int, options: int, budgets: int) -> tuple[Together, ...]:
+    """Draws costs of several layers, overlapping ones and ones of tied layers too."""
+    terms = []
+    for _ in range(int(rng.integers(1, 3)) if layers > 1 else 0):
+        members = rng.choice(layers, int(rng.integers(2, layers + 1)), replace=False)
+        levels = rng.integers(0, 3, options)
+        steps = rng.choice([0.0, 0.5, 1.0, 3.0], (budgets, 3))
+        terms.append(Together(tuple(sorted(members.tolist())), levels, steps.cumsum(axis=1)))
+    return tuple(terms)
 
 
 def enumerate_all(problem: Knapsack) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -50,6 +62,9 @@ def enumerate_all(problem: Knapsack) -> tuple[np.ndarray, np.ndarray, np.ndarray
     harms = problem.harms[np.arange(layers), choices].sum(axis=1)
     kept &= np.isfinite(harms)
     costs = problem.costs[:, np.arange(layers), choices].sum(axis=-1)
+    for term in problem.terms:
+        highest = np.max([term.levels[choices[:, layer]] for layer in term.layers], axis=0)
+        costs = costs + term.costs[:, highest]
     return choices[kept], harms[kept], costs[:, kept]
 
 
@@ -65,6 +80,6 @@ def scale(problem: Knapsack) -> float:
     return float(np.abs(problem.harms[np.isfinite(problem.harms)]).max())
 
 
-def knapsacks(budgets: int | None = None) -> st.SearchStrategy[Knapsack]:
-    """Draws problems; with a number of budgets, or 0 to 3."""
-    return st.integers(0, 10**9).map(lambda seed: random_knapsack(seed, budgets))
+def knapsacks(budgets: int | None = None, together: bool = False) -> st.SearchStrategy[Knapsack]:
+    """Draws problems; with a number of budgets, or 0 to 3, and with costs of several layers together."""
+    return st.integers(0, 10**9).map(lambda seed: random_knapsack(seed, budgets, together))

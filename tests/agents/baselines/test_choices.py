@@ -6,10 +6,15 @@ import numpy as np
 import pytest
 
 from agents.baselines.choices import Choices, harm_of
+from agents.baselines.greedy import ascend, descend
 from agents.baselines.ilp import solve
+from agents.baselines.next_best import next_best
 from agents.baselines.problem import Problem
+from agents.baselines.repair import Repair
+from quantenv.errors import InfeasibleBudgetError
 from tests.agents.searches import make_env
 from tests.env.synthetic_env import play
+from tests.env.test_costs import make as graph_env
 
 CASES = {
     "weights": {"metric": "size", "budget": 0.4},
@@ -128,3 +133,33 @@ def test_knapsack_has_the_brute_force_solution(case):
     solution = solve(choices.knapsack(harms)).options
     assert choices.feasible(solution[None]).all()
     assert harm_of(harms, solution[None])[0] == pytest.approx(harm_of(harms, everything).min())
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("mode", ["joint", "weights+activations"])
+def test_what_several_layers_read_is_in_every_answer(mode, seed):
+    """By brute force, under budgets of energy, with terms, and of memory, a maximum."""
+    ratio = {"energy": 0.85 + 0.02 * seed, "memory": 1.0 - 0.05 * (seed % 3)}
+    try:
+        env = graph_env(seed, mode, ratio, count=3, bits=(2, 5, 8))
+    except InfeasibleBudgetError:
+        env = graph_env(seed, mode, {"energy": 0.95, "memory": 1.0}, count=3, bits=(2, 5, 8))
+    problem = Problem(env)
+    choices = Choices(problem)
+    groups, pairs = choices.open.shape
+    everything = np.array(list(itertools.product(range(pairs), repeat=groups)))
+    bits = problem.bits(choices.actions(everything))
+    costs = env.network_costs.of(bits)[env.budgeted].T / env.limits
+    feasible = (costs <= 1 + 1e-9).all(axis=1)
+    np.testing.assert_array_equal(choices.feasible(everything), feasible)
+    np.testing.assert_allclose(choices.loads(everything).max(axis=1), costs.max(axis=1), rtol=1e-12)
+    harms = choices.harms(np.random.default_rng(seed).random((groups, 8, 8)))
+    best = np.sort(harm_of(harms, everything[feasible]))
+    found = next_best(choices.knapsack(harms), 40)
+    assert [each.objective for each in found] == pytest.approx(best[:40].tolist())
+    assert choices.feasible(np.array([each.options for each in found])).all()
+    for answer in (descend(choices, harms), ascend(choices, harms), choices.cheapest()):
+        assert choices.feasible(answer[None]).all()
+    repaired = Repair(choices)(everything, np.random.default_rng(0))
+    assert choices.feasible(repaired).all()
+    assert (repaired[feasible] == everything[feasible]).all()

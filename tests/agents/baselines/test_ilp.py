@@ -19,8 +19,8 @@ from tests.agents.baselines.knapsacks import enumerate_all, feasible_harms, knap
 HAWQ = json.loads((Path(__file__).parents[2] / "data" / "hawq_v3_resnet18.json").read_text())
 
 
-@settings(deadline=None, max_examples=150)
-@given(knapsacks())
+@settings(deadline=None, max_examples=200)
+@given(knapsacks() | knapsacks(together=True))
 def test_optimum_is_that_of_trying_everything(problem):
     harms = feasible_harms(problem)
     if not len(harms):
@@ -32,7 +32,8 @@ def test_optimum_is_that_of_trying_everything(problem):
     assert found.proven
     layers = np.arange(len(found.options))
     assert found.objective == math.fsum(problem.harms[layers, found.options])
-    assert found.costs == pytest.approx(problem.costs[:, layers, found.options].sum(axis=1))
+    together = sum(term.of(found.options) for term in problem.terms)
+    assert found.costs == pytest.approx(problem.costs[:, layers, found.options].sum(axis=1) + together)
     assert (found.costs <= problem.limits + 1e-12 * np.abs(problem.limits)).all()
     assert all(len(set(found.options[list(group)])) == 1 for group in problem.tied)
     assert all(found.options[layer] == option for layer, option in problem.pinned.items())

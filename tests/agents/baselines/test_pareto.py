@@ -10,8 +10,8 @@ from quantenv.errors import InfeasibleBudgetError, QuantenvError
 from tests.agents.baselines.knapsacks import enumerate_all, feasible_harms, knapsacks, scale
 
 
-@settings(deadline=None, max_examples=150)
-@given(knapsacks(budgets=1))
+@settings(deadline=None, max_examples=200)
+@given(knapsacks(budgets=1) | knapsacks(budgets=1, together=True))
 def test_front_is_that_of_trying_everything(problem):
     if not len(feasible_harms(problem)):
         with pytest.raises(InfeasibleBudgetError):

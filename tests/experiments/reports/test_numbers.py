@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 from quantenv.hardware import compile_costs, load_device
 from tests.experiments.benchmarks.conftest import TABLE
 
-SIZES = compile_costs(TABLE.layers, load_device("generic"))["size"]
+SIZES = compile_costs(TABLE.layers, TABLE.activations, load_device("generic"))["size"]
 SAMPLES = TABLE.reference["search"].samples
 
 
