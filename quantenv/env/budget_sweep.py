@@ -73,22 +73,9 @@ class BudgetSweepEnv(QuantizationEnv):
         sums, references = self.episode_costs, {name: table.reference for name, table in self.tables.items()}
         self._levels = []
         for limit in self.level_limits.tolist():
-            self.limits = np.array([limit])
-            self._levels.append(
-                (
-                    (Budget(metric, limit),),
-                    self.make_masks(),
-                    Observer(
-                        self.feature_names,
-                        groups,
-                        self.walk,
-                        self.episode_costs,
-                        {metric: limit},
-                        self._shown,
-                        references,
-                    ),
-                )
-            )
+            self.limits, limits = np.array([limit]), {metric: limit}
+            observer = Observer(self.feature_names, groups, self.walk, sums, limits, self._shown, references)
+            self._levels.append(((Budget(metric, limit),), self.make_masks(), observer))
         self.level = levels - 1
         """Index of the running episode's budget."""
         self._vectorized = 0
