@@ -26,7 +26,7 @@ def test_a_sample_is_smaller(finished, capsys):
         ({"correct": 3}, "evaluation 7: result"),
         ({"loss": 0.125}, "evaluation 7: result"),
         (
-            {"costs": {"size": 1.0, "bops": 1.0, "latency": 1.0, "energy": 1.0}},
+            {"costs": {"size": 1.0, "bops": 1.0, "latency": 1.0, "energy": 1.0, "memory": 1.0}},
             "evaluation 7: size was recorded as 1.0",
         ),
         ({"feasible": False}, "evaluation 7: feasible was recorded as False and is True"),
