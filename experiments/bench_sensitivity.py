@@ -52,7 +52,7 @@ class BenchOptions:
     measured_images: int = 512
     """Samples of the search split that accuracy, loss, kl and sqnr are measured on, at most."""
     gradient_images: int = 64
-    """Samples of the search split that fisher and hessian are measured on, at most."""
+    """Samples of the search split that fisher, fisher-output and hessian are measured on, at most."""
     relative_error: float = Settings.relative_error
     """Standard error of a Hessian trace, as a share of its size, that ends its probing."""
     probes: int = Settings.probes
@@ -192,7 +192,7 @@ def to_markdown(options: BenchOptions, rows: Sequence[Correlation], notes: Seque
         f"Spearman's rank correlation over {options.allocations} random allocations (2-8 bits each, of weights beside "
         "8-bit activations or of both), with the 95% bootstrap interval over allocations. Post-training accuracy on "
         f"up to {options.images:,} images of the search split; accuracy, loss, kl and sqnr measured on up to "
-        f"{options.measured_images}, fisher and hessian on up to {options.gradient_images} of them. Measuring costs as "
+        f"{options.measured_images}, the other kinds on up to {options.gradient_images} of them. Measuring costs as "
         "much as that many evaluations on the whole search split.",
         "",
         f"| proxy | {' | '.join(heads)} |",
