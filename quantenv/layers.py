@@ -5,7 +5,7 @@ torch is imported by the functions that need it: environments over tables know t
 
 import math
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -206,9 +206,11 @@ def _check_modules(network: "nn.Module") -> None:
         # What torch calls its own is a leaf of the trace; of your own modules every step is seen.
         torchs = type(module).__module__.startswith("torch.nn.") and type(module) is not nn.Module
         if torchs and parameters and not isinstance(module, known | containers):
+            kind = type(module).__name__
             raise UnsupportedLayerError(
-                f"{where} is a {type(module).__name__} with parameters of its own; quantenv handles Conv2d, Linear, "
-                "attention and norms. Replace it, or express it with those layers."
+                f"{where} is {'an' if kind[0] in 'AEIO' else 'a'} {kind} with parameters of its own; quantenv handles "
+                f"Conv2d, Linear, attention and norms. Replace it, or express it with those layers."
+                f"{_tied_note(network, name, parameters)}"
             )
         if torchs and any(module.children()) and not isinstance(module, containers | known):
             raise UnsupportedLayerError(
@@ -266,3 +268,11 @@ def _spec(name: str, module: "nn.Module", shapes: list[tuple[tuple[int, ...], tu
         bias_params=module.out_features if module.bias is not None else 0,
         macs=sum(math.prod(output) * module.in_features for _, output in shapes),
     )
+
+
+def _tied_note(network: "nn.Module", name: str, parameters: "Mapping[str, nn.Parameter]") -> str:
+    """Says which other layers a layer's parameters are tied to, as a sentence behind a refusal; else nothing."""
+    own = {id(parameter) for parameter in parameters.values()}
+    every = network.named_parameters(remove_duplicate=False)
+    tied = sorted({repr(key.rpartition(".")[0]) for key, value in every if id(value) in own} - {repr(name)})
+    return f" That its parameters are tied to {', '.join(tied)[:200]} is no obstacle: those may stay." if tied else ""

@@ -1,5 +1,6 @@
 """The post-training evaluator: one prepared network, allocations swapped in, in float or integer arithmetic."""
 
+import functools
 import itertools
 import logging
 import math
@@ -15,6 +16,7 @@ from quantenv.evaluate.base import Evaluation
 from quantenv.files import content_hash
 from quantenv.quantize import PrefixRunner, QuantizedNetwork, calibrate_task, parse_scheme
 from quantenv.quantize.activations import activations_of
+from quantenv.quantize.calibration import Calibration
 from quantenv.quantize.integer import IntegerNetwork, integer_obstacle
 from quantenv.quantize.verification import check_kernels
 from quantenv.tasks import Split, Task
@@ -175,8 +177,17 @@ def choose_backend(backend: str, scheme_obstacle: str | None = None) -> str:
 
 def batch_size(network: QuantizedNetwork, backend: str) -> int:
     """Returns how many samples to run at once, so that a stored tensor takes at most `BATCH_BYTES` of the backend."""
-    largest = max(site.features for site in network.calibration.sites)
-    return max(1, BATCH_BYTES[backend] // (network.value_bytes * largest))
+    return _batch_size(network.calibration, network.value_bytes, BATCH_BYTES[backend])
+
+
+def float_batch(calibration: Calibration) -> int:
+    """Returns how many samples the float network of a calibration is to run on at once, by the same rule."""
+    return _batch_size(calibration, 4, BATCH_BYTES["float"])
+
+
+def _batch_size(calibration: Calibration, value_bytes: int, most: int) -> int:
+    largest = max(site.features for site in calibration.sites)
+    return max(1, most // (value_bytes * largest))
 
 
 def evaluate_logits(network: Callable[[torch.Tensor], torch.Tensor], split: Split, batch: int = 256) -> Evaluation:
@@ -198,8 +209,9 @@ def evaluate_logits(network: Callable[[torch.Tensor], torch.Tensor], split: Spli
     return Evaluation(correct=correct, samples=len(split), loss=loss / len(split))
 
 
+@functools.lru_cache(maxsize=8)
 def evaluate_float(task: Task, split: str, batch: int = 256) -> Evaluation:
-    """Evaluates a task's float network on a split: what quantized ones are compared with.
+    """Evaluates a task's float network on a split, once: what quantized ones are compared with.
 
     Raises:
         QuantenvError: If it puts out NaN or infinity, of which int8 kernels would make numbers.

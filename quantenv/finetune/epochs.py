@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ class Work:
     """What is compiled: never, quantizers or network."""
     network: nn.Module
     """What is trained."""
+    teacher_batch: int
+    """Samples that the float network is run on at once, where its outputs on the whole split are wanted."""
 
 
 @contextmanager
@@ -116,14 +119,8 @@ class _Loss:
     """The loss of this process's share of a batch of the training split."""
 
     def __init__(self, work: Work, generator: torch.Generator, share: Share) -> None:
-        self.train, self.config, self.generator, self.share = work.train, work.config, generator, share
-        network = work.teacher if share.device.type == "cpu" else copy.deepcopy(work.teacher).to(share.device)
-        self.network = torch.compile(network) if work.compiled == NETWORK else network
-        self.teacher: torch.Tensor | None = None
-        if self.config.distillation and not self.config.augmented:  # the same images in every epoch: so the outputs
-            with torch.inference_mode():
-                batches = self.train.inputs.split(512)
-                self.teacher = torch.cat([network(batch.to(share.device)) for batch in batches]).clone()
+        self.work, self.generator, self.share = work, generator, share
+        self.train, self.config = work.train, work.config
 
     def __call__(self, network: nn.Module, indices: torch.Tensor) -> torch.Tensor:
         """Returns the loss, 0-d, of the share of the samples at `indices` (B,)."""
@@ -142,8 +139,33 @@ class _Loss:
         return loss
 
     def _teacher(self, inputs: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-        if self.teacher is not None:
-            return self.teacher[indices]
+        """Returns the float network's logits of samples, (B, classes)."""
+        work, device = self.work, self.share.device
+        if not self.config.augmented:  # the same images in every epoch: so the outputs
+            compiled = work.compiled == NETWORK
+            return _float_outputs(work.teacher, self.train.inputs, work.teacher_batch, compiled, device)[indices]
         with torch.no_grad(), torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.config.bf16):
-            logits: torch.Tensor = self.network(inputs)
+            logits: torch.Tensor = self._network(inputs)
         return logits.float()
+
+    @functools.cached_property
+    def _network(self) -> nn.Module:
+        return _teacher_on(self.work.teacher, self.work.compiled == NETWORK, self.share.device)
+
+
+@functools.lru_cache(maxsize=1)
+def _float_outputs(
+    teacher: nn.Module, inputs: torch.Tensor, batch: int, compiled: bool, device: torch.device
+) -> torch.Tensor:
+    """Returns the float network's logits of the training split, (N, classes): once for all its fine-tunings.
+
+    They are made when the first step is taken: a recipe of 0 epochs, or one that is resumed at its end, needs none.
+    """
+    network = _teacher_on(teacher, compiled, device)
+    with torch.inference_mode():
+        return torch.cat([network(part.to(device)) for part in inputs.split(batch)]).clone()
+
+
+def _teacher_on(teacher: nn.Module, compiled: bool, device: torch.device) -> nn.Module:
+    network = teacher if device.type == "cpu" else copy.deepcopy(teacher).to(device)
+    return torch.compile(network) if compiled else network  # type: ignore[return-value]

@@ -13,7 +13,7 @@ from torch import fx, nn
 from quantenv.allocation import MAX_BITS, Allocation, fitting
 from quantenv.errors import QuantenvError
 from quantenv.evaluate.base import Evaluation
-from quantenv.evaluate.ptq import evaluate_logits
+from quantenv.evaluate.ptq import evaluate_logits, float_batch
 from quantenv.finetune.checkpoint import Checkpoint
 from quantenv.finetune.compilation import resolve
 from quantenv.finetune.config import LIVE, NETWORK, NEVER, FinetuneConfig
@@ -134,7 +134,7 @@ def finetune(
 
     # Compiled with its batch norms folded, the teacher takes two thirds of the time; its outputs differ in last digits.
     teacher = calibration.graph if compiled == NETWORK else task.network
-    work = Work(teacher, train, config, compiled, network)
+    work = Work(teacher, train, config, compiled, network, float_batch(calibration))
     with training(work, session, between_steps, save) as train_epoch:
         while session.epoch <= config.epochs and not session.lost:
             if session.epoch > 0:

@@ -181,8 +181,14 @@ def _is_free(name: str, used: set[str]) -> bool:
 
 def _refusal(node: fx.Node, parameter: str, network: nn.Module) -> str:
     owner = parameter.rpartition(".")[0]
-    kind = type(network.get_submodule(owner)).__name__
-    function = str(getattr(node.target, "__name__", node.target))
+    layer = network.get_submodule(owner)
+    kind, function = type(layer).__name__, str(getattr(node.target, "__name__", node.target))
+    if isinstance(layer, nn.Conv2d | nn.Linear):
+        return (
+            f"The weight of layer {owner!r} ({kind}) is used a second time, in {function}, which no nn.Linear or "
+            "nn.Conv2d computes: tied weights are handled where each use is one of those. Express that use by one, or "
+            "leave it out."
+        )
     return (
         f"A weight of {owner or 'the network itself'!r} ({kind}) is multiplied by in {function}, outside of a layer, "
         "where it cannot be quantized. Make it the weight of an nn.Linear or nn.Conv2d and call that."

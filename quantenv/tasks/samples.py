@@ -81,7 +81,8 @@ def class_of(label: Any, where: str) -> tuple[int, bool]:
     if isinstance(value, torch.Tensor | np.ndarray):
         raise QuantenvError(
             f"{where} has a label of shape {tuple(value.shape)}; expected its class, one whole number. Of one-hot "
-            "labels give the index, by argmax; soft labels and several labels are for training only."
+            "labels give the index, by argmax; soft labels and several labels are for training only, and labels of "
+            "pixels or tokens are not measured here."
         )
     if not isinstance(value, numbers.Integral | float):
         shown = repr(value) if isinstance(value, str | bytes | None) else f"a {type(value).__name__}"
@@ -102,7 +103,7 @@ def class_indices(labels: Any, count: int) -> torch.Tensor:
     """Returns the labels of a split as int64 (N,).
 
     Args:
-        labels: Whole numbers, (N,) or (N, 1): a tensor or an array.
+        labels: Whole numbers, one for each input, (N,), (N, 1), ...: a tensor or an array.
         count: Inputs that they belong to.
 
     Raises:
@@ -110,6 +111,8 @@ def class_indices(labels: Any, count: int) -> torch.Tensor:
     """
     if isinstance(labels, np.ndarray) and labels.dtype.kind in "biuf":
         labels = torch.from_numpy(np.array(labels, dtype=labels.dtype.newbyteorder("=")))
+    if isinstance(labels, torch.Tensor) and (labels.is_nested or labels.layout != torch.strided):
+        raise QuantenvError("A split's labels are a sparse or nested tensor; give classes, a dense tensor (N,).")
     if not isinstance(labels, torch.Tensor) or not labels.shape or labels.is_complex() or labels.is_meta:
         nature = str(labels.dtype) if hasattr(labels, "dtype") else type(labels).__name__
         raise QuantenvError(f"A split's labels are {nature}; expected a tensor of classes, whole numbers from 0, (N,).")
@@ -118,12 +121,11 @@ def class_indices(labels: Any, count: int) -> torch.Tensor:
             f"A split needs as many labels as inputs and at least one sample: got {count} inputs and {len(labels)} "
             "labels."
         )
-    if labels.dim() == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.dim() != 1:
+    if labels[0].numel() != 1:
         class_of(labels[0], "Sample 0 of a split")
+    labels = labels.flatten()
     if labels.is_floating_point():
-        for index in torch.nonzero(~(labels == labels.trunc()) | labels.isinf())[:1, 0].tolist():
+        for index in torch.nonzero(~(labels == labels.trunc()) | (labels.abs() > MOST))[:1, 0].tolist():
             class_of(labels[index], f"Sample {index} of a split")
         logger.warning("Labels of a split are whole numbers in floats: taken for classes.")
     return labels.detach().cpu().to(torch.int64)

@@ -38,7 +38,7 @@ def plain(task, allocation):
         {"compile": "network"},
         {"bf16": True},
         {"ema": 0.5},
-        {"crop": 1},
+        {"crop": 1, "seed": 1},
         {"batch_norm": True},
         {"norms": "folded"},
     ],

@@ -102,7 +102,7 @@ def test_a_step_leaves_nothing_on_another_device(options, quantizers, monkeypatc
     network = trainable_network(calibrate_task(task), Allocation.make(task.layers, 3, 4), weights, activations)
     recipe = FinetuneConfig(ema=0.9, **options)
     session = Session(network.to(share.device), recipe, 1, share)
-    loss = _Loss(Work(task.network, task.splits["train"], recipe, "never", network), session.generator, share)
+    loss = _Loss(Work(task.network, task.splits["train"], recipe, "never", network, 64), session.generator, share)
     loss(network, torch.arange(8)).backward()
     session.optimizer.step()
     session.average.update_parameters(network)

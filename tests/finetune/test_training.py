@@ -9,6 +9,7 @@ from quantenv.allocation import Allocation
 from quantenv.errors import AllocationError, QuantenvError
 from quantenv.evaluate.ptq import PTQEvaluator, evaluate_logits
 from quantenv.finetune import FinetuneConfig, FinetuneEvaluator, check_recipe, finetune
+from quantenv.finetune import epochs as epochs_module
 from quantenv.quantize import LSQQuantizer
 from quantenv.tasks import Split, Task, get_task
 from tests.synthetic import synthetic_layers
@@ -43,7 +44,8 @@ def test_training_repairs_a_coarse_allocation(task, coarse):
     assert result.test.accuracy > before.accuracy + 0.1
     assert [epoch for epoch, _ in epochs] == [0, 1, 2, 3, 4]
     assert result.search.accuracy == max(metrics["qat/search_accuracy"] for _, metrics in epochs)
-    assert epochs[result.best_epoch][1]["qat/search_loss"] == result.search.loss
+    # Its batch norms are folded at the end, which may change last digits.
+    assert epochs[result.best_epoch][1]["qat/search_loss"] == pytest.approx(result.search.loss, rel=1e-5)
     assert epochs[-1][1]["qat/learning_rate"] == pytest.approx(0.0, abs=1e-12)
     losses = [metrics["qat/train_loss"] for _, metrics in epochs[1:]]
     assert losses[-1] < losses[0]
@@ -61,6 +63,24 @@ def test_trained_weights_stay_on_few_values(task, coarse):
     assert isinstance(layer.weight_quantizer, LSQQuantizer)
     for channel in layer.weight_quantizer(layer.weight):
         assert len(channel.unique()) <= 7
+
+
+def test_the_float_network_is_run_once_and_only_if_something_is_trained(tiny, monkeypatch):
+    task = dataclasses.replace(tiny, name="counted")  # a network of its own
+    batches = []
+
+    def counted(teacher, compiled, device):
+        return lambda inputs: (batches.append(len(inputs)), teacher(inputs))[1]
+
+    monkeypatch.setattr(epochs_module, "_teacher_on", counted)
+    three, eight = (Allocation.make(task.layers, bits) for bits in (3, 8))
+    finetune(task, three, FinetuneConfig(epochs=0))
+    assert batches == []
+    finetune(task, three, FinetuneConfig(epochs=1, batch_size=16, distillation=0.0))
+    assert batches == []
+    for allocation in (three, eight):
+        finetune(task, allocation, FinetuneConfig(epochs=2, batch_size=16))
+    assert sum(batches) == len(task.splits["train"])
 
 
 def test_same_seed_same_result_and_no_global_state(task, coarse):

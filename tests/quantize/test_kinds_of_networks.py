@@ -526,7 +526,28 @@ REFUSED = {
         TOKENS,
         r"A weight of 'the network itself' \(Net\) is multiplied by in conv1d",
     ),
+    "a layer's weight in another operation": (
+        lambda: net(
+            lambda self, x: self.head(F.conv_transpose2d(self.conv(x).relu(), self.conv.weight).flatten(1)),
+            conv=nn.Conv2d(1, 8, 3),
+            head=nn.Linear(64, 4),
+        ),
+        IMAGES,
+        r"The weight of layer 'conv' \(Conv2d\) is used a second time, in conv_transpose2d, .* tied weights are",
+    ),
+    "an embedding with its head's weight": (
+        lambda: tied_embedding(nn.Embedding(4, 8), nn.Linear(8, 4, bias=False)),
+        TOKENS,
+        r"'embedding' is an Embedding .* That its parameters are tied to 'head' is no obstacle",
+    ),
 }
+
+
+def tied_embedding(embedding, head):
+    head.weight = embedding.weight
+    return net(
+        lambda self, x: self.head(self.embedding(x[:, :, 0].long().clamp(0, 3)).mean(1)), embedding=embedding, head=head
+    )
 
 
 def made(build, inputs):

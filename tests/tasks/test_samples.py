@@ -317,6 +317,7 @@ def test_a_split_converts_what_is_clear():
         (INPUTS.clone().requires_grad_(), LABELS[:, None]),
         (INPUTS.numpy(), LABELS.numpy().astype(np.uint8)),
         (INPUTS, LABELS.double()),
+        (INPUTS, LABELS[:, None, None]),
     ):
         split = splits(inputs, labels)["train"]
         assert torch.equal(split.inputs, expected.inputs)
@@ -333,6 +334,9 @@ def test_a_split_converts_what_is_clear():
         (INPUTS, LABELS + 0.5, r"Sample 0 of a split has the label 0\.5"),
         (INPUTS, torch.where(LABELS == 2, torch.nan, LABELS.float()), "Sample 2 of a split has the label nan"),
         (INPUTS, nn.functional.one_hot(LABELS), r"Sample 0 of a split has a label of shape \(4,\)"),
+        (INPUTS, LABELS[:, None, None].expand(-1, 8, 8), r"label of shape \(8, 8\).*pixels or tokens are not measured"),
+        (INPUTS, LABELS[:, None].expand(-1, 7), r"label of shape \(7,\).*pixels or tokens are not measured"),
+        (INPUTS, torch.full((24,), 1e30), r"Sample 0 of a split has the label 1000000"),
         (INPUTS, LABELS.to(torch.complex64), "labels are torch.complex64"),
         (INPUTS, np.array(["a"] * 24), "labels are <U1"),
     ],
@@ -340,6 +344,11 @@ def test_a_split_converts_what_is_clear():
 def test_a_split_refuses_the_rest(inputs, labels, sentence):
     with pytest.raises(QuantenvError, match=sentence):
         splits(inputs, labels)
+
+
+def test_sparse_labels_are_refused():
+    with pytest.raises(QuantenvError, match="labels are a sparse or nested tensor"):
+        Split(INPUTS, LABELS.float().to_sparse())
 
 
 def with_nan():
