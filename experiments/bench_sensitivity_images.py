@@ -4,6 +4,7 @@
 each against the same of the whole search split, and their sums against the true accuracy of random allocations.
 """
 
+import dataclasses
 import os
 import sys
 import tempfile
@@ -39,6 +40,8 @@ class BenchOptions:
 
     tasks: list[str] = field(default_factory=lambda: ["digits", "resnet20"])
     """Tasks; those whose data are missing are left out, with a line that says so."""
+    schemes: list[str] = field(default_factory=lambda: ["linear", "linear+batch-norm"])
+    """Quantization schemes of each task."""
     images: list[int] = field(default_factory=lambda: [64, 128, 256, 512, 1000])
     """Samples of the search split to measure on; all of them besides."""
     allocations: int = 200
@@ -57,6 +60,8 @@ class Row:
 
     task: str
     """Task."""
+    scheme: str
+    """Its quantization scheme."""
     kind: str
     """Kind of sensitivity."""
     images: int
@@ -90,7 +95,12 @@ def main(arguments: Sequence[str]) -> int:
     options = parse_options(BenchOptions, NAME, arguments)
     torch.set_num_threads(options.threads)
     tasks, notes = tasks_at_hand(options.tasks)
-    rows = [row for task in tasks for row in measured_rows(task, options)]
+    rows = [
+        row
+        for task in tasks
+        for scheme in options.schemes
+        for row in measured_rows(dataclasses.replace(task, scheme=scheme), options)
+    ]
     write_results(NAME, arguments, options, "", {"rows": [asdict(row) for row in rows]}, to_markdown(rows, notes))
     return 0
 
@@ -119,6 +129,7 @@ def measured_rows(task: Task, options: BenchOptions) -> list[Row]:
         lower = np.array(BITS[:-1]) - 1
         row = Row(
             task=task.name,
+            scheme=task.scheme,
             kind=kind,
             images=images,
             deviations=layers * len(lower),
@@ -170,11 +181,11 @@ def to_markdown(rows: Sequence[Row], notes: Sequence[str]) -> str:
         "the sums with the true accuracy of those allocations. Processor seconds of measuring, and the same in passes "
         "of the bare eager float network over the whole search split.",
         "",
-        "| task | kind | images | deviations | rank of deviations | rank of sums | sums and accuracy | seconds | float "
-        "passes |",
-        "|---|---|" + "---:|" * 7,
+        "| task | scheme | kind | images | deviations | rank of deviations | rank of sums | sums and accuracy | "
+        "seconds | float passes |",
+        "|---|---|---|" + "---:|" * 7,
         *(
-            f"| {row.task} | {row.kind} | {row.images:,} | {row.deviations} | {row.of_deviations:.3f} | "
+            f"| {row.task} | {row.scheme} | {row.kind} | {row.images:,} | {row.deviations} | {row.of_deviations:.3f} | "
             f"{row.of_sums:.3f} | {row.of_accuracy:.3f} | {row.seconds:.2f} | {row.float_passes:.1f} |"
             for row in rows
         ),

@@ -73,9 +73,10 @@ class Settings:
         QuantenvError: If a value is out of range.
     """
 
-    images: int | None = 512
+    images: int | None = 256
     """Samples of the search split, the first ones, that accuracy, loss, kl and sqnr are measured on, fewer if it has
-    fewer; None is all."""
+    fewer; None is all. More hardly change how layers and allocations rank: see
+    `experiments/bench_sensitivity_images.py`."""
     gradient_images: int = 256
     """Samples of the search split, the first ones, that fisher, fisher-output and hessian are measured on; fewer if it
     has fewer."""

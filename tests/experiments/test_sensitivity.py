@@ -98,7 +98,7 @@ def test_bits_are_from_1_to_8(refused):
 
 def test_few_images_are_compared_with_all_and_timed(cache, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("QUANTENV_DATA", raising=False)
-    arguments = ["--images=16,32", "--allocations=8", f"--output={tmp_path}"]
+    arguments = ["--images=16,32", "--allocations=8", "--schemes=linear+bias", f"--output={tmp_path}"]
     assert bench_sensitivity_images.main(arguments) == 0
     rows = json.loads((tmp_path / "bench_sensitivity_images.json").read_text())["rows"]
     total = len(get_task("digits").splits["search"])
@@ -109,7 +109,7 @@ def test_few_images_are_compared_with_all_and_timed(cache, tmp_path, capsys, mon
         ("kl", total),
     ]
     assert (rows[-1]["of_deviations"], rows[-1]["of_sums"]) == (pytest.approx(1), pytest.approx(1))
-    assert all(row["deviations"] == 16 and row["seconds"] > 0 for row in rows)
+    assert all(row["scheme"] == "linear+bias" and row["deviations"] == 16 and row["seconds"] > 0 for row in rows)
     assert capsys.readouterr().out == (tmp_path / "bench_sensitivity_images.md").read_text()
     assert not (cache / "sensitivity").exists()
 

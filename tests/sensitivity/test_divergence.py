@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 from scipy.special import rel_entr, softmax
 
@@ -9,10 +10,11 @@ from quantenv.sensitivity import layer_sensitivity
 from quantenv.tasks import get_task
 
 
-def test_it_is_the_kl_divergence_that_scipy_computes():
+@pytest.mark.parametrize("images", [None, 100])
+def test_it_is_the_kl_divergence_that_scipy_computes(images):
     task = get_task("digits")
     network = QuantizedNetwork(calibrate_task(task))
-    inputs = task.splits["search"].inputs
+    inputs = task.splits["search"].inputs[:images]
 
     def probabilities(weight_bits):
         network.select(Allocation.make(task.layers, weight_bits))
@@ -23,7 +25,7 @@ def test_it_is_the_kl_divergence_that_scipy_computes():
         rel_entr(reference, probabilities([3 if i == layer else 8 for i in range(8)])).sum(axis=1).mean()
         for layer in range(8)
     ]
-    np.testing.assert_allclose(layer_sensitivity(PTQEvaluator(task, "float")), expected, rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(layer_sensitivity(PTQEvaluator(task, "float"), images), expected, rtol=1e-5, atol=1e-9)
 
 
 def test_it_is_measured_once_and_cannot_be_changed():
