@@ -1,7 +1,7 @@
 """Benchmark: what each optional post-training step is worth at 4, 3 and 2 bits, and k-means beside linear weights.
 
 `python -m experiments.bench_correction` runs it with its defaults: equalisation, bias absorption, bias correction and
-batch-norm re-estimation, alone and together, on uniform allocations.
+batch-norm re-estimation, alone and together, and AdaRound and BRECQ with each of the latter two, for uniform bits.
 
 Absorption changes neither network: no channel of digits' four pairs of layers has a mean of 3 deviations, and all of
 ResNet-20's are padded in between.
@@ -135,7 +135,8 @@ def to_markdown(rows: Sequence[Result], floats: dict[str, float], notes: Sequenc
         "",
         "Accuracy on the search split of uniform allocations (weight/activation bits), in float arithmetic, without "
         "training. equalisation, absorption and bias: Nagel et al. 2019, sections 4.1 and 4.2; batch-norm: statistics "
-        "estimated again under the allocation, on the calibration split.",
+        "estimated again under the allocation, on the calibration split; adaround: Nagel et al. 2020; brecq: Li et al. "
+        "2021. What these two learn, once for each layer or block, is not counted in the time of an evaluation.",
     ]
     for task, reference in floats.items():
         samples = next(row.samples for row in rows if row.task == task)

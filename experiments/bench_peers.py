@@ -39,7 +39,7 @@ class BenchOptions:
     """Budgets: ratios of the size of 8-bit weights."""
     bits: list[int] = field(default_factory=lambda: [4, 3])
     """Uniform weight bits; activations have 8."""
-    schemes: list[str] = field(default_factory=lambda: ["linear"])
+    schemes: list[str] = field(default_factory=lambda: ["linear", "linear+adaround+batch-norm"])
     """quantenv's schemes for uniform bits, besides its default."""
     epochs: list[int] = field(default_factory=lambda: [5, 20])
     """MCT's passes over the calibration images in gradient-based post-training quantization (GPTQ) with all errors
