@@ -62,7 +62,7 @@ def costs_by_hand(env, bits):
     return {"energy": joules, "memory": peak}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 10_000), bits=st.lists(st.tuples(st.integers(1, 8), st.integers(1, 8)), min_size=4, max_size=4)
 )

@@ -25,6 +25,7 @@ from quantenv.evaluate.pool import PoolEvaluator, ProcessWorkers, cut, without_t
 from quantenv.evaluate.store import EvaluationStore
 from quantenv.evaluate.table import EvaluationTable
 from quantenv.evaluate.workers import start_workers, threads_each
+from quantenv.quantize.activations import find_activations
 from quantenv.tasks import get_task
 from tests.evaluate.fragile import (
     additive,
@@ -59,6 +60,7 @@ def started(folder, count=2, **settings):
 def test_a_pool_gives_what_one_evaluator_gives_to_the_bit(digits):
     serial = make_evaluator("ptq", get_task("digits"), "off")
     assert (digits.identity, digits.layers, digits.reference) == (serial.identity, serial.layers, serial.reference)
+    assert digits.activations == serial.activations == find_activations(serial.task.network, torch.zeros(1, 1, 8, 8))
     shuffled = batch(digits.layers, 30) * 2
     np.random.default_rng(0).shuffle(shuffled)
     for split in ("search", "test"):

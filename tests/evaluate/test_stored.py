@@ -8,6 +8,7 @@ import pytest
 
 import quantenv  # noqa: F401 - registers the ids
 from experiments import bench_store
+from quantenv.activations import chain
 from quantenv.allocation import Allocation
 from quantenv.errors import AllocationError
 from quantenv.evaluate import make_evaluator
@@ -53,6 +54,9 @@ def test_results_are_those_of_the_bare_evaluator_to_the_bit(location, seconds):
     assert stored.evaluate(batch) == stored.evaluate(batch) == bare.evaluate(batch)
     assert inner.calls == 30
     assert (stored.layers, stored.reference, stored.identity) == (inner.layers, inner.reference, inner.identity)
+    assert stored.activations is None  # an evaluator that knows layers only
+    inner.activations = chain(inner.layers)
+    assert stored.activations is inner.activations
     assert stored.evaluate([]) == []
 
 

@@ -9,7 +9,7 @@ from quantenv.layers import describe
 from quantenv.plain import plain_network
 from quantenv.quantize.activations import find_activations
 from quantenv.quantize.calibration import calibrate
-from quantenv.tasks.resnet20 import ResNet20
+from quantenv.tasks.digits import DigitsNet
 from quantenv.tasks.vision import torchvision
 
 
@@ -67,11 +67,10 @@ def test_what_takes_a_part_reads_that_part_and_lives_until_what_is_made_of_it_is
     assert read.reads == 40
 
 
-@pytest.mark.parametrize("make", [Residual, ResNet20, lambda: torchvision().models.resnet18(num_classes=10)])
-def test_tensors_are_the_places_where_calibration_measures(make):
+@pytest.mark.parametrize(("make", "shape"), [(Residual, (3, 8, 8)), (Parts, (5, 8)), (DigitsNet, (1, 8, 8))])
+def test_tensors_are_the_places_where_calibration_measures(make, shape):
     torch.manual_seed(0)
-    network, inputs = make().eval(), torch.randn(4, 3, 32, 32)
-    inputs = inputs[:, :, :8, :8] if make is Residual else inputs
+    network, inputs = make().eval(), torch.randn(4, *shape)
     tensors = find_activations(network, inputs).tensors
     sites = calibrate(network, inputs).sites
     assert [(t.name, t.layers, t.shared, t.elements) for t in tensors] == [
@@ -109,32 +108,42 @@ def test_products_count_as_torch_s_counter_says(product, macs):
     assert counter.get_total_flops() == 2 * 3 * (macs + 6 * 8 * 8)
 
 
+def small_vision_transformer():
+    return torchvision().models.VisionTransformer(32, 16, 2, 4, 32, 64)
+
+
+def small_swin(version):
+    module = torchvision().models.swin_transformer
+    sizes = {"patch_size": [4, 4], "embed_dim": 8, "depths": [1, 2], "num_heads": [2, 4], "window_size": [4, 4]}
+    if version == 2:
+        blocks = {"block": module.SwinTransformerBlockV2, "downsample_layer": module.PatchMergingV2}
+        return module.SwinTransformer(**sizes, **blocks)
+    return module.SwinTransformer(**sizes)
+
+
+def small_maxvit():
+    sizes = {"input_size": (32, 32), "stem_channels": 8, "partition_size": 2, "head_dim": 8}
+    return torchvision().models.maxvit.MaxVit(
+        **sizes, block_channels=[8, 16], block_layers=[1, 2], stochastic_depth_prob=0.0
+    )
+
+
 @pytest.mark.parametrize(
-    ("name", "size", "options"),
+    "make",
     [
-        ("resnet18", 64, {}),
-        ("mobilenet_v2", 64, {}),
-        ("vit_b_16", 64, {"image_size": 64}),
-        ("swin_t", 64, {}),
-        ("swin_v2_t", 64, {}),
-        ("maxvit_t", 64, {"input_size": (64, 64), "partition_size": 2}),
+        lambda: torchvision().models.resnet18(num_classes=10),
+        lambda: torchvision().models.mobilenet_v2(num_classes=10),
+        small_vision_transformer,
+        lambda: small_swin(1),
+        lambda: small_swin(2),
+        small_maxvit,
     ],
 )
-def test_layers_and_products_are_all_multiplications_that_torch_counts(name, size, options):
-    make = torchvision().models.maxvit_t if name == "maxvit_t" else getattr(torchvision().models, name)
-    if name == "maxvit_t":  # the builder fixes the partition
-        make = torchvision().models.maxvit.MaxVit
-        options |= {
-            "stem_channels": 16,
-            "block_channels": [16, 32],
-            "block_layers": [1, 2],
-            "head_dim": 8,
-            "stochastic_depth_prob": 0.0,
-        }
+def test_layers_and_products_are_all_multiplications_that_torch_counts(make):
     torch.manual_seed(0)
-    x = torch.randn(1, 3, size, size)
-    # The plain form: torch's fused attention is not counted, and swin_v2's biases, of no input, are made once.
-    network = plain_network(make(**options).eval(), x)
+    x = torch.randn(1, 3, 32, 32)
+    # The plain form: torch's fused attention is not counted, and swin's biases of the second version are made once.
+    network = plain_network(make().eval(), x)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(x)
     macs = sum(layer.macs for layer in describe(network, x)) + find_activations(network, x).macs
