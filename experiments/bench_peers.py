@@ -37,16 +37,18 @@ class BenchOptions:
     """Programs to run, as quantenv; by default all: mct, quantenv, haq. Of the others the results are kept."""
     ratios: list[float] = field(default_factory=lambda: [0.75, 0.5, 0.35])
     """Budgets: ratios of the size of 8-bit weights."""
+    mixed_schemes: list[str] = field(default_factory=lambda: ["linear"])
+    """quantenv's schemes for mixed bits, besides its default."""
     bits: list[int] = field(default_factory=lambda: [4, 3])
     """Uniform weight bits; activations have 8."""
-    schemes: list[str] = field(default_factory=lambda: ["linear", "linear+adaround+batch-norm"])
+    schemes: list[str] = field(default_factory=lambda: ["linear", "linear+adaround", "linear+brecq"])
     """quantenv's schemes for uniform bits, besides its default."""
     epochs: list[int] = field(default_factory=lambda: [5, 20])
     """MCT's passes over the calibration images in gradient-based post-training quantization (GPTQ) with all errors
     alike."""
     hessian_epochs: list[int] = field(default_factory=lambda: [5])
     """The same with errors weighted by estimates of the Hessian, MCT's default, which takes ten times as long."""
-    images: int = 64
+    images: int = 16
     """Images of each split at 224 pixels."""
     episodes: int = 100
     """Episodes that our cost of one is measured by."""
@@ -88,7 +90,8 @@ def _mixed(options: BenchOptions, runs: Mapping[str, Any]) -> Iterator[Job]:
     for ratio in options.ratios:
         rival = Job("mct", "mixed", "resnet20", ratio=ratio)
         yield rival
-        yield Job("quantenv", "mixed", "resnet20", ratio=ratio)
+        for scheme in (None, *options.mixed_schemes):
+            yield Job("quantenv", "mixed", "resnet20", ratio=ratio, scheme=scheme)
         if rival.key in runs:
             yield Job("quantenv", "evaluate", "resnet20", weight_bits=tuple(runs[rival.key]["weight_bits"]))
 

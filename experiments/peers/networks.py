@@ -28,7 +28,7 @@ def make_task(job: Job) -> Task:
         QuantenvError: If the network is unknown, or data or weights are missing.
     """
     if job.network in TIMED:
-        return _timed(job.network, job.images or 64)
+        return _timed(job.network, job.images or 16)
     if job.network not in TRAINED:
         raise unknown_name("network", job.network, (*TRAINED, *TIMED))
     task = get_task("resnet20")

@@ -46,12 +46,14 @@ def test_every_part_is_raced_and_written(done, tmp_path, capsys):
 
 
 def test_mcts_bits_are_evaluated_by_our_evaluator_too(done, tmp_path):
-    race(tmp_path, "--only=mixed", "--ratios=[0.5]")
+    race(tmp_path, "--only=mixed", "--ratios=[0.5]", "--mixed_schemes=[linear]")
     assert [(job.program, job.action) for job in done] == [
         ("mct", "mixed"),
         ("quantenv", "mixed"),
+        ("quantenv", "mixed"),
         ("quantenv", "evaluate"),
     ]
+    assert [job.scheme for job in done[1:]] == [None, "linear", None]
     assert done[-1].weight_bits == tuple(BITS)
 
 
