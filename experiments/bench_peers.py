@@ -39,9 +39,13 @@ class BenchOptions:
     """Budgets: ratios of the size of 8-bit weights."""
     mixed_schemes: list[str] = field(default_factory=lambda: ["linear"])
     """quantenv's schemes for mixed bits, besides its default."""
+    networks: list[str] = field(default_factory=lambda: ["resnet20", "efficientnet"])
+    """Networks for uniform bits."""
     bits: list[int] = field(default_factory=lambda: [4, 3])
     """Uniform weight bits; activations have 8."""
-    schemes: list[str] = field(default_factory=lambda: ["linear", "linear+adaround", "linear+brecq"])
+    schemes: list[str] = field(
+        default_factory=lambda: ["linear", "linear+adaround+batch-norm", "linear+brecq+batch-norm"]
+    )
     """quantenv's schemes for uniform bits, besides its default."""
     epochs: list[int] = field(default_factory=lambda: [5, 20])
     """MCT's passes over the calibration images in gradient-based post-training quantization (GPTQ) with all errors
@@ -97,7 +101,8 @@ def _mixed(options: BenchOptions, runs: Mapping[str, Any]) -> Iterator[Job]:
 
 
 def _rounding(options: BenchOptions, runs: Mapping[str, Any]) -> Iterator[Job]:
-    for network, weights in (("resnet20", None), ("efficientnet", str(_efficientnet()))):
+    for network in options.networks:
+        weights = str(_efficientnet()) if network == "efficientnet" else None
         for bits in options.bits:
             yield Job("mct", "uniform", network, bits=bits, weights=weights)
             for hessian, counts in ((False, options.epochs), (True, options.hessian_epochs)):
