@@ -79,6 +79,7 @@ class _Measuring:
         self._parts = parts_of(self._layers)
         shape = (len(PARTS), len(self._layers), MAX_BITS)
         self._wanted = deviations(self._layers, np.ones(shape, dtype=bool) if offered is None else offered)
+        self._places = list(dict.fromkeys((each.layers, each.part) for each in self._wanted))
         sharing = {index: len(part) for part in self._parts for index in part}
         # Channel groups of a layer have the same activations, whose harm is divided evenly over them.
         self._sharing = np.array([[sharing[index]] for index in range(len(self._layers))])
@@ -137,11 +138,12 @@ class _Measuring:
         if kind == "fisher":
             return [_Step(("fisher",), lambda: [self._curvature.fisher()])]
         if kind == "hessian":
-            places = [(PARTS[0], index) for index in range(len(self._names))]
-            places += [(PARTS[1], together[0]) for together in self._parts]
             return [
                 _Step(("perturbations",), lambda: [self._curvature.perturbations()]),
-                *(_Step((self._trace_name(index, part),), partial(self._trace, index, part)) for part, index in places),
+                *(
+                    _Step((self._trace_name(layers[0], part),), partial(self._trace, layers[0], part))
+                    for layers, part in self._places
+                ),
             ]
         return []
 
@@ -153,8 +155,7 @@ class _Measuring:
 
     def _at_8_bits(self) -> list[Deviation]:
         """Returns the wanted deviations and, of what they deviate in, 8 bits, which harm is relative to."""
-        places = dict.fromkeys((each.layers, each.part) for each in self._wanted)
-        return [*self._wanted, *(Deviation(layers, part, MAX_BITS) for layers, part in places)]
+        return [*self._wanted, *(Deviation(layers, part, MAX_BITS) for layers, part in self._places)]
 
     def _kept_as(self, kind: str, deviation: Deviation) -> str:
         return f"{'outputs' if kind in OUTPUT_KINDS else kind}, {deviation.name(self._layers)}"
@@ -191,12 +192,14 @@ class _Measuring:
 
     def _hessian(self, kind: str) -> tuple[np.ndarray, np.ndarray, float, tuple[str, ...]]:
         perturbations = self._kept["perturbations"]
-        traces = {part: [self._kept[self._trace_name(i, part)] for i in range(len(self._names))] for part in PARTS}
-        # A negative average curvature is no promise that coarse bits help: HAWQ-V2 argues at a minimum of the loss.
+        measured = [self._kept[self._trace_name(layers[0], part)] for layers, part in self._places]
+        positive = np.full((len(PARTS), len(self._names), 1), np.nan)
+        for (layers, part), trace in zip(self._places, measured, strict=True):
+            # A negative average curvature is no promise that coarse bits help: HAWQ-V2 argues at a minimum of the loss.
+            positive[PARTS.index(part), list(layers)] = max(trace["mean"], 0.0)
         weights, activations = (
-            np.maximum([[trace["mean"]] for trace in traces[part]], 0) * np.array(perturbations[part]) for part in PARTS
+            traces * np.array(perturbations[part]) for traces, part in zip(positive, PARTS, strict=True)
         )
-        measured = [*traces[PARTS[0]], *(traces[PARTS[1]][part[0]] for part in self._parts)]
         probes = sum(trace["probes"] for trace in measured)
         cost = (PRODUCT_COST * probes + 1) * self._share(self._settings.gradient_images)
         return weights, activations, cost, (*self._unreached(measured), *self._without_steps())

@@ -107,6 +107,17 @@ def test_other_bits_read_those_that_were_measured(task, calls):
     np.testing.assert_array_equal(measure(task).weights[:, [1, 3]], few.weights[:, [1, 3]])
 
 
+def test_traces_are_of_what_is_on_offer(task, calls):
+    offered = np.zeros((2, LAYERS, 8), dtype=bool)
+    offered[0, 1:, [3, 7]] = True
+    few = measure(task, "hessian", FAST, offered=offered)
+    assert calls["trace"] == LAYERS - 1
+    np.testing.assert_array_equal(few.weights[1:], measure(task, "hessian", FAST).weights[1:])
+    assert calls["trace"] == 2 * LAYERS
+    assert np.isnan(few.weights[0]).all()
+    assert np.isnan(few.activations).all()
+
+
 def test_an_evaluator_can_be_measured_through(task):
     through, default = PTQEvaluator(task, "float"), PTQEvaluator(task)
     found = measure(through)
