@@ -64,8 +64,8 @@ class TrainOptions(SourceOptions):
     finetune-haq-train (the same, measured on the training images as in HAQ's code)."""
     scheme: str | None = None
     """How the task is quantized: linear or k-means (a codebook of weights for each layer), then any post-training
-    steps (equalisation, absorption, adaround or brecq, bias, batch-norm), as linear+adaround+batch-norm. By default the
-    task's own, linear."""
+    steps (equalisation, absorption, adaround or brecq, bias, batch-norm), as linear+adaround+bias+batch-norm. By
+    default the task's own; tasks that do not say otherwise have linear+bias+batch-norm."""
     store: str | None = None
     """Where evaluations are kept, so that no run computes one again: the path of an SQLite file, an SQLAlchemy URL
     (without a password: options are saved with the run) or off. By default $QUANTENV_STORE, or the user's own file."""

@@ -74,21 +74,16 @@ def enumerate_task(
             f"({MOST_ROWS:,}): offer fewer bits or tie layers."
         )
     evaluator = PTQEvaluator(task, backend)
-    jobs = [
-        (bits, groups, activation_bits, first, min(first + BLOCK, rows), split)
-        for first in range(0, rows, BLOCK)
-        for split in SPLITS
-    ]
+    jobs = [(bits, groups, activation_bits, first, min(first + BLOCK, rows)) for first in range(0, rows, BLOCK)]
     correct = {
         split: np.empty(rows, dtype=np.uint16 if len(task.splits[split]) < 1 << 16 else np.uint32) for split in SPLITS
     }
     loss = {split: np.empty(rows, dtype=np.float32) for split in SPLITS}
-    done = 0
-    for (*_, first, last, split), block in zip(jobs, _run(evaluator, jobs, workers, pool, address), strict=True):
-        correct[split][first:last] = [evaluation.correct for evaluation in block]
-        loss[split][first:last] = [evaluation.loss for evaluation in block]
-        done += (last - first) * (split == SPLITS[-1])
-        progress(done, rows)
+    for (*_, first, last), block in zip(jobs, _run(evaluator, jobs, workers, pool, address), strict=True):
+        for split, evaluations in block.items():
+            correct[split][first:last] = [evaluation.correct for evaluation in evaluations]
+            loss[split][first:last] = [evaluation.loss for evaluation in evaluations]
+        progress(last, rows)
     names = [layer.name for layer in task.layers]
     return EvaluationTable(
         name=name,
@@ -118,8 +113,8 @@ def _small_weights(task: Task) -> dict[str, np.ndarray]:
 
 def _run(
     evaluator: PTQEvaluator, jobs: Sequence[tuple[Any, ...]], workers: int, pool: str, address: str | None
-) -> Iterator[list[Evaluation]]:
-    """Yields the evaluations of each job, in order."""
+) -> Iterator[dict[str, list[Evaluation]]]:
+    """Yields the evaluations of each job on each split, in order."""
     if workers == 1:
         yield from (_evaluate_rows(evaluator, *job) for job in jobs)
         return
@@ -140,9 +135,8 @@ def _evaluate_rows(
     activation_bits: int,
     first: int,
     last: int,
-    split: str,
-) -> list[Evaluation]:
-    """Evaluates the rows from `first` to before `last` of the table."""
+) -> dict[str, list[Evaluation]]:
+    """Evaluates the rows from `first` to before `last` of the table on each split."""
     weights = [0] * len(evaluator.layers)
     allocations = []
     for heads in itertools.islice(itertools.product(bits, repeat=len(groups)), first, last):
@@ -150,4 +144,4 @@ def _evaluate_rows(
             for layer in group:
                 weights[layer] = head
         allocations.append(Allocation.make(evaluator.layers, weights, activation_bits))
-    return evaluator.evaluate(allocations, split)
+    return {split: evaluator.evaluate(allocations, split) for split in SPLITS}

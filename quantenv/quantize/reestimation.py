@@ -162,6 +162,7 @@ class Reestimation:
 
     def __init__(self, module: fx.GraphModule, inputs: torch.Tensor, chunk: int) -> None:
         self._program, self._inputs, self._chunk = Program(module), inputs, chunk
+        self._latest: tuple[list[Bits], list[Mapping[str, ChannelMap]]] = [], []
         modules = [self._program.steps[index].function for index in self._program.switched]
         self._restored = {
             index: each
@@ -180,8 +181,14 @@ class Reestimation:
 
         Returns:
             For each, what re-estimation does to the outputs of the layers that batch norms were folded into, by name.
-            Allocations that agree up to a layer, in what its statistics depend on, have the same object there.
+            Allocations that agree up to a layer, in what its statistics depend on, have the same object there. The same
+            allocations again, to be evaluated on another split, get the same maps.
         """
+        if self._latest[0] != list(allocations):
+            self._latest = list(allocations), self._estimated(allocations)
+        return self._latest[1]
+
+    def _estimated(self, allocations: Sequence[Bits]) -> list[Mapping[str, ChannelMap]]:
         settings = [tuple(module.setting(bits) for module in self._switched) for bits in allocations]
         order = sorted(range(len(settings)), key=settings.__getitem__)
         first = starts([settings[index] for index in order])

@@ -1,6 +1,6 @@
 """Quantization schemes: how weights are rounded, and the optional steps after it, as a task names them.
 
-A scheme is written ``weights+step+step``: ``linear`` (the default), ``k-means``, ``linear+equalisation+bias``, ...
+A scheme is written ``weights+step+step``: ``linear``, ``k-means``, ``linear+bias+batch-norm`` (tasks' default), ...
 """
 
 from dataclasses import dataclass

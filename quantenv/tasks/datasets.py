@@ -20,7 +20,7 @@ from torch.utils.data import (
 
 from quantenv.errors import QuantenvError
 from quantenv.plain import plain_network
-from quantenv.tasks.base import Split, Task, sample_digest
+from quantenv.tasks.base import DEFAULT_SCHEME, Split, Task, sample_digest
 from quantenv.tasks.outputs import count_classes, takes_whole_numbers
 from quantenv.tasks.samples import MOST, as_float32, check_classes, class_of, plain_tensor
 
@@ -37,7 +37,7 @@ def task_from_datasets(
     calibration_samples: int = 512,
     search_samples: int = 2000,
     test_samples: int | None = None,
-    scheme: str = "linear",
+    scheme: str = DEFAULT_SCHEME,
     source: str = "",
     seed: int = 0,
 ) -> Task:

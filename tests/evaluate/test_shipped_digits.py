@@ -1,5 +1,7 @@
 """The shipped table of digits against live evaluations of the network that it carries."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -54,5 +56,11 @@ def test_random_rows_equal_live_evaluations(table, task):
 
 def test_it_is_worth_searching(table):
     accuracy = table.correct["search"] / table.reference["search"].samples
-    assert accuracy.max() > 0.95
-    assert np.quantile(accuracy, 0.1) < 0.6
+    error = (accuracy.max() * (1 - accuracy.max()) / table.reference["search"].samples) ** 0.5
+    bits = np.array(list(itertools.product(table.bits, repeat=len(table.layers))))
+    params = np.array([layer.params for layer in table.layers])
+    ratio = bits @ params / (8 * params.sum())
+    best = [accuracy[ratio <= budget].max() for budget in (0.3, 0.4, 1.0)]
+    assert best == sorted(best)
+    assert best[0] < best[2] - 3 * error  # a budget costs accuracy
+    assert np.median(accuracy[ratio <= 0.4]) < best[1] - 3 * error  # and within one, some do better than others
