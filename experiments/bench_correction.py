@@ -165,8 +165,8 @@ def to_markdown(cases: Mapping[str, Any], notes: Sequence[str]) -> str:
         f"scheme of {', '.join(map(str, OFFERED[:-1]))} and {OFFERED[-1]} bits at {RATIO} of the size; activations of "
         "8 bits; nothing is trained. Cost: processor time of an evaluation on the search split, in those of "
         f"`{PLAIN}`. equalisation and bias: Nagel et al. 2019, sections 4.1 and 4.2; batch-norm: statistics estimated "
-        "again under the allocation; adaround: Nagel et al. 2020; brecq: Li et al. 2021. What these two learn, once for "
-        "each layer or block and bit-width, is no part of the cost of an evaluation.",
+        "again under the allocation; adaround: Nagel et al. 2020; brecq: Li et al. 2021. What these two learn, once "
+        "for each layer or block and bit-width, is no part of the cost of an evaluation.",
         "",
         *(
             f"- {task}: float {reference:.1%}, {samples[task]:,} images; an accuracy's standard error is "
