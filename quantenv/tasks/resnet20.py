@@ -159,9 +159,9 @@ def _decoded(archive: zipfile.ZipFile, part: str) -> Split:
     if not 1 <= len(classes) <= CLASSES:
         raise ValueError(f"the archive holds {part} images of {len(classes)} classes; expected 1 to {CLASSES}")
     pixels = np.stack([_pixels(archive, entry) for entry in found])
-    inputs = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(255)
+    inputs = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().float().div_(255)
     inputs = inputs.sub_(torch.tensor(MEAN)[:, None, None]).div_(torch.tensor(STD)[:, None, None])
-    return Split(inputs.contiguous(), torch.tensor([classes.index(label) for label in labels]))
+    return Split(inputs, torch.tensor([classes.index(label) for label in labels]))
 
 
 def _is_image(entry: zipfile.ZipInfo, part: str) -> bool:
@@ -171,8 +171,7 @@ def _is_image(entry: zipfile.ZipInfo, part: str) -> bool:
 def _pixels(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
     if entry.file_size > MOST_JPEG:
         raise ValueError(f"{entry.filename[:80]!r} would unpack to {entry.file_size:,} bytes")
-    with archive.open(entry) as file:
-        image = Image.open(io.BytesIO(file.read(entry.file_size)), formats=["JPEG"])
+    image: Image.Image = Image.open(io.BytesIO(archive.read(entry)), formats=["JPEG"])
     if image.size != (SIDE, SIDE):  # before it is decoded
         raise ValueError(f"{entry.filename[:80]!r} has {image.size} pixels; expected {SIDE} by {SIDE}")
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
