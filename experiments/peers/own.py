@@ -15,6 +15,8 @@ from quantenv.tasks import Task
 #: The agent of `episodes`: HAQ's.
 AGENT = "ddpg"
 ACTIVATION_BITS = 8
+#: Nothing is fine-tuned after a search, so no recipe is checked before it.
+NO_QAT = {"epochs": 0}
 
 
 def run(job: Job, phases: Phases) -> dict[str, Any]:
@@ -29,18 +31,19 @@ def run(job: Job, phases: Phases) -> dict[str, Any]:
         bytes, its ``ratio`` to 8 bits, and ``correct`` of ``samples`` on the test split.
     """
     torch.set_num_threads(1)
+    search = quantenv.search  # which imports what it needs
     phases.end("imports")
     task = make_task(job)
     params = [layer.params for layer in task.layers]
     phases.end("data")
     if job.action == "episodes":
         by = "finetune-haq" if job.epochs else "ptq"
-        quantenv.search(task, agent=AGENT, evaluations=job.episodes, evaluator=by, store="off")
+        search(task, agent=AGENT, evaluations=job.episodes, evaluator=by, store="off", qat=NO_QAT)
         phases.end("search")
         return {"scheme": task.scheme}
     if job.action == "mixed":
         assert job.ratio is not None
-        found = quantenv.search(task, agent="ilp", budget=job.ratio, bits=BITS, evaluations=1, store="off")
+        found = search(task, agent="ilp", budget=job.ratio, bits=BITS, evaluations=1, store="off", qat=NO_QAT)
         assert found.best is not None
         allocation = found.best
         phases.end("search")
