@@ -92,8 +92,8 @@ def test_a_policy_learns_to_use_the_budget_that_it_sees(run):
     costs = [episode.costs["size"] for episode in greedy]
     assert costs == sorted(costs)
     assert len(set(costs)) >= 3  # of six searches, with other seeds or more evaluations: 3, 8, 8, 7, 6, 3
-    untrained = np.mean([episode.accuracy for episode in episodes[1:101]])
-    assert np.mean([episode.accuracy for episode in greedy]) > untrained + 0.1
+    wrong = [np.mean([1 - episode.accuracy for episode in part]) for part in (episodes[1:101], greedy)]
+    assert wrong[1] < 0.6 * wrong[0]  # at first, and in the end
     assert content["true"]["mean_accuracy"] - content["mean_accuracy"] < 0.05
 
 

@@ -2,6 +2,7 @@ import json
 
 from experiments.cli import main
 from quantenv.allocation import Allocation
+from quantenv.evaluate.tables import get_table
 from tests.experiments.conftest import run_train
 
 SHORT = ("--agent=random", "--evaluations=10", "--qat.epochs=1")
@@ -10,7 +11,7 @@ SHORT = ("--agent=random", "--evaluations=10", "--qat.epochs=1")
 def test_a_run_under_another_scheme_is_measured_trained_and_validated_under_it(tmp_path, capsys):
     folder = run_train(tmp_path, *SHORT, "--scheme=k-means+batch-norm")
     assert Allocation.load(folder / "best.json").scheme == "k-means+batch-norm"
-    linear = run_train(tmp_path, *SHORT)
+    linear = run_train(tmp_path, *SHORT, "--scheme=linear")
     of_scheme, of_linear = (
         [json.loads(line)["loss"] for line in (each / "episodes.jsonl").read_text().splitlines()]
         for each in (folder, linear)
@@ -25,5 +26,5 @@ def test_a_run_under_another_scheme_is_measured_trained_and_validated_under_it(t
 def test_a_scheme_that_is_unknown_or_not_the_table_s_is_refused(tmp_path, refused):
     assert "Did you mean 'k-means'" in refused("train", f"--runs={tmp_path}", "--scheme=kmeans")
     sentence = refused("train", f"--runs={tmp_path}", "--task=digits_table", "--scheme=k-means")
-    assert "under scheme 'linear'" in sentence
+    assert f"under scheme {get_table('digits_table').scheme!r}" in sentence
     assert "use task 'digits'" in sentence
