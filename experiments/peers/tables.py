@@ -30,7 +30,8 @@ def to_markdown(runs: Runs) -> str:
         "Measured by `make bench-peers`. Every run is a process of its own with one thread and an empty cache; seconds "
         "are of the processor, user and system, of the process and those it started. *Work* is all that a program does "
         "after imports and decoding of images, which both do alike: preparation, search and the evaluation on 2,000 "
-        "test images, each by the program itself.",
+        "test images, each by the program itself. Processor seconds grow where other work shares the caches: compare "
+        "within a table.",
     ]
     for part, section in SECTIONS.items():
         chosen = [run for run in runs.values() if run["part"] == part]
@@ -65,6 +66,11 @@ def _mixed(runs: Sequence[Run]) -> Iterator[str]:
                 yield (
                     f"| {job.ratio} | MCT's bits, our `{ours['scheme']}` | {_found(ours)} | {_times(ours)} | as MCT's |"
                 )
+    ours = {run["job"]["ratio"]: run for run in runs if _is_default(run) and run["job"]["action"] == "mixed"}
+    rivals = {run["job"]["ratio"]: run for run in runs if run["job"]["program"] == "mct"}
+    yield ""
+    for ratio in [ratio for ratio in rivals if ratio in ours]:
+        yield f"- At {ratio}: {_against(ours[ratio], rivals[ratio])}."
 
 
 def _rounding(runs: Sequence[Run]) -> Iterator[str]:
@@ -82,6 +88,15 @@ def _rounding(runs: Sequence[Run]) -> Iterator[str]:
     for run in sorted(runs, key=lambda run: (run["job"]["network"], -run["job"]["bits"], run["job"]["program"])):
         job = _job(run)
         yield f"| {job.network} | {job.bits} | {_name(run)} | {_accuracy(run)} | {_work(run):.1f} |"
+    yield ""
+    for network, bits in sorted({(run["job"]["network"], run["job"]["bits"]) for run in runs}):
+        best = {
+            program: max(chosen, key=lambda run: (run["correct"], -_work(run)))
+            for program in ("mct", "quantenv")
+            if (chosen := [run for run in runs if _is(run, program, network, bits)])
+        }
+        if len(best) == 2:
+            yield f"- Best of each, {network}, {bits} bits: {_against(best['quantenv'], best['mct'])}."
 
 
 def _large(runs: Sequence[Run]) -> Iterator[str]:
@@ -161,6 +176,21 @@ def _job(run: Run) -> Job:
     return Job.from_plain(dict(run["job"]))
 
 
+def _is_default(run: Run) -> bool:
+    return run["job"]["program"] == "quantenv" and run["job"]["scheme"] is None
+
+
+def _is(run: Run, program: str, network: str, bits: int) -> bool:
+    job = run["job"]
+    return (job["program"], job["network"], job["bits"]) == (program, network, bits)
+
+
+def _against(ours: Run, rival: Run) -> str:
+    """Says by how much we are better and slower than a rival."""
+    points = 100 * (ours["correct"] / ours["samples"] - rival["correct"] / rival["samples"])
+    return f"ours {points:+.2f} points in {_work(ours) / _work(rival):.2f} times MCT's work"
+
+
 def _name(run: Run) -> str:
     job = _job(run)
     if job.program == "mct":
@@ -195,11 +225,15 @@ def _version(runs: Sequence[Run]) -> str:
 
 
 def _where(runs: Sequence[Run]) -> str:
-    samples = {run["samples"] for run in runs if "samples" in run}
+    samples = {run["samples"] for run in runs if "samples" in run and run["part"] != "large"}
     error = f" Standard error of an accuracy: at most {50 / math.sqrt(min(samples)):.1f} points." if samples else ""
     last = max(runs, key=lambda run: run["date"])
-    revisions = sorted({str(run["git_revision"])[:9] for run in runs})
+    revisions = sorted({_revision(str(run["git_revision"])) for run in runs})
     return (
         f"{last['date']}, {last['cpu']}, one thread; torch {last['packages']['torch']}; revision"
         f"{'s' if len(revisions) > 1 else ''} {', '.join(revisions)}.{error}"
     )
+
+
+def _revision(text: str) -> str:
+    return f"{text[:9]}{' (changed)' if text.endswith('-dirty') else ''}"
