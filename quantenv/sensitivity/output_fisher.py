@@ -56,9 +56,10 @@ class OutputFisher:
 
             return hook
 
-        for deviation in wanted:  # rounding that is learned on first use runs the graph, which must not be watched yet
+        for deviation in wanted:  # what is measured or learned on first use runs the graph, which is not watched yet
             if deviation.part == PARTS[0]:
-                calibration.rounded(places[deviation.layers[0]], deviation.bits)
+                name = places[deviation.layers[0]]
+                calibration.bias(name, calibration.rounded(name, deviation.bits))
         handles = [calibration.graph.get_submodule(name).register_forward_hook(watch(name)) for name in places.values()]
         try:
             batches = (values.split(BATCH) for values in (self._inputs, self._labels))

@@ -16,7 +16,7 @@ def small_task(network=None, seed=0, **changes):
         name: Split(torch.randn(size, 3, 8, 8, generator=generator), torch.randint(0, 5, (size,), generator=generator))
         for name, size in SIZES.items()
     }
-    return Task("small", branched() if network is None else network, {**splits, **changes})
+    return Task("small", branched() if network is None else network, {**splits, **changes}, "linear")
 
 
 @pytest.fixture

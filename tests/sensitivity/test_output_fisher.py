@@ -102,3 +102,9 @@ def test_of_channel_groups_it_adds_up(task):
         np.testing.assert_allclose(
             parts.activations[groups[layer.name]].sum(axis=0), whole.activations[index], rtol=1e-5
         )
+
+
+def test_statistics_that_are_measured_on_first_use_are_not_watched():
+    task = dataclasses.replace(small_task(seed=3), scheme="linear+bias+batch-norm")
+    first = measure(task, "fisher-output", Settings(images=8, gradient_images=8))
+    assert np.isfinite(first.weights).all()
