@@ -17,7 +17,7 @@ from tests.synthetic import synthetic_layers
 
 @pytest.fixture(scope="module")
 def task():
-    return get_task("digits")
+    return dataclasses.replace(get_task("digits"), scheme="linear")
 
 
 @pytest.fixture(scope="module")
