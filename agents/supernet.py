@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from quantenv.layers import LayerSpec
+from quantenv.quantize.corrections import EPSILON
 from quantenv.quantize.network import Calibration, Site, rewire
 from quantenv.quantize.quantizers import Grid, LSQQuantizer
 
@@ -15,26 +16,36 @@ class MixedLayer(nn.Module):
     """A folded Conv2d or Linear with weighed weights and input (Cai and Vasconcelos, CVPR 2020, equations 17 to 20).
 
     One convolution serves all options: of quantized weights, and of roundings of the input, the weighed sum is taken.
-    The weights are those of post-training quantization and are not trained.
+    The weights are those of post-training quantization and are not trained. Where the scheme estimates a batch norm
+    again, every batch is normalised by its own statistics, as batch norms in training are.
 
     Attributes:
         weight_share: Share of each weight option, (W,).
         input_share: Share of each activation option, (A,).
     """
 
-    def __init__(self, layer: nn.Module, weights: torch.Tensor, inputs: Sequence[LSQQuantizer]) -> None:
+    def __init__(
+        self,
+        layer: nn.Module,
+        weights: torch.Tensor,
+        biases: torch.Tensor | None,
+        inputs: Sequence[LSQQuantizer],
+        moments: tuple[torch.Tensor, torch.Tensor] | None,
+    ) -> None:
         """Makes the layer.
 
         Args:
             layer: The folded float layer.
             weights: Its quantized weights by option, (W, ...).
+            biases: Its bias under each of them, (W, O), or None.
             inputs: Quantizers of its input by option, length A.
+            moments: Mean and variance by channel, (O,), that its outputs are to have; None leaves them as they are.
         """
         super().__init__()
         assert isinstance(layer, nn.Conv2d | nn.Linear)
         self.weights = weights
         self.inputs = nn.ModuleList(inputs)
-        self.bias = None if layer.bias is None else layer.bias.detach()
+        self.biases, self.moments = biases, moments
         self.convolution = (
             (layer.stride, layer.padding, layer.dilation, layer.groups) if isinstance(layer, nn.Conv2d) else None
         )
@@ -49,10 +60,22 @@ class MixedLayer(nn.Module):
         else:
             x = sum(share * each for share, each in zip(self.input_share, rounded, strict=True))
         weight = torch.tensordot(self.weight_share, self.weights, dims=1)
+        bias = None if self.biases is None else self.weight_share @ self.biases
         if self.convolution is None:
-            return F.linear(x, weight, self.bias)
-        stride, padding, dilation, groups = self.convolution
-        return F.conv2d(x, weight, self.bias, stride, padding, dilation, groups)
+            outputs = F.linear(x, weight, bias)
+        else:
+            stride, padding, dilation, groups = self.convolution
+            outputs = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+        return outputs if self.moments is None else self._restored(outputs, *self.moments)
+
+    def _restored(self, outputs: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
+        """Gives each channel of a batch's outputs the wanted mean and variance."""
+        channel = 1 if self.convolution is not None else outputs.dim() - 1
+        others = [dim for dim in range(outputs.dim()) if dim != channel]
+        seen, centre = torch.var_mean(outputs, others, correction=0, keepdim=True)
+        mean, variance = mean.view(centre.shape), variance.view(centre.shape)
+        slack = (EPSILON * variance).clamp(min=torch.finfo(outputs.dtype).tiny)  # a channel of constants has gain 1
+        return (outputs - centre) * ((variance + slack) / (seen + slack)).sqrt() + mean
 
 
 def mixed_network(
@@ -62,7 +85,7 @@ def mixed_network(
 
     Gradients pass roundings straight through, within their range. Sites are stored in 8 bits and rounded again by each
     layer that reads them, so that with shares of one the network differs from the quantized one of that allocation by
-    rounding twice at most.
+    rounding twice at most, and by whose statistics batch norms go by.
 
     Args:
         calibration: The calibrated network; not changed.
@@ -88,8 +111,11 @@ def mixed_network(
         weight = module.weight
         assert isinstance(weight, torch.Tensor)
         weights = torch.stack([calibration.rounded(layer.name, bits) for bits in weight_bits[index]])
+        biases = [calibration.bias(layer.name, each) for each in weights]
+        kept = [bias for bias in biases if bias is not None]
         inputs = [rounding(calibration.site_grids[site.node][bits], site.features) for bits in activation_bits[index]]
-        mixed.append(MixedLayer(module, weights, inputs))
+        moments = calibration.reestimated.get(layer.name)
+        mixed.append(MixedLayer(module, weights, torch.stack(kept) if kept else None, inputs, moments))
         return mixed[-1]
 
     network = rewire(calibration, make_site, make_layer)

@@ -211,6 +211,7 @@ MAY_PARSE = {
     "quantenv/evaluate/pool.py": "what a process hands those it starts",
     "experiments/episodes.py": "the last line of a file that was read before",
     "experiments/folder_lock.py": "a note of 4,096 bytes that is only shown",
+    "experiments/peers/run.py": "its own command line, which its parent process wrote",
     "experiments/tune.py": "a text that was parsed and found sound when the study was opened",
 }
 

@@ -50,7 +50,8 @@ def test_it_fine_tunes_every_row_with_every_seed(task, found, tmp_path, monkeypa
     }
     small = {"epochs": 1, "batch_size": 16, "compile": "never", "bf16": False, "crop": 0, "flip": False}
     recipe = dataclasses.replace(bench_cifar10.RECIPE, **small, seed=1)
-    result = finetune(with_whole_test(task), uniform_allocation(task, 2, 4), recipe)
+    linear = dataclasses.replace(with_whole_test(task), scheme="linear")
+    result = finetune(linear, uniform_allocation(task, 2, 4), recipe)
     assert measured["rows"]["uniform 2"]["runs"][1]["test"]["correct"] == result.test.correct
     table = (tmp_path / "bench_cifar10.md").read_text()
     assert table == to_markdown(measured)

@@ -81,7 +81,7 @@ def test_codebooks_are_fitted_once():
 
 
 def test_sensitivities_are_measured_under_the_scheme():
-    task = dataclasses.replace(get_task("digits"), scheme="k-means")
     settings = Settings(images=64)
-    linear, codebooks = (measure(each, "sqnr", settings).weights for each in (get_task("digits"), task))
+    tasks = [dataclasses.replace(get_task("digits"), scheme=scheme) for scheme in ("linear", "k-means")]
+    linear, codebooks = (measure(task, "sqnr", settings).weights for task in tasks)
     assert (codebooks[:, 1] < linear[:, 1]).mean() > 0.5  # two bits: four centroids do less harm than three steps
