@@ -16,7 +16,7 @@ from quantenv.layers import LayerSpec, describe
 from quantenv.locks import PREPARING
 from quantenv.plain import plain_network
 from quantenv.quantize.calibrate import MAX_SAMPLES, activation_grids, spread, weight_grids
-from quantenv.quantize.corrections import Statistics, bias_correction, measure
+from quantenv.quantize.corrections import bias_correction, mean_inputs, output_moments
 from quantenv.quantize.graph import Site, find_sites, keep_exact
 from quantenv.quantize.kmeans import codebooks
 from quantenv.quantize.learned_rounding import LEARNED_BITS, LearnedRounding
@@ -103,10 +103,16 @@ class Calibration:
         return {each.name: codebooks(folded_weight(self.graph.get_submodule(each.name))) for each in self.modules}
 
     @cached_property
-    def statistics(self) -> Statistics:
-        """What the float network does on the calibration inputs; measured once, where a step needs it."""
+    def moments(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """By layer: mean and variance, (O,) each, of what the float network's puts out on the calibration inputs."""
         with PREPARING:
-            return measure(self.graph, [layer.name for layer in self.modules], self.inputs)
+            return output_moments(self.graph, [layer.name for layer in self.modules], self.inputs)
+
+    @cached_property
+    def mean_inputs(self) -> dict[str, torch.Tensor]:
+        """By layer: what the float network's reads, averaged over the calibration inputs, (1, ...)."""
+        with PREPARING:
+            return mean_inputs(self.graph, [layer.name for layer in self.modules], self.inputs)
 
     @cached_property
     def reestimated(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -114,7 +120,7 @@ class Calibration:
         if not self.scheme.batch_norm or not self.gains:
             return {}
         with PREPARING:
-            return measure(self.graph, self.normalised, self.inputs[:REESTIMATED_ON]).moments
+            return output_moments(self.graph, self.normalised, self.inputs[:REESTIMATED_ON])
 
     @cached_property
     def learned_rounding(self) -> LearnedRounding:
@@ -148,7 +154,7 @@ class Calibration:
         assert bias is None or isinstance(bias, torch.Tensor)
         if not self.scheme.bias or layer in self.reestimated:  # which gives it another one
             return None if bias is None else bias.detach()
-        correction = bias_correction(module, rounded, self.statistics.mean_inputs[layer])
+        correction = bias_correction(module, rounded, self.mean_inputs[layer])
         return correction if bias is None else bias.detach() + correction
 
     def site_of(self, layer: str) -> Site:

@@ -1,10 +1,9 @@
 """Bias correction and batch-norm re-estimation: putting back what rounding does to the statistics of layer outputs.
 
-Both compare with what the float network does on the calibration inputs, measured once (`measure`).
+Both compare with what the float network does on the calibration inputs.
 """
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
 
 import torch
 import torch.nn.functional as F
@@ -16,18 +15,10 @@ BATCH = 128
 EPSILON = 1e-5
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """What a folded float network's layers read and put out on the calibration inputs."""
-
-    mean_inputs: dict[str, torch.Tensor]
-    """Each layer's input averaged over samples, (1, C, H, W) or (1, ..., F)."""
-    moments: dict[str, tuple[torch.Tensor, torch.Tensor]]
-    """Mean and variance of each layer's outputs by channel, float32 (O,), before any ReLU."""
-
-
-def measure(graph: fx.GraphModule, layers: Collection[str], inputs: torch.Tensor) -> Statistics:
-    """Runs the float network on the calibration inputs.
+def output_moments(
+    graph: fx.GraphModule, layers: Collection[str], inputs: torch.Tensor
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Runs the float network and measures what its layers put out.
 
     Args:
         graph: The folded network.
@@ -35,19 +26,52 @@ def measure(graph: fx.GraphModule, layers: Collection[str], inputs: torch.Tensor
         inputs: Calibration inputs, (N, ...).
 
     Returns:
-        The statistics of all layers.
+        Mean and variance of each layer's outputs by channel, float32 (O,), before any ReLU.
     """
-    sums: dict[str, torch.Tensor] = dict.fromkeys(layers, torch.zeros(()))
     moments = {name: _Moments() for name in layers}
 
-    def record(name: str) -> torch.utils.hooks.RemovableHandle:
-        def hook(module: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            sums[name] = sums[name] + arguments[0].sum(0, keepdim=True)
-            moments[name].add(module, output)
+    def record(name: str, layer: nn.Module, _read: torch.Tensor, output: torch.Tensor) -> None:
+        moments[name].add(layer, output)
 
-        return graph.get_submodule(name).register_forward_hook(hook)
+    _watched(graph, layers, inputs, record)
+    return {name: each.result() for name, each in moments.items()}
 
-    handles = [record(name) for name in layers]
+
+def mean_inputs(graph: fx.GraphModule, layers: Collection[str], inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Runs the float network and measures what its layers read.
+
+    Args:
+        graph: The folded network.
+        layers: Names of its layers.
+        inputs: Calibration inputs, (N, ...).
+
+    Returns:
+        Each layer's input averaged over samples, (1, C, H, W) or (1, ..., F).
+    """
+    sums: dict[str, torch.Tensor] = dict.fromkeys(layers, torch.zeros(()))
+
+    def record(name: str, _layer: nn.Module, read: torch.Tensor, _output: torch.Tensor) -> None:
+        sums[name] = sums[name] + read.sum(0, keepdim=True)
+
+    _watched(graph, layers, inputs, record)
+    return {name: total / len(inputs) for name, total in sums.items()}
+
+
+def _watched(
+    graph: fx.GraphModule,
+    layers: Collection[str],
+    inputs: torch.Tensor,
+    record: Callable[[str, nn.Module, torch.Tensor, torch.Tensor], None],
+) -> None:
+    """Runs a network batch by batch and hands on what some of its layers read and put out."""
+
+    def hook(name: str) -> torch.utils.hooks.RemovableHandle:
+        def call(module: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            record(name, module, arguments[0], output)
+
+        return graph.get_submodule(name).register_forward_hook(call)
+
+    handles = [hook(name) for name in layers]
     try:
         with torch.no_grad():
             for batch in inputs.split(BATCH):
@@ -55,9 +79,6 @@ def measure(graph: fx.GraphModule, layers: Collection[str], inputs: torch.Tensor
     finally:
         for handle in handles:
             handle.remove()
-    return Statistics(
-        {name: total / len(inputs) for name, total in sums.items()}, {name: m.result() for name, m in moments.items()}
-    )
 
 
 def bias_correction(layer: nn.Module, rounded: torch.Tensor, mean_input: torch.Tensor) -> torch.Tensor:

@@ -104,7 +104,7 @@ def absorb(
     Args:
         graph: A folded network, changed in place.
         moments: Mean and variance of each layer's outputs by channel, before any ReLU, by name (see
-            `quantenv.quantize.corrections.measure`).
+            `quantenv.quantize.corrections.output_moments`).
         example: An input, (1, ...), whose shapes are followed.
 
     Returns:

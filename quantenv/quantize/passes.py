@@ -7,7 +7,7 @@ import torch
 from torch import fx
 
 from quantenv.errors import UnsupportedLayerError
-from quantenv.quantize.corrections import measure
+from quantenv.quantize.corrections import output_moments
 from quantenv.quantize.equalisation import Pair, absorb, equalise
 from quantenv.quantize.naming import name_of
 from quantenv.quantize.verification import FLOAT_TOLERANCE, REWRITTEN_ON, deviation, is_noise, values_of
@@ -46,7 +46,7 @@ def absorb_checked(graph: fx.GraphModule, layers: Collection[str], inputs: torch
             raises, or if those change its outputs by more than `ABSORPTION_TOLERANCE`.
     """
     before = copy.deepcopy(graph)
-    absorbed = absorb(graph, measure(graph, layers, inputs).moments, inputs[:1])
+    absorbed = absorb(graph, output_moments(graph, layers, inputs), inputs[:1])
     shifted = {name for pair, _ in absorbed for name in pair.between}
     inputs = inputs[:REWRITTEN_ON]
     _check(_raised(before, absorbed), graph, inputs, shifted, "biases are absorbed by the next layer", "absorption")

@@ -178,7 +178,7 @@ class _SoftLayer:
         self.values = inverse_rectified_sigmoid(start.clamp(EDGE, 1 - EDGE))
         self.mean: torch.Tensor | None = None
         if mean_is_corrected(calibration, name):
-            mean_input = calibration.statistics.mean_inputs[name].clone()
+            mean_input = calibration.mean_inputs[name].clone()
             self.mean = patches(module, mean_input, mean_input.numel()).mean(2, keepdim=True)  # (G, K, 1)
 
     def codes(self) -> torch.Tensor:

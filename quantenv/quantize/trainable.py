@@ -179,7 +179,7 @@ def trainable_network(
         norm = None
         if live_norms and layer.name in calibration.gains and isinstance(module, nn.Conv2d):
             gain = calibration.gains[layer.name] * (maps[layer.name].gain if layer.name in maps else 1.0)
-            norm, weight, grid = unfolded(weight, bias, grid, gain, calibration.statistics.moments[layer.name])
+            norm, weight, grid = unfolded(weight, bias, grid, gain, calibration.moments[layer.name])
             bias = None
         elements = layer.params // grid.scale.numel()
         quantizer = (
@@ -210,7 +210,7 @@ def reestimate_trained(network: fx.GraphModule, calibration: Calibration) -> Non
         network: The network, in eval mode; changed in place.
         calibration: What it was made from.
     """
-    maps = reestimate(network, calibration.normalised, calibration.statistics.moments, calibration.inputs)
+    maps = reestimate(network, calibration.normalised, calibration.moments, calibration.inputs)
     for name, (gain, shift) in maps.items():
         layer = network.get_submodule(name)
         assert isinstance(layer, TrainableLayer)

@@ -9,7 +9,7 @@ from torch import nn
 from quantenv.allocation import Allocation
 from quantenv.evaluate.ptq import PTQEvaluator
 from quantenv.quantize import QuantizedNetwork, calibrate, calibrate_task, parse_scheme, trainable_network
-from quantenv.quantize.corrections import bias_correction, measure, reestimate
+from quantenv.quantize.corrections import bias_correction, mean_inputs, output_moments, reestimate
 from quantenv.quantize.tracing import trace
 from quantenv.tasks import get_task
 from tests.networks import branched
@@ -35,11 +35,11 @@ def outputs_of(module, name, inputs):
 def test_statistics_are_those_of_all_inputs_at_once():
     graph = trace(branched())
     names = ["stem", "block.grouped", "head"]
-    statistics = measure(graph, names, INPUTS)
-    assert torch.allclose(statistics.mean_inputs["stem"], INPUTS.mean(0, keepdim=True), atol=1e-6)
+    moments = output_moments(graph, names, INPUTS)
+    assert torch.allclose(mean_inputs(graph, names, INPUTS)["stem"], INPUTS.mean(0, keepdim=True), atol=1e-6)
     for name in names:
         output = outputs_of(graph, name, INPUTS).transpose(0, 1).flatten(1)
-        mean, variance = statistics.moments[name]
+        mean, variance = moments[name]
         torch.testing.assert_close(mean, output.mean(1), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(variance, output.var(1, correction=0), rtol=1e-4, atol=1e-5)
     assert not any(module._forward_hooks for module in graph.modules())
@@ -93,7 +93,7 @@ def test_reestimating_is_what_a_batch_norm_in_training_mode_does():
     network.train()
     with torch.no_grad():
         expected = network(INPUTS[:128])
-    moments = measure(calibration.graph, ["0"], INPUTS[:128]).moments
+    moments = output_moments(calibration.graph, ["0"], INPUTS[:128])
     gain, shift = reestimate(damaged, ("0",), moments, INPUTS[:128])["0"]
     with torch.no_grad():
         found = gain.view(-1, 1, 1) * damaged(INPUTS[:128]) + shift.view(-1, 1, 1)
@@ -102,7 +102,7 @@ def test_reestimating_is_what_a_batch_norm_in_training_mode_does():
 
 def test_a_silenced_channel_stays_silent():
     graph = trace(nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU()).eval())
-    moments = measure(graph, ["0"], INPUTS).moments
+    moments = output_moments(graph, ["0"], INPUTS)
     with torch.no_grad():
         graph.get_submodule("0").weight[0] = 0
     gain, shift = reestimate(graph, ("0",), moments, INPUTS)["0"]

@@ -7,7 +7,7 @@ from torch import nn
 
 from quantenv.errors import UnsupportedLayerError
 from quantenv.quantize import calibrate, parse_scheme, passes
-from quantenv.quantize.corrections import measure
+from quantenv.quantize.corrections import output_moments
 from quantenv.quantize.equalisation import absorb, equalise
 from quantenv.quantize.tracing import trace
 from quantenv.tasks import get_task
@@ -177,7 +177,7 @@ def test_absorption_does_no_more_than_raising_what_relus_put_out(name, seed):
     network, x = random_pair(name, seed, 0.3)
     with torch.no_grad():
         graph = trace(network)
-        mean, variance = measure(graph, ["first"], x).moments["first"]
+        mean, variance = output_moments(graph, ["first"], x)["first"]
         constant = (mean - 3 * variance.sqrt()).clamp(min=0)
         values = network.first(x)
         shape = (-1, 1, 1) if values.dim() == 4 else (-1,)
@@ -295,7 +295,7 @@ def test_absorption_changes_nothing_but_values_below_the_constant(groups, bias):
         network[0].bias += torch.linspace(-20, 60, 8)
     x = torch.randn(16, 3, 12, 12, generator=GENERATOR)
     graph = trace(network)
-    moments = measure(graph, ["0", "3"], x).moments
+    moments = output_moments(graph, ["0", "3"], x)
     constant = (moments["0"][0] - 3 * moments["0"][1].sqrt()).clamp(min=0)
     assert 0 < (constant > 0).sum() < 8
     assert absorbed(graph, moments, x) == [("0", "3")]

@@ -52,7 +52,7 @@ def test_a_blocks_output_is_no_worse_than_adarounds_and_better_somewhere(scheme,
                 weight = each * calibration.linear_grids[name][2].scale
                 kept[name] = module.weight.data, None if module.bias is None else module.bias.data
                 if "bias" in scheme:
-                    mean = calibration.statistics.mean_inputs[name]
+                    mean = calibration.mean_inputs[name]
                     module.bias.data = module.bias.data + bias_correction(module, weight, mean)
                 module.weight.data = weight
             with torch.no_grad():
