@@ -83,7 +83,8 @@ def main(arguments: Sequence[str]) -> int:
             announcements().print(f"{part}: {job.key}", markup=False)
             about = circumstances(NAME, arguments, options)
             date = datetime.datetime.now(datetime.UTC).date().isoformat()
-            runs[job.key] = {"part": part, "job": asdict(job), "date": date, **about["environment"], **in_process(job)}
+            recorded = {**asdict(job), "weights": Path(job.weights).name if job.weights else None}
+            runs[job.key] = {"part": part, "job": recorded, "date": date, **about["environment"], **in_process(job)}
             write_text(path, json.dumps({"runs": runs}, indent=1) + "\n")
             write_text(path.with_suffix(".md"), to_markdown(runs))
     sys.stdout.write(to_markdown(runs))
