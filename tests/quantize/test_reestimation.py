@@ -11,9 +11,11 @@ from torch import nn
 
 from quantenv.allocation import Allocation
 from quantenv.quantize import QuantizedNetwork, calibrate, parse_scheme
+from quantenv.quantize.accumulators import EXACT, FloatAccumulators, whole_weights
 from quantenv.quantize.corrections import EPSILON
-from quantenv.quantize.integer import IntegerNetwork, KernelAccumulators, integer_obstacle
+from quantenv.quantize.integer import IntegerNetwork, KernelAccumulators
 from quantenv.quantize.reestimation import ChannelSums, EstimatedLayer
+from quantenv.quantize.switched import SwitchedLayer
 from tests.networks import BACKENDS, branched
 
 INPUTS = torch.randn(160, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -238,22 +240,34 @@ def test_accumulators_beyond_single_precision_are_rounded_to_a_power_of_two(posi
         assert_equal(IntegerNetwork(calibration).maps(allocation)[0], expected)
 
 
-@pytest.mark.skipif(integer_obstacle() is not None, reason=str(integer_obstacle()))
-def test_kernels_accumulate_exactly():
+def test_accumulators_are_exact():
     calibration = calibrate(branched(), INPUTS, SCHEME)
-    network = IntegerNetwork(calibration)
-    for kernel in network._switched:
-        if not kernel.name:
-            continue
-        codes = torch.randint(
-            0, 256, (4, kernel.layer.float_weight.shape[1] * (kernel.layer.convolution or [1])[-1], 9, 9)
-        )
-        codes = codes if kernel.layer.convolution is not None else codes[..., 0, 0]
-        in_kernel, in_float = KernelAccumulators(kernel), QuantizedNetwork._accumulators(network, kernel.layer)
+    layers = [each for each in QuantizedNetwork(calibration).module.modules() if isinstance(each, SwitchedLayer)]
+    kernels = (
+        [each for each in IntegerNetwork(calibration)._switched if each.name]
+        if IntegerNetwork in BACKENDS
+        else [None] * len(layers)
+    )
+    assert len(kernels) == len(layers)
+    for layer, kernel in zip(layers, kernels, strict=True):
+        channels = layer.float_weight.shape[1] * (layer.convolution or [1])[-1]
+        drawn = torch.randint(0, 256, (4, channels, 9, 9))
+        drawn = drawn if layer.convolution is not None else drawn[..., 0, 0]
         for weight_bits, activation_bits in itertools.product((1, 4, 8), (1, 3, 8)):
-            given_codes = codes % 2**activation_bits if activation_bits > 1 else codes % 2 * 2
-            for each in (in_kernel, in_float):
-                each.select(weight_bits, activation_bits)
-            found = in_kernel(given_codes.to(torch.uint8))
-            assert torch.equal(found, in_float(given_codes.to(torch.uint8)))
-            assert torch.equal(in_kernel.unit, in_float.unit)
+            codes = (drawn % 2**activation_bits if activation_bits > 1 else drawn % 2 * 2).to(torch.uint8)
+            numbers = codes.double() + layer.source.grids[activation_bits].low
+            weight = whole_weights(layer, weight_bits).double()  # sums of whole numbers below 2**53 are exact
+            if layer.convolution is None:
+                expected = F.linear(numbers, weight)
+            else:
+                stride, padding, dilation, groups = layer.convolution
+                expected = F.conv2d(numbers, weight, None, stride, padding, dilation, groups)
+            assert expected.abs().max() < EXACT
+            in_float = FloatAccumulators(layer)
+            in_float.select(weight_bits, activation_bits)
+            assert torch.equal(in_float(codes).double(), expected)
+            if kernel is not None:
+                in_kernel = KernelAccumulators(kernel)
+                in_kernel.select(weight_bits, activation_bits)
+                assert torch.equal(in_kernel(codes).double(), expected)
+                assert torch.equal(in_kernel.unit, in_float.unit)
