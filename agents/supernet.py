@@ -111,7 +111,7 @@ def mixed_network(
         weight = module.weight
         assert isinstance(weight, torch.Tensor)
         weights = torch.stack([calibration.rounded(layer.name, bits) for bits in weight_bits[index]])
-        biases = [calibration.bias(layer.name, each) for each in weights]
+        biases = [calibration.bias(layer.name, bits) for bits in weight_bits[index]]
         kept = [bias for bias in biases if bias is not None]
         inputs = [rounding(calibration.site_grids[site.node][bits], site.features) for bits in activation_bits[index]]
         moments = calibration.reestimated.get(layer.name)

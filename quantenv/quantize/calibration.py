@@ -147,8 +147,17 @@ class Calibration:
             return quantize(weight, grid)
         return torch.empty_like(weight).copy_(self.learned_rounding.codes(layer, bits)).mul_(grid.scale)
 
-    def bias(self, layer: str, rounded: torch.Tensor) -> torch.Tensor | None:
-        """Returns a layer's bias under rounded weights, corrected if the scheme says so."""
+    def bias(self, layer: str, bits: WeightBits) -> torch.Tensor | None:
+        """Returns a layer's bias under weights of some bits, corrected if the scheme says so.
+
+        Args:
+            layer: Its name.
+            bits: Its weight bits, or those of each of its channel groups.
+        """
+        return self.bias_under(layer, self.rounded(layer, bits))
+
+    def bias_under(self, layer: str, rounded: torch.Tensor) -> torch.Tensor | None:
+        """Returns a layer's bias under weights that were rounded in any way, corrected if the scheme says so."""
         module = self.graph.get_submodule(layer)
         bias = module.bias
         assert bias is None or isinstance(bias, torch.Tensor)

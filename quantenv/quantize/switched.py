@@ -87,7 +87,7 @@ class SwitchedLayer(Switched):
         indices: Sequence[int],
         source: SwitchedSite,
         round_weights: Callable[[WeightBits], torch.Tensor],
-        make_bias: Callable[[torch.Tensor], torch.Tensor | None],
+        make_bias: Callable[[WeightBits], torch.Tensor | None],
         channels: Sequence[torch.Tensor] = (),
     ) -> None:
         """Makes the layer.
@@ -99,7 +99,7 @@ class SwitchedLayer(Switched):
             indices: Its places in an allocation: one, or one for each channel group.
             source: The site it reads.
             round_weights: Maps bits to its rounded weights.
-            make_bias: Maps its rounded weights to its bias.
+            make_bias: Maps bits to its bias.
             channels: Output channels of its channel groups; none if it is whole.
         """
         super().__init__()
@@ -152,8 +152,8 @@ class SwitchedLayer(Switched):
     def rounded(self, weight_bits: WeightBits) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Returns weights and bias, made on first use and kept; mixed bits, of which there are many, for a while."""
         if weight_bits not in self.cache:
-            weight = self._round_weights(weight_bits)
-            keep(self.cache, weight_bits, (weight, self._make_bias(weight)), len(self.grids) + self.mixtures)
+            made = self._round_weights(weight_bits), self._make_bias(weight_bits)
+            keep(self.cache, weight_bits, made, len(self.grids) + self.mixtures)
         return self.cache[weight_bits]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

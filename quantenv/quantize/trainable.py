@@ -172,7 +172,7 @@ def trainable_network(
             rounded = calibration.rounded(layer.name, weight_bits)
             assert not isinstance(grid, Codebook)
             weight = within_cells(weight.detach(), rounded, grid)
-        bias = calibration.bias(layer.name, rounded)
+        bias = calibration.bias_under(layer.name, rounded)
         if layer.name in maps:
             gain, bias = maps[layer.name].gain, maps[layer.name].bias
             weight, grid = weight * gain.view((-1,) + (1,) * (weight.dim() - 1)), scaled(grid, gain)

@@ -59,7 +59,7 @@ class OutputFisher:
         for deviation in wanted:  # what is measured or learned on first use runs the graph, which is not watched yet
             if deviation.part == PARTS[0]:
                 name = places[deviation.layers[0]]
-                calibration.bias(name, calibration.rounded(name, deviation.bits))
+                calibration.bias(name, deviation.bits)
         handles = [calibration.graph.get_submodule(name).register_forward_hook(watch(name)) for name in places.values()]
         try:
             batches = (values.split(BATCH) for values in (self._inputs, self._labels))
@@ -87,7 +87,7 @@ class OutputFisher:
         bias: torch.Tensor | None = layer.bias
         if deviation.part == PARTS[0]:
             weight = calibration.rounded(name, deviation.bits)
-            bias = calibration.bias(name, weight)
+            bias = calibration.bias(name, deviation.bits)
         else:
             x = quantize(x, calibration.site_grids[calibration.site_of(name).node][deviation.bits])
         if isinstance(layer, nn.Conv2d):

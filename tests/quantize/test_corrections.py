@@ -117,7 +117,7 @@ def test_biases_of_layers_that_are_estimated_again_are_not_corrected():
     for layer in calibration.modules:
         module = calibration.graph.get_submodule(layer.name)
         rounded = (module.weight.detach() * 3).round() / 3
-        corrected = calibration.bias(layer.name, rounded)
+        corrected = calibration.bias_under(layer.name, rounded)
         same = module.bias is not None and torch.equal(corrected, module.bias)
         assert same == (layer.name in ("stem", "block.grouped"))
 
