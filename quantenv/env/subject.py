@@ -208,7 +208,7 @@ class Subject:
         if self._task is None:
             raise QuantenvError(f"task is None, but {purpose}: give a task.")
         if isinstance(self._task, str):
-            from quantenv.evaluate.tables import resolve_task  # may train a network: only where one is needed
+            from quantenv.evaluate.tables import resolve_task  # torch: only where one is needed
 
             self._task = resolve_task(self._task)
         return self._task

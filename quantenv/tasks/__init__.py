@@ -110,7 +110,7 @@ def is_task(name: str) -> bool:
 
 
 def get_task(name: str, source: TaskSource | None = None) -> "Task":
-    """Makes a registered task, or one of the user's; its float network is trained or loaded from the cache.
+    """Makes a registered task, or one of the user's; its float network is loaded.
 
     Args:
         name: A name from `task_names`; or ``module:function``, a function of yours without arguments that returns the

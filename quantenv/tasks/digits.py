@@ -1,22 +1,11 @@
 """The embedded default task: scikit-learn's bundled 8x8 digits and a small depthwise-separable network."""
 
-import dataclasses
-import json
-import logging
-import os
-from pathlib import Path
-
 import numpy as np
 import torch
 from torch import nn
 
-from quantenv.errors import QuantenvError
-from quantenv.files import cache_dir, content_hash
 from quantenv.tasks.base import Split, Task
-from quantenv.tasks.training import TrainingRecipe, train_float
-from quantenv.tensor_file import WEIGHTS_FORMAT, read_tensors, write_tensors
-
-logger = logging.getLogger(__name__)
+from quantenv.tasks.shipped import shipped_network
 
 #: Samples of the splits; the calibration split is the first part of train. 1,797 images in all.
 TRAIN, CALIBRATION, SEARCH = 897, 256, 450
@@ -82,42 +71,9 @@ def digits_splits() -> dict[str, Split]:
 
 
 def make_digits() -> Task:
-    """Makes the digits task; the float network is trained on first use (seconds) and cached by content."""
-    splits = digits_splits()
-    return Task("digits", _pretrained(splits["train"], TrainingRecipe()), splits, source=SOURCE)
+    """Makes the digits task; `experiments.ship_weights` trained its float network, which ships with the package.
 
-
-def _pretrained(train: Split, recipe: TrainingRecipe) -> nn.Module:
-    """Loads the trained network from the cache, or trains it and puts it there."""
-    key = content_hash(
-        [
-            train.inputs.numpy().tobytes(),
-            train.labels.numpy().tobytes(),
-            json.dumps(dataclasses.asdict(recipe)),
-            str(DigitsNet()),
-            torch.__version__,
-        ]
-    )
-    path = cache_dir() / "weights" / f"digits-{key}.safetensors"
-    if path.exists():
-        network = _load(path)
-        if network is not None:
-            return network
-    logger.info("Training the float digits network (%d epochs, seconds).", recipe.epochs)
-    network = train_float(DigitsNet, train, recipe)
-    write_tensors(path, WEIGHTS_FORMAT, {}, network.state_dict())
-    return network
-
-
-def _load(path: Path) -> nn.Module | None:
-    """Reads a cached network; a damaged file is moved aside with a warning."""
-    network = DigitsNet()
-    try:
-        _, state = read_tensors(path, WEIGHTS_FORMAT, "a file of weights", "It is made again.")
-        network.load_state_dict(state)
-    except (QuantenvError, RuntimeError):
-        aside = path.with_suffix(".damaged")
-        os.replace(path, aside)
-        logger.warning("The cached weights %s are damaged; moved to %s and trained anew.", path.name, aside.name)
-        return None
-    return network.eval()
+    Raises:
+        QuantenvError: If the file of weights is damaged.
+    """
+    return Task("digits", shipped_network("digits", DigitsNet), digits_splits(), source=SOURCE)

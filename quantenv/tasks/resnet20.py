@@ -1,7 +1,7 @@
-"""ResNet-20 on CIFAR-10, from a folder of data that does not ship with the package.
+"""ResNet-20 on CIFAR-10: its weights ship with the package, its images do not.
 
-The folder (``$QUANTENV_DATA``) holds `cifar10_jpeg.zip`, the CIFAR-10 images recompressed as JPEG in
-``train/<class>/`` and ``test/<class>/``, and `resnet20_cifar10_jpeg.pt`, a state dict of `ResNet20` trained on them.
+The folder ``$QUANTENV_DATA`` holds `cifar10_jpeg.zip`, the CIFAR-10 images recompressed as JPEG in ``train/<class>/``
+and ``test/<class>/``, which the weights were trained on.
 """
 
 import io
@@ -19,10 +19,10 @@ from torch import nn
 
 from quantenv.errors import QuantenvError
 from quantenv.tasks.base import Split, Task
-from quantenv.tasks.state_dicts import load_weights
+from quantenv.tasks.shipped import shipped_network
 
 DATA_VARIABLE = "QUANTENV_DATA"
-IMAGES, WEIGHTS = "cifar10_jpeg.zip", "resnet20_cifar10_jpeg.pt"
+IMAGES = "cifar10_jpeg.zip"
 #: What a table made from this task says of its data.
 SOURCE = (
     "CIFAR-10 (Krizhevsky 2009), recompressed as JPEG at quality 75: accuracies lie about 3 points below those of the "
@@ -103,16 +103,15 @@ def make_resnet20(test: int = TEST) -> Task:
         test: Images of the test split, at most 8,000.
 
     Raises:
-        QuantenvError: If the variable is not set or a file is missing or damaged.
+        QuantenvError: If the variable is not set, or the images or weights are missing or damaged.
     """
     folder = os.environ.get(DATA_VARIABLE)
     if not folder:
         raise QuantenvError(
-            f"Task 'resnet20' needs data: set {DATA_VARIABLE} to the folder of {IMAGES} and {WEIGHTS}. "
+            f"Task 'resnet20' needs data: set {DATA_VARIABLE} to the folder of {IMAGES}. "
             "Task 'resnet20_table' needs none."
         )
-    network = ResNet20()
-    load_weights(network, Path(folder) / WEIGHTS)
+    network = shipped_network("resnet20", ResNet20)
     train, held_out = read_images(Path(folder) / IMAGES)
     rng = np.random.default_rng(SPLIT_SEED)
     calibration = rng.permutation(len(train))[:CALIBRATION]

@@ -1,5 +1,4 @@
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -7,7 +6,6 @@ import pytest
 from experiments import bench_sensitivity, bench_sensitivity_images
 from experiments.bench_sensitivity import Correlation, correlations, plot, rank_correlation
 from experiments.cli import main
-from quantenv.files import cache_dir
 from quantenv.sensitivity import Settings, measure
 from quantenv.sensitivity.network import sensitivity_file
 from quantenv.tasks import get_task
@@ -16,11 +14,8 @@ from tests.synthetic_table import synthetic_table
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """A cache folder of the test's own that knows the float network of digits."""
-    get_task("digits")
-    weights = cache_dir() / "weights"
+    """A cache folder of the test's own."""
     monkeypatch.setenv("QUANTENV_CACHE", str(tmp_path / "cache"))
-    shutil.copytree(weights, tmp_path / "cache" / "weights")
     return tmp_path / "cache"
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from quantenv.errors import QuantenvError
 from quantenv.evaluate.tables import get_table
-from quantenv.tasks.resnet20 import GROUPS, IMAGES, MEAN, STD, WEIGHTS, ResNet20, make_resnet20
+from quantenv.tasks.resnet20 import GROUPS, IMAGES, MEAN, STD, ResNet20, make_resnet20
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +24,10 @@ def folder(tmp_path_factory):
                 buffer = io.BytesIO()
                 Image.fromarray(pixels).save(buffer, "JPEG", quality=95)
                 archive.writestr(f"{part}/{('airplane', 'truck')[label]}/{index:04d}.jpg", buffer.getvalue())
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        torch.save(ResNet20().state_dict(), folder / WEIGHTS)
     return folder
 
 
-def test_it_reads_images_labels_and_weights(folder, monkeypatch):
+def test_it_reads_images_and_labels(folder, monkeypatch):
     monkeypatch.setenv("QUANTENV_DATA", str(folder))
     task = make_resnet20()
     assert {name: len(split) for name, split in task.splits.items()} == {
@@ -43,8 +40,6 @@ def test_it_reads_images_labels_and_weights(folder, monkeypatch):
     pixels = search.inputs * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
     bright = pixels.mean((1, 2, 3)) > 0.5
     assert torch.equal(bright.long(), search.labels)  # classes are numbered alphabetically
-    state = torch.load(folder / WEIGHTS, weights_only=True)
-    assert all(torch.equal(value, state[key]) for key, value in task.network.state_dict().items())
 
 
 def test_the_groups_partition_its_20_layers(folder, monkeypatch):
@@ -68,12 +63,8 @@ def test_missing_and_damaged_data_are_clear_errors(folder, monkeypatch, tmp_path
     with pytest.raises(QuantenvError, match="set QUANTENV_DATA to the folder"):
         make_resnet20()
     monkeypatch.setenv("QUANTENV_DATA", str(tmp_path))
-    with pytest.raises(QuantenvError, match="Cannot read the weights"):
-        make_resnet20()
-    (tmp_path / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes())
-    (tmp_path / IMAGES).write_bytes((folder / IMAGES).read_bytes()[:5000])
     with pytest.raises(QuantenvError, match="Cannot read the data"):
         make_resnet20()
-    (tmp_path / WEIGHTS).write_bytes(b"no weights")
-    with pytest.raises(QuantenvError, match="Cannot read the weights"):
+    (tmp_path / IMAGES).write_bytes((folder / IMAGES).read_bytes()[:5000])
+    with pytest.raises(QuantenvError, match="Cannot read the data"):
         make_resnet20()
