@@ -1,4 +1,7 @@
-"""`quantenv enumerate`: every allocation of a task, evaluated once and kept in a table."""
+"""`quantenv enumerate`: every allocation of a task, evaluated once and kept in a table.
+
+Rows are kept beside the table as they are evaluated, until it is written: the same command goes on where one ended.
+"""
 
 import datetime
 import sys
@@ -16,6 +19,7 @@ from experiments.tool_options import EnumerateOptions
 from quantenv.errors import QuantenvError
 from quantenv.evaluate.enumeration import enumerate_task
 from quantenv.evaluate.ptq import PTQEvaluator
+from quantenv.evaluate.row_blocks import RowBlocks
 from quantenv.sensitivity import layer_sensitivity
 from quantenv.tasks import get_task
 
@@ -42,11 +46,18 @@ def main(arguments: Sequence[str]) -> int:
         "data": task.source,
         **environment(task.identity, 1),
     }
-    started = time.perf_counter()
+    path = Path(options.output or f"{task.name}.npz")
+    blocks = RowBlocks.beside(path)
+    before, started = -1, 0.0
     with ProgressView(announcements(), "enumerate", len(bits) ** (len(task.tied) or len(task.layers))) as view:
 
         def show(done: int, rows: int) -> None:
-            view.show(done, f"{done / (time.perf_counter() - started):,.0f} rows/s")
+            nonlocal before, started
+            if before < 0:
+                before, started = done, time.perf_counter()
+                if before:
+                    announcements().print(f"{before:,} of {rows:,} rows are kept from before in {blocks.folder}.")
+            view.show(done, f"{(done - before) / max(time.perf_counter() - started, 1e-9):,.0f} rows/s")
 
         table = enumerate_task(
             task,
@@ -61,13 +72,15 @@ def main(arguments: Sequence[str]) -> int:
             show,
             options.pool,
             options.ray_address,
+            blocks,
         )
-    seconds = time.perf_counter() - started
-    path = Path(options.output or f"{task.name}.npz")
+    seconds, rows = max(time.perf_counter() - started, 1e-9), table.rows - before
     table.save(path)
+    blocks.remove()
     results().print(
-        f"{path}: {table.rows:,} allocations of {len(table.groups)} groups on {len(table.reference)} splits in "
-        f"{seconds:.1f} s ({table.rows / seconds:,.0f} rows/s), {path.stat().st_size:,} bytes, hash {table.hash}."
+        f"{path}: {table.rows:,} allocations of {len(table.groups)} groups on {len(table.reference)} splits, {rows:,} "
+        f"evaluated in {seconds:.1f} s ({rows / seconds:,.0f} rows/s), {path.stat().st_size:,} bytes, hash "
+        f"{table.hash}."
     )
     return 0
 

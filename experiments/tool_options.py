@@ -20,7 +20,8 @@ class EnumerateOptions(SourceOptions):
     """Evaluates every allocation of a task's weight bits on the search and the test split and writes a table.
 
     Allocations are walked depth first, so each layer runs once for each distinct prefix of decisions. Layers that the
-    task ties get the same bits.
+    task ties get the same bits. Rows are kept in <output>.rows until the table is written: the same command goes on
+    where an interrupted one ended.
     """
 
     task: str = "digits"

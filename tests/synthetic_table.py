@@ -60,8 +60,8 @@ def synthetic_table(
             "test": np.clip(np.array(correct) + noise, 0, samples).astype(np.uint16),
         },
         "loss": {
-            "search": np.array(loss, dtype=np.float32),
-            "test": (np.array(loss) * rng.uniform(0.9, 1.1, len(loss))).astype(np.float32),
+            "search": np.round(loss, 6),
+            "test": np.round(np.array(loss) * rng.uniform(0.9, 1.1, len(loss)), 6),
         },
         "sensitivity": np.array(evaluator.sensitivity),
         "provenance": {"command": "tests"},

@@ -186,7 +186,7 @@ class VectorTableEnv(Copies):
         bits[:, single.walk.groups, 0] = np.array(single.bits)[self._executed[rows]]
         bits = single.walk.per_layer(bits)
         accuracy = table.correct["search"][places] / single.reference.samples
-        loss = table.loss["search"][places].astype(np.float64)
+        loss = table.loss["search"][places]
         self.evaluations += count
         single.evaluations += count
         self._finished[rows] += 1

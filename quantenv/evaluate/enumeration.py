@@ -13,15 +13,25 @@ from quantenv.errors import QuantenvError
 from quantenv.evaluate.base import Evaluation
 from quantenv.evaluate.pool import without_training
 from quantenv.evaluate.ptq import PTQEvaluator
+from quantenv.evaluate.row_blocks import RowBlocks
 from quantenv.evaluate.table import EvaluationTable
-from quantenv.evaluate.table_file import MOST_ROWS, MOST_WEIGHT_BYTES
+from quantenv.evaluate.table_file import (
+    CORRECT,
+    LOSS,
+    MOST_LOSS,
+    MOST_ROWS,
+    MOST_WEIGHT_BYTES,
+    from_micronats,
+    to_micronats,
+)
 from quantenv.evaluate.workers import start_workers
+from quantenv.files import content_hash
 from quantenv.groups import resolve_groups
 from quantenv.quantize.activations import activations_of
 from quantenv.tasks import Task
 
 SPLITS = ("search", "test")
-#: Rows that one worker evaluates at a time.
+#: Rows that one worker evaluates at a time, and that are kept together.
 BLOCK = 1024
 
 
@@ -38,8 +48,9 @@ def enumerate_task(
     progress: Callable[[int, int], None] = lambda done, rows: None,
     pool: str = "processes",
     address: str | None = None,
+    blocks: RowBlocks | None = None,
 ) -> EvaluationTable:
-    """Evaluates every allocation of weight bits on the search and the test split.
+    """Evaluates every allocation of weight bits on the search and the test split; losses are rounded to 1e-6 nats.
 
     Args:
         task: The task. With several workers it is sent to each of them.
@@ -52,16 +63,20 @@ def enumerate_task(
         backend: Backend of `PTQEvaluator`.
         workers: Workers, one thread each; 1 evaluates here, with this process's threads.
         provenance: What the table says of how it was made.
-        progress: Called with the rows done and all rows.
+        progress: Called with the rows done and all rows, first of all with the rows that are kept from before.
         pool: Kind of workers; see `quantenv.evaluate.make_pool`.
         address: Ray cluster; see `quantenv.evaluate.make_pool`.
+        blocks: Where rows are kept as they are evaluated, and found again by a later call with an evaluator of the same
+            identity and the same bits, ties and activation bits. Remove them once the table is written.
 
     Returns:
         The table.
 
     Raises:
-        QuantenvError: If the table would have more than 2**22 rows, a part of it is out of range, or workers cannot
-            start, die again and again, or measure something else than this process would.
+        OSError: If rows cannot be kept.
+        QuantenvError: If the table would have more than 2**22 rows, a part of it is out of range, a loss is more than
+            a table can hold, or workers cannot start, die again and again, or measure something else than this process
+            would.
     """
     bits = tuple(
         sorted(whole_number(each, "A bit-width on offer", 1, 8) for each in listed(bits, "bits", "bit-widths"))
@@ -74,16 +89,28 @@ def enumerate_task(
             f"({MOST_ROWS:,}): offer fewer bits or tie layers."
         )
     evaluator = PTQEvaluator(task, backend)
-    jobs = [(bits, groups, activation_bits, first, min(first + BLOCK, rows)) for first in range(0, rows, BLOCK)]
-    correct = {
-        split: np.empty(rows, dtype=np.uint16 if len(task.splits[split]) < 1 << 16 else np.uint32) for split in SPLITS
-    }
-    loss = {split: np.empty(rows, dtype=np.float32) for split in SPLITS}
-    for (*_, first, last), block in zip(jobs, _run(evaluator, jobs, workers, pool, address), strict=True):
-        for split, evaluations in block.items():
-            correct[split][first:last] = [evaluation.correct for evaluation in evaluations]
-            loss[split][first:last] = [evaluation.loss for evaluation in evaluations]
-        progress(last, rows)
+    splits = {split: len(task.split(split)) for split in SPLITS}
+    columns = {f"{kind}{split}": np.zeros(rows, dtype="<u4") for split in SPLITS for kind in (CORRECT, LOSS)}
+    key = content_hash([evaluator.identity, str(bits), str(groups), str(activation_bits), str(BLOCK)])
+    jobs, kept = [], 0
+    for first in range(0, rows, BLOCK):
+        last = min(first + BLOCK, rows)
+        found = None if blocks is None else blocks.find(key, first, last - first, tuple(columns))
+        if found is None:
+            jobs.append((bits, groups, activation_bits, first, last))
+            continue
+        kept += last - first
+        for name, values in found.items():
+            columns[name][first:last] = values
+    progress(kept, rows)
+    for (*_, first, last), evaluated in zip(jobs, _run(evaluator, jobs, workers, pool, address), strict=True):
+        block = {name: values for split in SPLITS for name, values in _columns(split, evaluated[split], first).items()}
+        if blocks is not None:
+            blocks.keep(key, first, block)
+        for name, values in block.items():
+            columns[name][first:last] = values
+        kept += last - first
+        progress(kept, rows)
     names = [layer.name for layer in task.layers]
     return EvaluationTable(
         name=name,
@@ -97,12 +124,28 @@ def enumerate_task(
         bits=bits,
         activation_bits=activation_bits,
         reference={split: evaluator.float_evaluation(split) for split in SPLITS},
-        correct=correct,
-        loss=loss,
+        correct={
+            split: columns[CORRECT + split].astype(np.uint16 if samples < 1 << 16 else np.uint32)
+            for split, samples in splits.items()
+        },
+        loss={split: from_micronats(columns[LOSS + split]) for split in SPLITS},
         sensitivity=np.array(sensitivity),
         provenance={**(provenance or {}), "backend": evaluator.backend},
         weights=_small_weights(task),
     )
+
+
+def _columns(split: str, evaluations: Sequence[Evaluation], first: int) -> dict[str, np.ndarray]:
+    """Returns a split's counts and losses in micro-nats, uint32, by the names of a table's arrays."""
+    losses = np.array([evaluation.loss for evaluation in evaluations], dtype=np.float64)
+    outside = np.flatnonzero(~(losses <= MOST_LOSS))
+    if len(outside):
+        raise QuantenvError(
+            f"Row {first + outside[0]} has a loss of {losses[outside[0]]} nats on the {split} split; a table holds at "
+            f"most {MOST_LOSS}: divide the network's outputs by a constant, or offer more bits."
+        )
+    correct = np.array([evaluation.correct for evaluation in evaluations], dtype="<u4")
+    return {CORRECT + split: correct, LOSS + split: to_micronats(losses)}
 
 
 def _small_weights(task: Task) -> dict[str, np.ndarray]:
@@ -115,6 +158,8 @@ def _run(
     evaluator: PTQEvaluator, jobs: Sequence[tuple[Any, ...]], workers: int, pool: str, address: str | None
 ) -> Iterator[dict[str, list[Evaluation]]]:
     """Yields the evaluations of each job on each split, in order."""
+    if not jobs:
+        return
     if workers == 1:
         yield from (_evaluate_rows(evaluator, *job) for job in jobs)
         return

@@ -18,10 +18,13 @@ from quantenv.evaluate.table_file import (
     CORRECT,
     FORMAT,
     LOSS,
+    MOST_LOSS,
     MOST_ROWS,
     MOST_WEIGHT_BYTES,
     WEIGHTS,
+    from_micronats,
     read_table,
+    to_micronats,
     write_npz,
 )
 from quantenv.files import content_hash
@@ -65,7 +68,7 @@ class EvaluationTable:
     correct: Mapping[str, np.ndarray]
     """Samples classified correctly, by split, uint16 or uint32 (B ** G,)."""
     loss: Mapping[str, np.ndarray]
-    """Mean cross-entropy in nats, by split, float32 (B ** G,)."""
+    """Mean cross-entropy in nats, by split, float64 (B ** G,); each a whole number of micro-nats."""
     sensitivity: np.ndarray
     """Sensitivity of each layer, float64 (L,), as `quantenv.sensitivity.layer_sensitivity` measures it."""
     provenance: Mapping[str, Any]
@@ -108,14 +111,16 @@ class EvaluationTable:
         correct, loss = self.correct[split], self.loss[split]
         if correct.shape != (self.rows,) or correct.dtype not in (np.uint16, np.uint32):
             raise QuantenvError(f"{split} counts are {_kind(correct)}; expected uint16 or uint32 ({self.rows},).")
-        if loss.shape != (self.rows,) or loss.dtype != np.float32:
-            raise QuantenvError(f"{split} losses are {_kind(loss)}; expected float32 ({self.rows},).")
+        if loss.shape != (self.rows,) or loss.dtype != np.float64:
+            raise QuantenvError(f"{split} losses are {_kind(loss)}; expected float64 ({self.rows},).")
         if not (correct <= reference.samples).all() or not 0 <= reference.correct <= reference.samples:
             raise QuantenvError(
                 f"The {split} split holds more correct predictions than its {reference.samples} samples."
             )
-        if not (np.isfinite(loss) & (loss >= 0)).all() or not 0 <= reference.loss < math.inf:
-            raise QuantenvError(f"The {split} split holds a loss that is negative, infinite or NaN.")
+        if not ((loss >= 0) & (loss <= MOST_LOSS)).all() or not 0 <= reference.loss < math.inf:
+            raise QuantenvError(f"The {split} split holds a loss that is negative, over {MOST_LOSS} nats or NaN.")
+        if (from_micronats(to_micronats(loss)) != loss).any():
+            raise QuantenvError(f"The {split} split holds a loss that is not rounded to 1e-6 nats.")
 
     @property
     def rows(self) -> int:
@@ -187,7 +192,7 @@ class EvaluationTable:
         for split in sorted(self.reference):
             correct = self.correct[split]
             arrays[CORRECT + split] = correct.astype(correct.dtype.newbyteorder("<"))
-            arrays[LOSS + split] = self.loss[split].astype("<f4")
+            arrays[LOSS + split] = to_micronats(self.loss[split])
         for key in sorted(self.weights):
             arrays[WEIGHTS + key] = self.weights[key].astype(self.weights[key].dtype.newbyteorder("<"))
         return arrays

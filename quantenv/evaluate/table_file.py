@@ -16,12 +16,16 @@ from quantenv.files import write_atomically
 from quantenv.layers import Kind, LayerSpec
 from quantenv.reading import JSON_LIMIT, Schema, fit, parse_json
 
-#: 2: with the stored tensors and products, which costs follow.
-FORMAT = "quantenv-table-2"
+#: 2: with the stored tensors and products, which costs follow. 3: losses are whole micro-nats, not float32.
+FORMAT = "quantenv-table-3"
 #: Entry that holds the description: JSON as UTF-8, in a uint8 array.
 METADATA = "metadata"
 #: In front of the names of the splits' and the weights' arrays.
 CORRECT, LOSS, WEIGHTS = "correct_", "loss_", "weights_"
+#: Micro-nats of a nat: what losses are rounded to.
+MICRO = 1_000_000
+#: Largest mean loss that a table can hold, nats.
+MOST_LOSS = (2**32 - 1) / MICRO
 #: Rows that a table can hold at most: all of them are kept in memory.
 MOST_ROWS = 1 << 22
 #: A float network of up to this many bytes goes into its table.
@@ -83,7 +87,7 @@ class _Evaluation(Schema, frozen=True):
 class Description(Schema, frozen=True):
     """A table without its arrays."""
 
-    format: Literal["quantenv-table-2"]
+    format: Literal["quantenv-table-3"]
     hash: Annotated[str, msgspec.Meta(max_length=100)]
     name: Text
     task: Text
@@ -98,6 +102,23 @@ class Description(Schema, frozen=True):
     activation_bits: int
     reference: Annotated[dict[Text, _Evaluation], msgspec.Meta(min_length=1, max_length=8)]
     provenance: dict[str, Any]
+
+
+def to_micronats(losses: np.ndarray) -> np.ndarray:
+    """Rounds losses to whole micro-nats.
+
+    Args:
+        losses: Nats, 0 to `MOST_LOSS`, float64 (N,).
+
+    Returns:
+        Micro-nats, uint32 (N,).
+    """
+    return np.rint(losses * MICRO).astype("<u4")
+
+
+def from_micronats(micronats: np.ndarray) -> np.ndarray:
+    """Returns the losses in nats, float64 (N,): of each decimal fraction of six digits the nearest float64."""
+    return micronats / MICRO
 
 
 def write_npz(path: Path, metadata: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
@@ -130,6 +151,9 @@ def read_table(path: Path) -> tuple[str, dict[str, Any]]:
             if name not in sizes:
                 raise QuantenvError(f"{where} is damaged: it holds the unknown {name[:80]!r}.")
         arrays = {name: archive.array(name, size) for name, size in sizes.items()}
+        for split in about.reference:
+            if arrays[LOSS + split].dtype != np.uint32:
+                raise QuantenvError(f"{where} is damaged: its {split[:80]} losses are no micro-nats, uint32.")
         left = MOST_WEIGHT_BYTES
         for name in weights:
             arrays[name] = archive.array(name, left, "biuf")
@@ -145,7 +169,7 @@ def read_table(path: Path) -> tuple[str, dict[str, Any]]:
         "groups": about.groups,
         "reference": {name: Evaluation(**msgspec.structs.asdict(value)) for name, value in about.reference.items()},
         "correct": {split: arrays[CORRECT + split] for split in about.reference},
-        "loss": {split: arrays[LOSS + split] for split in about.reference},
+        "loss": {split: from_micronats(arrays[LOSS + split]) for split in about.reference},
         "sensitivity": arrays["sensitivity"],
         "weights": {name.removeprefix(WEIGHTS): arrays[name] for name in weights},
     }

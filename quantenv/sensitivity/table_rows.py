@@ -93,7 +93,7 @@ def measure_table(table: Tabulated, kind: str) -> Sensitivity:
         )
     if SPLIT not in table.reference:
         raise QuantenvError(f"Table {table.name!r} has no {SPLIT} split to measure a sensitivity on.")
-    values = table.loss[SPLIT].astype(np.float64)
+    values = table.loss[SPLIT]
     if kind == "accuracy":
         samples: int = table.reference[SPLIT].samples  # type: ignore[attr-defined]
         values = 1 - table.correct[SPLIT] / samples

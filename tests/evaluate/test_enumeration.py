@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import numpy as np
@@ -5,9 +6,12 @@ import pytest
 
 from quantenv.allocation import Allocation
 from quantenv.errors import QuantenvError
+from quantenv.evaluate import enumeration
+from quantenv.evaluate.base import Evaluation
 from quantenv.evaluate.enumeration import enumerate_task
 from quantenv.evaluate.ptq import PTQEvaluator
-from quantenv.tasks import get_task
+from quantenv.evaluate.row_blocks import RowBlocks
+from quantenv.tasks import Split, get_task
 
 GROUPS = [["stem", "block1.depthwise", "block1.pointwise"], ["block2.depthwise", "block2.pointwise"]]
 SENSITIVITY = np.arange(8.0)
@@ -31,7 +35,7 @@ def test_every_row_equals_a_live_evaluation(table):
         for split in ("search", "test"):
             (live,) = evaluator.evaluate([allocation], split)
             assert table.correct[split][row] == live.correct
-            assert table.loss[split][row] == np.float32(live.loss)
+            assert table.loss[split][row] == round(live.loss, 6)
 
 
 def test_it_says_what_it_is(table):
@@ -44,14 +48,7 @@ def test_it_says_what_it_is(table):
     assert table.provenance == {"command": "none", "backend": evaluator.backend}
 
 
-def test_worker_processes_change_nothing(table):
-    parallel = enumerate_task(
-        get_task("digits"), "small", SENSITIVITY, bits=(3, 8), tied=GROUPS, workers=2, provenance={"command": "none"}
-    )
-    assert parallel.hash == table.hash
-
-
-def test_progress_reaches_the_end():
+def test_progress_goes_from_nothing_to_the_end():
     seen = []
     enumerate_task(
         get_task("digits"),
@@ -61,7 +58,92 @@ def test_progress_reaches_the_end():
         [[n for g in GROUPS for n in g]],
         progress=lambda d, r: seen.append((d, r)),
     )
-    assert seen[-1] == (2, 2)
+    assert seen == [(0, 2), (2, 2)]
+
+
+def resumed(blocks, seen=None, **changes):
+    """Enumerates what `table` holds, in blocks of two rows."""
+    arguments = {"bits": (3, 8), "tied": GROUPS, "provenance": {"command": "none"}, "blocks": blocks, **changes}
+    progress = None if seen is None else lambda done, rows: seen.append(done)
+    return enumerate_task(
+        get_task("digits"), "small", SENSITIVITY, **arguments, **({} if progress is None else {"progress": progress})
+    )
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(enumeration, "BLOCK", 2)
+
+
+def test_worker_processes_and_an_interrupt_change_nothing(table, small_blocks, monkeypatch, tmp_path):
+    blocks = RowBlocks(tmp_path / "rows")
+
+    def interrupted(done, rows):
+        if done == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        resumed(blocks, workers=2, progress=interrupted)
+    assert len(list(blocks.folder.iterdir())) == 3
+    evaluated = []
+    ours = PTQEvaluator.evaluate
+    monkeypatch.setattr(PTQEvaluator, "evaluate", lambda *a: evaluated.append(a[2:]) or ours(*a))
+    seen = []
+    assert resumed(blocks, seen).hash == table.hash
+    assert seen == [6, 8]
+    assert evaluated == [("search",), ("test",)]
+    assert resumed(blocks, seen := [], workers=2).hash == table.hash  # all are kept: no worker has anything to do
+    assert seen == [8]
+    blocks.remove()
+    assert not blocks.folder.exists()
+    blocks.remove()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"bits": (4, 8)}, {"activation_bits": 6}, {"tied": [*GROUPS[:2], *[[n] for n in GROUPS[2]]]}]
+)
+def test_rows_of_other_settings_are_not_mixed(small_blocks, tmp_path, changes):
+    blocks = RowBlocks(tmp_path / "rows")
+    resumed(blocks)
+    assert resumed(blocks, seen := [], **changes).hash == resumed(None, **changes).hash
+    assert seen[0] == 0
+    assert resumed(blocks, seen := []).rows == 8
+    assert seen == [8]
+
+
+def test_rows_of_another_network_are_not_mixed(small_blocks, tmp_path):
+    blocks = RowBlocks(tmp_path / "rows")
+    resumed(blocks)
+    task = get_task("digits")
+    fewer = Split(task.split("test").inputs[1:], task.split("test").labels[1:])
+    other = dataclasses.replace(task, splits={**task.splits, "test": fewer})
+    seen = []
+    enumerate_task(other, "t", SENSITIVITY, (3, 8), GROUPS, blocks=blocks, progress=lambda *a: seen.append(a))
+    assert seen[0] == (0, 8)
+
+
+def test_damaged_blocks_are_evaluated_again(table, small_blocks, tmp_path, caplog):
+    blocks = RowBlocks(tmp_path / "rows")
+    resumed(blocks)
+    first, second, third, fourth = sorted(blocks.folder.iterdir())
+    first.write_bytes(first.read_bytes()[:-9])
+    third.write_bytes(second.read_bytes())  # other rows
+    with np.load(fourth) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    np.savez_compressed(fourth, **{**arrays, "correct_search": arrays["correct_search"] - 1})
+    assert resumed(blocks, seen := []).hash == table.hash
+    assert seen == [2, 4, 6, 8]
+    assert len(caplog.records) == 3
+    assert all("evaluated again" in record.message for record in caplog.records)
+
+
+def test_a_loss_that_no_table_holds_is_said_of_its_first_row(monkeypatch):
+    def huge(evaluator, allocations, split):
+        return [Evaluation(1, 200, 5000.0 if allocation.weight_bits[0] == 8 else 1.0) for allocation in allocations]
+
+    monkeypatch.setattr(PTQEvaluator, "evaluate", huge)
+    with pytest.raises(QuantenvError, match=r"Row 4 has a loss of 5000\.0 nats on the search split"):
+        resumed(None)
 
 
 def test_too_many_rows_are_refused():

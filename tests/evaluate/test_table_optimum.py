@@ -76,7 +76,7 @@ def test_it_is_what_brute_force_finds(table, budget, latency, split, closed):
 def test_ties_in_accuracy_go_to_the_least_loss_then_the_first_row():
     correct = np.full(81, 5, dtype=np.uint16)
     correct[[7, 30, 31, 60]] = 9
-    loss = np.full(81, 0.1, dtype=np.float32)
+    loss = np.full(81, 0.1)
     loss[[7, 30, 31, 60]] = [0.5, 0.4, 0.4, 0.9]
     table = synthetic_table(
         samples=10, correct={"search": correct, "test": correct}, loss={"search": loss, "test": loss}
