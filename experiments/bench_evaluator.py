@@ -17,7 +17,7 @@ from experiments.bench_tasks import source, timed_resnet20
 from experiments.benchmark import Claim, interleave, ratio, show, spread
 from quantenv.allocation import Allocation
 from quantenv.evaluate.ptq import BACKENDS, PTQEvaluator
-from quantenv.quantize.calibration import CALIBRATION_BATCH
+from quantenv.quantize.calibrating import CALIBRATION_BATCH
 from quantenv.quantize.integer import integer_obstacle
 from quantenv.quantize.quantizers import weight_bounds
 from quantenv.tasks import Task, get_task

@@ -22,6 +22,7 @@ from experiments.progress import ProgressView
 from quantenv.allocation import Allocation
 from quantenv.errors import QuantenvError
 from quantenv.evaluate import Evaluation, Evaluator, make_evaluator
+from quantenv.evaluate.pool import with_prepared
 from quantenv.evaluate.ptq import numerics
 from quantenv.evaluate.store import OFF
 from quantenv.files import cache_dir, content_hash
@@ -303,7 +304,9 @@ def _each(task: Task, jobs: Sequence[Work], workers: int, threads: int, stack: E
     """Trains in this process, or in others that get the task once."""
     if workers == 1 or not jobs:
         return (_train_one(task, job) for job in jobs)
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, (task, threads))
+    pool = ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), _start_worker, (with_prepared(task), threads)
+    )
     stack.callback(pool.shutdown, cancel_futures=True)
     return pool.map(_train_job, jobs)
 

@@ -11,12 +11,19 @@ from typing import BinaryIO
 import platformdirs
 
 CACHE_VARIABLE = "QUANTENV_CACHE"
+#: Names the store of evaluations where no option does, and what it says if there is to be none.
+STORE_VARIABLE, STORE_OFF = "QUANTENV_STORE", "off"
 
 
 def cache_dir() -> Path:
     """Returns the folder of recomputable files: ``$QUANTENV_CACHE``, or the user's cache directory."""
     override = os.environ.get(CACHE_VARIABLE)
     return Path(override) if override else platformdirs.user_cache_path("quantenv")
+
+
+def data_dir() -> Path:
+    """Returns the user's data directory, where what was evaluated and prepared is kept."""
+    return platformdirs.user_data_path("quantenv")
 
 
 @contextmanager

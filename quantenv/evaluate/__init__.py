@@ -85,7 +85,7 @@ def make_pool(
 
     Args:
         name: As for `make_evaluator`.
-        task: The task; it is sent to the workers.
+        task: The task; it is sent to the workers, with its prepared network.
         store: As for `make_evaluator`. Workers on other machines need one that they can reach, such as PostgreSQL.
         workers: Processes or actors, at least 1.
         threads: Threads of torch in each; by default the cores of this machine, divided among the workers.
@@ -99,7 +99,7 @@ def make_pool(
         QuantenvError: If a name is unknown, a number is out of range, the task is a table, the store cannot be opened,
             or the workers cannot start.
     """
-    from quantenv.evaluate.pool import PoolEvaluator, without_training
+    from quantenv.evaluate.pool import PoolEvaluator, with_prepared, without_training
     from quantenv.evaluate.store import EvaluationStore, open_store
     from quantenv.evaluate.workers import check_pool, start_workers
 
@@ -109,6 +109,6 @@ def make_pool(
     if isinstance(task, EvaluationTable):
         raise QuantenvError(f"Evaluations are looked up in table {task.name!r}, so workers have nothing to do: use 1.")
     opened = store if isinstance(store, EvaluationStore) else open_store(store)
-    sent = task if name in _TRAINING else without_training(task)
+    sent = with_prepared(task) if name in _TRAINING else without_training(task)
     make = functools.partial(make_evaluator, name, sent, opened or "off")
     return PoolEvaluator(start_workers(make, workers, threads, pool, address), opened)

@@ -151,12 +151,21 @@ def cut(items: Sequence[Any], pieces: int) -> list[Sequence[Any]]:
     return [items[first:last] for first, last in itertools.pairwise(edges)]
 
 
+def with_prepared(task: "Task") -> "Task":
+    """Returns a task that brings its prepared network along: who gets it prepares none of its own."""
+    from quantenv.quantize import calibrate_task
+
+    _ = task.layers, task.identity, task.calibrated_on  # computed here, and kept: the copy takes them along
+    sent = copy.copy(task)
+    object.__setattr__(sent, "prepared", calibrate_task(task).prepared)
+    return sent
+
+
 def without_training(task: "Task") -> "Task":
-    """Returns a task that lacks the training split, most of its bytes, but is the same in layers and identity."""
+    """Returns the same without the training split, most of its bytes: it is the same in layers and identity."""
     from quantenv.tasks import Split
 
-    _ = task.layers, task.identity  # computed here, where all splits are, and kept: the copy takes them along
-    lean = copy.copy(task)
+    lean = with_prepared(task)
     kept = {name: split for name, split in task.splits.items() if name != "train"}
     # Clones: a split that is a view of a larger tensor would be sent with all of that.
     splits = {name: Split(split.inputs.clone(), split.labels.clone()) for name, split in kept.items()}

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import platformdirs
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
@@ -19,10 +18,10 @@ from sqlalchemy.exc import IntegrityError
 from quantenv.errors import QuantenvError, shown
 from quantenv.evaluate.base import Evaluation
 from quantenv.evaluate.database import Damaged, Database, parse_location
+from quantenv.files import STORE_OFF, STORE_VARIABLE, data_dir
 
-STORE_VARIABLE = "QUANTENV_STORE"
 #: The location that means no store.
-OFF = "off"
+OFF = STORE_OFF
 #: Rows that are looked up, checked or written by one statement.
 CHUNK = 500
 
@@ -114,7 +113,7 @@ def open_store(location: str | os.PathLike | None = None) -> "EvaluationStore | 
 
 def default_path() -> Path:
     """Returns the path of the user's store where nothing else is said."""
-    return platformdirs.user_data_path("quantenv") / "evaluations.sqlite"
+    return data_dir() / "evaluations.sqlite"
 
 
 class EvaluationStore:

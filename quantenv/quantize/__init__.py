@@ -1,10 +1,12 @@
 """How numbers are rounded: quantizers, calibration, the quantized network and its trainable twin."""
 
 from quantenv.quantize.calibrate import activation_grids, weight_grids
-from quantenv.quantize.calibration import Calibration, calibrate, calibrate_task
+from quantenv.quantize.calibrating import calibrate
+from quantenv.quantize.calibration import Calibration
 from quantenv.quantize.kmeans import codebooks
 from quantenv.quantize.network import QuantizedNetwork
 from quantenv.quantize.prefix import PrefixRunner
+from quantenv.quantize.preparing import calibrate_task
 from quantenv.quantize.quantizers import Codebook, Grid, LSQQuantizer, Quantizer, quantize
 from quantenv.quantize.schemes import SCHEMES, STEPS, Scheme, parse_scheme
 from quantenv.quantize.trainable import trainable_network

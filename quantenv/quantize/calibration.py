@@ -1,34 +1,27 @@
 """What is measured on a network once, before any allocation: folded weights, ranges, codebooks, statistics."""
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from torch import fx, nn
 
 from quantenv.allocation import Allocation
-from quantenv.channel_groups import Channels, channels_of, parts_of, split_layers, whole
+from quantenv.channel_groups import Channels, channels_of, parts_of, whole
 from quantenv.errors import QuantenvError
-from quantenv.layers import LayerSpec, describe
+from quantenv.layers import LayerSpec
 from quantenv.locks import PREPARING
-from quantenv.plain import plain_network
-from quantenv.quantize.calibrate import MAX_SAMPLES, activation_grids, spread, weight_grids
+from quantenv.quantize.adaround import nearest_codes
+from quantenv.quantize.calibrate import BITS, weight_grids
 from quantenv.quantize.corrections import bias_correction, mean_inputs, output_moments
-from quantenv.quantize.graph import Site, find_sites, keep_exact
+from quantenv.quantize.graph import Site
 from quantenv.quantize.kmeans import codebooks
 from quantenv.quantize.learned_rounding import LEARNED_BITS, LearnedRounding
-from quantenv.quantize.naming import name_of
-from quantenv.quantize.quantizers import Codebook, Grid, GroupedGrid, Rounding, WeightRounding, quantize
-from quantenv.quantize.schemes import Scheme, parse_scheme
-from quantenv.quantize.tracing import fold_linear_norms, trace
+from quantenv.quantize.prepared import PreparedNetwork
+from quantenv.quantize.quantizers import Codebook, Grid, GroupedGrid, Rounding, WeightRounding
+from quantenv.quantize.schemes import Scheme
 
-if TYPE_CHECKING:
-    from quantenv.tasks import Task
-
-CALIBRATION_BATCH = 64
 #: Calibration inputs that batch norms are estimated on again: the first ones.
 REESTIMATED_ON = 128
 LINEAR = Scheme()
@@ -55,6 +48,13 @@ class Calibration:
     gains: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """By layer that a batch norm was folded into: what folding multiplied the norm of each channel's weights by, (O,),
     positive (1 for channels of zeros)."""
+    prepared: PreparedNetwork | None = None
+    """Where its numbers come from; None if they are measured here."""
+
+    @cached_property
+    def content_hash(self) -> str:
+        """Hash of all numbers that its evaluations depend on; of one that was measured here, all are made for it."""
+        return (self.prepared or prepare(self)).content_hash
 
     @property
     def normalised(self) -> tuple[str, ...]:
@@ -95,11 +95,15 @@ class Calibration:
     @cached_property
     def linear_grids(self) -> dict[str, dict[int, Grid]]:
         """Grids of the weights, by layer name and bits; found once."""
+        if self.prepared is not None and self.scheme.weights == "linear":
+            return self.prepared.weight_grids
         return {each.name: weight_grids(folded_weight(self.graph.get_submodule(each.name))) for each in self.modules}
 
     @cached_property
     def codebooks(self) -> dict[str, dict[int, Codebook]]:
         """Codebooks of the weights, by layer name and bits; fitted once."""
+        if self.prepared is not None and self.scheme.weights == "k-means":
+            return self.prepared.codebooks
         return {each.name: codebooks(folded_weight(self.graph.get_submodule(each.name))) for each in self.modules}
 
     @cached_property
@@ -117,6 +121,8 @@ class Calibration:
     @cached_property
     def reestimated(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """By layer whose batch norm is estimated again: mean and variance, (O,) each, that its outputs are to have."""
+        if self.prepared is not None:
+            return self.prepared.reestimated
         if not self.scheme.batch_norm or not self.gains:
             return {}
         with PREPARING:
@@ -127,34 +133,64 @@ class Calibration:
         """How the weights are rounded, where the scheme learns it."""
         return LearnedRounding(self)
 
+    def codes(self, layer: str, bits: int) -> torch.Tensor:
+        """Returns what a layer's weights are under the scheme: whole numbers of their grid, or indices of a codebook.
+
+        Args:
+            layer: Its name.
+            bits: Its weight bits.
+
+        Returns:
+            Of a grid int8, of a codebook uint8, the shape of the weights: to nearest, or as the scheme learns.
+        """
+        if self.prepared is not None:
+            return self.prepared.codes(layer, bits)
+        if self.scheme.learned and bits in LEARNED_BITS:
+            return self.learned_rounding.codes(layer, bits)
+        weight, rounding = folded_weight(self.graph.get_submodule(layer)).detach(), self.weight_grids[layer][bits]
+        if isinstance(rounding, Codebook):
+            return rounding.indices(weight).to(torch.uint8)
+        return nearest_codes(weight, rounding).to(torch.int8)
+
     def rounded(self, layer: str, bits: WeightBits) -> torch.Tensor:
-        """Returns a layer's weights under the scheme: to nearest, or as it learns on first use of the bits.
+        """Returns a layer's weights under the scheme: `codes` times scales, or the values that they stand for.
 
         Args:
             layer: Its name.
             bits: Its weight bits, or those of each of its channel groups.
         """
         weight = folded_weight(self.graph.get_submodule(layer)).detach()
-        if not isinstance(bits, int) and len(set(bits)) == 1:
-            bits = bits[0]
-        if not isinstance(bits, int):
-            rounded = torch.empty_like(weight)
-            for channels, each in zip(self.channels[layer], bits, strict=True):
-                rounded[channels] = self.rounded(layer, each)[channels]
-            return rounded
-        grid = self.weight_grids[layer][bits]
-        if not self.scheme.learned or bits not in LEARNED_BITS:
-            return quantize(weight, grid)
-        return torch.empty_like(weight).copy_(self.learned_rounding.codes(layer, bits)).mul_(grid.scale)
+        parts = [
+            (channels, self._rounded(weight, layer, each)[channels]) for channels, each in self._by_group(layer, bits)
+        ]
+        return _joined(torch.empty_like(weight), parts)
+
+    def _rounded(self, weight: torch.Tensor, layer: str, bits: int) -> torch.Tensor:
+        codes, rounding = self.codes(layer, bits), self.weight_grids[layer][bits]
+        numbers = rounding.values[codes.long()] if isinstance(rounding, Codebook) else codes
+        return torch.empty_like(weight).copy_(numbers).mul_(rounding.scale)
 
     def bias(self, layer: str, bits: WeightBits) -> torch.Tensor | None:
         """Returns a layer's bias under weights of some bits, corrected if the scheme says so.
 
         Args:
             layer: Its name.
-            bits: Its weight bits, or those of each of its channel groups.
+            bits: Its weight bits, or those of each of its channel groups, each of which has that of its own bits.
         """
+        parts = [(channels, self._bias(layer, each)) for channels, each in self._by_group(layer, bits)]
+        given = [(channels, bias[channels]) for channels, bias in parts if bias is not None]
+        return _joined(torch.empty_like(parts[0][1]), given) if parts[0][1] is not None else None
+
+    def _bias(self, layer: str, bits: int) -> torch.Tensor | None:
+        if self.prepared is not None:
+            return self.prepared.bias(layer, bits)
         return self.bias_under(layer, self.rounded(layer, bits))
+
+    def _by_group(self, layer: str, bits: WeightBits) -> list[tuple[torch.Tensor | slice, int]]:
+        """Returns channels and their bits."""
+        if isinstance(bits, int) or len(set(bits)) == 1:
+            return [(slice(None), bits if isinstance(bits, int) else bits[0])]
+        return list(zip(self.channels[layer], bits, strict=True))
 
     def bias_under(self, layer: str, rounded: torch.Tensor) -> torch.Tensor | None:
         """Returns a layer's bias under weights that were rounded in any way, corrected if the scheme says so."""
@@ -176,109 +212,21 @@ class Calibration:
         return stored_bits([bits[name][1] for name in site.layers], site.shared)
 
 
-def calibrate(
-    network: nn.Module, inputs: torch.Tensor, scheme: Scheme = LINEAR, channels: Channels | None = None
-) -> Calibration:
-    """Folds a network and finds the grids of all its weights and sites for 1-8 bits.
+def prepare(calibration: Calibration) -> PreparedNetwork:
+    """Returns all numbers that a calibration's evaluations depend on, of every layer at all bits.
 
-    Args:
-        network: Float network; not changed.
-        inputs: Calibration inputs, shape (N, ...).
-        scheme: How weights are rounded, and which optional steps are taken.
-        channels: Channel groups of its layers; by default all are whole.
-
-    Returns:
-        The calibration.
-
-    Raises:
-        UnsupportedLayerError: If a layer cannot be quantized, the network cannot be traced, or its trace computes
-            something else, or so does what is rewritten for quantization, before anything is rounded.
-        QuantenvError: If the network puts out NaN or infinity on the calibration inputs, or a layer has channel groups
-            that are no partition, or that the scheme cannot have.
+    What is learned is learned now.
     """
-    # These stand on calibrations.
-    from quantenv.quantize.passes import absorb_checked, equalise_checked
-    from quantenv.quantize.verification import check_rewritten, check_trace, first_not_finite
-
-    check_grouping(scheme, channels)
-    network = plain_network(network, inputs)
-    layers = describe(network, inputs[:1])
-    graph = trace(network)
-    fold_linear_norms(graph, inputs[:1])
-    _check_folded(graph)
-    training = network.training
-    check_trace(network.eval(), graph, inputs, CALIBRATION_BATCH)
-    network.train(training)
-    gains = {
-        layer.name: _folded_gain(network, graph, layer.name)
-        for layer in layers
-        if _folding_changed(network, graph, layer.name)
-    }
-    if scheme.equalisation:
-        equalise_checked(graph, inputs)
-    if scheme.absorption:
-        absorb_checked(graph, [layer.name for layer in layers], inputs)
-    keep_exact(graph, inputs[:1])
-    sites = find_sites(graph, inputs[:1])
-    recorder = _SiteRecorder(graph, {site.node for site in sites}, len(inputs))
-    with torch.no_grad():
-        for batch in inputs.split(CALIBRATION_BATCH):
-            outputs = recorder.run_batch(batch)
-            if recorder.not_finite is not None:
-                raise QuantenvError(
-                    f"{name_of(recorder.not_finite, graph)} puts out NaN or infinity on the calibration inputs, which "
-                    "no grid holds: check its weights, the inputs' normalisation, and divisions by zero."
-                )
-            if not outputs.isfinite().all():
-                raise QuantenvError(
-                    f"{type(network).__name__} puts out NaN or infinity on the calibration inputs"
-                    f"{first_not_finite(graph, batch)}; check its weights and the inputs' normalisation."
-                )
-    calibration = Calibration(
-        graph=graph,
-        layers=split_layers(layers, channels or {}),
-        sites=sites,
-        site_grids={
-            site.node: activation_grids(torch.cat(recorder.samples[site.node]), torch.cat(recorder.extremes[site.node]))
-            for site in sites
-        },
-        inputs=inputs,
-        scheme=scheme,
-        gains=gains,
+    names = [layer.name for layer in calibration.modules]
+    biases = {name: [calibration.bias(name, bits) for bits in BITS] for name in names}
+    return PreparedNetwork.of(
+        codes={name: [calibration.codes(name, bits) for bits in BITS] for name in names},
+        rounding={name: [calibration.weight_grids[name][bits] for bits in BITS] for name in names},
+        biases={name: [each for each in of_bits if each is not None] for name, of_bits in biases.items()},
+        reestimated=calibration.reestimated,
+        gains=calibration.gains,
+        sites={site.node: [calibration.site_grids[site.node][bits] for bits in BITS] for site in calibration.sites},
     )
-    check_rewritten(calibration)
-    return calibration
-
-
-def _check_folded(graph: fx.GraphModule) -> None:
-    """Refuses statistics of batch norms that are no numbers, which a ReLU behind may hide."""
-    for name, value in graph.named_parameters():
-        if not value.isfinite().all():
-            layer = name.rpartition(".")[0]
-            raise QuantenvError(
-                f"{type(graph.get_submodule(layer)).__name__} {layer!r} has NaN or infinity in its weights once its "
-                "batch norm is folded in: look at that norm's running mean and variance. Load a sound checkpoint."
-            )
-
-
-def calibrate_task(task: "Task") -> Calibration:
-    """Calibrates a task's network on its calibration split, once.
-
-    Raises:
-        QuantenvError: If the task asks for an unknown quantization scheme.
-    """
-    with PREPARING:
-        return _calibrate_task(task)
-
-
-@functools.lru_cache(maxsize=4)
-def _calibrate_task(task: "Task") -> Calibration:
-    from quantenv.quantize.input_rounding import warn_of_rounded_inputs  # which stands on calibrations
-
-    split = task.splits["calibration"]
-    calibration = calibrate(task.network, split.inputs, parse_scheme(task.scheme), task.channel_groups)
-    warn_of_rounded_inputs(calibration, split.labels)
-    return calibration
 
 
 def check_grouping(scheme: Scheme, channels: Channels | None) -> None:
@@ -317,49 +265,11 @@ def grouped_rounding(
     return GroupedGrid(tuple(channels), tuple(parts))
 
 
-def _folding_changed(network: nn.Module, graph: fx.GraphModule, name: str) -> bool:
-    """Whether a layer's parameters are others than in the network: a batch norm was folded into it."""
-    before, after = (dict(module.get_submodule(name).named_parameters()) for module in (network, graph))
-    return before.keys() != after.keys() or any(not torch.equal(before[key], after[key]) for key in before)
-
-
-def _folded_gain(network: nn.Module, graph: fx.GraphModule, name: str) -> torch.Tensor:
-    """Returns what folding multiplied the norm of each channel's weights by, (O,)."""
-    before, after = (
-        folded_weight(each.get_submodule(name)).detach().flatten(1).norm(dim=1) for each in (network, graph)
-    )
-    ratio = after / before
-    return torch.where((before > 0) & (after > 0), ratio, 1.0)
-
-
-class _SiteRecorder(fx.Interpreter):
-    """Runs the float graph and keeps samples spread over all values, and the extremes, of every site."""
-
-    def __init__(self, graph: fx.GraphModule, nodes: set[str], inputs: int) -> None:
-        super().__init__(graph)
-        self.inputs = inputs
-        """How many inputs it will run on, in batches."""
-        self._part = range(0)
-        self.not_finite: fx.Node | None = None
-        """The first site that holds NaN or infinity. (What is raised while a graph runs, torch.fx adds to.)"""
-        self.samples: dict[str, list[torch.Tensor]] = {node: [] for node in nodes}
-        self.extremes: dict[str, list[torch.Tensor]] = {node: [] for node in nodes}
-
-    def run_batch(self, batch: torch.Tensor) -> torch.Tensor:
-        """Runs on the next inputs."""
-        self._part = range(self._part.stop, self._part.stop + len(batch))
-        outputs: torch.Tensor = self.run(batch)
-        return outputs
-
-    def run_node(self, n: fx.Node) -> torch.Tensor:
-        value = super().run_node(n)
-        if n.name in self.samples:
-            flat = value.flatten()
-            if self.not_finite is None and not flat.isfinite().all():
-                self.not_finite = n
-            self.samples[n.name].append(spread(flat, MAX_SAMPLES, self._part, self.inputs))
-            self.extremes[n.name].append(torch.stack(flat.aminmax()))
-        return value
+def _joined(whole: torch.Tensor, parts: Sequence[tuple[torch.Tensor | slice, torch.Tensor]]) -> torch.Tensor:
+    """Puts together what has the channels of a layer, in place."""
+    for channels, part in parts:
+        whole[channels] = part
+    return whole
 
 
 def stored_bits(wanted: list[int], shared: bool) -> int:

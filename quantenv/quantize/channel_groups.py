@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from quantenv.errors import QuantenvError, unknown_name
-from quantenv.quantize.calibration import calibrate_task, check_grouping
+from quantenv.quantize.calibration import check_grouping
+from quantenv.quantize.preparing import calibrate_task
 from quantenv.quantize.quantizers import quantize
 from quantenv.quantize.schemes import parse_scheme
 from quantenv.tasks import Task, TaskSource

@@ -4,15 +4,11 @@ Ranges of later tensors come out of training, and are alike because batch norms 
 inputs are the user's units.
 """
 
-import logging
-
 import torch
 import torch.nn.functional as F
 
 from quantenv.quantize.calibration import Calibration
 from quantenv.quantize.verification import without_rounding
-
-logger = logging.getLogger(__name__)
 
 #: Rise of the mean cross-entropy, in nats, from which on it is said.
 NOTABLE = 0.05
@@ -20,13 +16,16 @@ NOTABLE = 0.05
 SAMPLES = 128
 
 
-def warn_of_rounded_inputs(calibration: Calibration, labels: torch.Tensor, batch: int = 64) -> None:
-    """Says in the log if rounding the input alone to 8 bits raises the loss on calibration samples notably.
+def note_of_rounded_inputs(calibration: Calibration, labels: torch.Tensor, batch: int = 64) -> str | None:
+    """Says if rounding the input alone to 8 bits raises the loss on calibration samples notably.
 
     Args:
         calibration: The calibrated network.
         labels: Classes of its calibration inputs, (N,).
         batch: Samples run at once.
+
+    Returns:
+        Two sentences, or None if it does not.
     """
     sites = input_sites(calibration)
     inputs, labels = calibration.inputs[:SAMPLES], labels[:SAMPLES]
@@ -34,18 +33,18 @@ def warn_of_rounded_inputs(calibration: Calibration, labels: torch.Tensor, batch
         _evaluate(without_rounding(calibration, rounded), inputs, labels, batch) for rounded in ((), sites)
     )
     if after[0] <= before[0] + NOTABLE:
-        return
+        return None
     columns = (
         calibration.inputs.abs().flatten(2).amax(2).amax(0)
         if calibration.inputs.dim() > 2
         else calibration.inputs.abs().amax(0)
     )
     small, large = float(columns[columns > 0].min()), float(columns.max())
-    logger.warning(
+    return (
         "Rounding the network's input alone to 8 bits, with one scale for all of it, raises the loss on calibration "
-        "samples from %.3f to %.3f, and takes the accuracy from %.1f%% to %.1f%%. Its columns or channels reach from "
-        "%.3g to %.3g: bring them to one unit, such as mean 0 and standard deviation 1, before they enter the network.",
-        *(before[0], after[0], 100 * before[1], 100 * after[1], small, large),
+        f"samples from {before[0]:.3f} to {after[0]:.3f}, and takes the accuracy from {before[1]:.1%} to "
+        f"{after[1]:.1%}. Its columns or channels reach from {small:.3g} to {large:.3g}: bring them to one unit, such "
+        "as mean 0 and standard deviation 1, before they enter the network."
     )
 
 

@@ -1,37 +1,28 @@
-"""How a scheme's AdaRound or BRECQ step rounds weights: learned on first use, kept in memory and the cache directory.
+"""How a scheme's AdaRound or BRECQ step rounds weights: learned on first use, and kept in memory.
 
 What is learned depends on the folded network, its calibration inputs and the bits alone, never on the rest of an
-allocation: so it is learned once for each layer (or block) and bit-width, by whichever process or run comes first.
+allocation: so it is learned once for each layer (or block) and bit-width. A prepared network holds all of it.
 """
 
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Iterator
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import filelock
 import torch
 
-from quantenv.errors import QuantenvError
-from quantenv.files import CACHE_VARIABLE, cache_dir, content_hash
 from quantenv.locks import PREPARING
-from quantenv.plain.identity import network_content, tensor_digest
 from quantenv.quantize.adaround import adaround
-from quantenv.quantize.moments import InputMoments, mean_is_corrected
+from quantenv.quantize.moments import InputMoments
 from quantenv.quantize.reconstruction import Block, find_blocks, reconstruct
-from quantenv.quantize.schemes import SCHEMES, STEPS
-from quantenv.tensor_file import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from quantenv.quantize.calibration import Calibration
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "quantenv-rounding-1"
 #: Bit-widths at which rounding is learned. At 8 bits weights are rounded to nearest: what could be gained there is less
 #: than what rounding activations to 8 bits changes, and every evaluator begins with all layers at 8 bits.
 LEARNED_BITS = range(1, 8)
@@ -41,8 +32,6 @@ TELL_EVERY = 10.0
 
 class LearnedRounding:
     """The learned rounding of a calibrated network's weights. Threads may share it.
-
-    A damaged file is moved aside with a warning, and its part learned anew.
 
     Args:
         calibration: The network, whose scheme has one of the steps ``adaround`` and ``brecq``.
@@ -64,51 +53,25 @@ class LearnedRounding:
         Args:
             layer: Its name.
             bits: One of `LEARNED_BITS`.
-
-        Raises:
-            QuantenvError: If the cache directory cannot be written.
         """
         with PREPARING:
             if (layer, bits) not in self._known:
-                learned = self._kept(layer, bits)
+                learned = self._part_of(layer, bits)
                 self._known |= {(name, bits): codes for name, codes in learned.items()}
             return self._known[layer, bits]
-
-    @cached_property
-    def identity(self) -> str:
-        """A hash of everything that the rounding depends on, but for the bits."""
-        calibration = self._calibration
-        corrected = [mean_is_corrected(calibration, layer.name) for layer in calibration.modules]
-        grids = [tensor_digest(g.scale) for each in calibration.linear_grids.values() for g in each.values()]
-        numerics = [torch.__version__, torch.backends.cpu.get_cpu_capability()]
-        return content_hash(
-            [
-                *(FORMAT, STEPS[self._step], SCHEMES["linear"], str(corrected), *grids, *numerics),
-                *network_content(calibration.graph, calibration.inputs),
-                tensor_digest(calibration.inputs),
-            ]
-        )
 
     @cached_property
     def _blocks(self) -> tuple[Block, ...]:
         return find_blocks(self._calibration)
 
-    def _kept(self, layer: str, bits: int) -> dict[str, torch.Tensor]:
-        """Reads the rounding of a layer, or its block, or learns and keeps it."""
+    def _part_of(self, layer: str, bits: int) -> dict[str, torch.Tensor]:
+        """Learns the rounding of a layer, or of its block."""
         names = [each.name for each in self._calibration.modules]
         blocks = [block.layers for block in self._blocks] if self._step == "brecq" else [(name,) for name in names]
         (place,) = (index for index, block in enumerate(blocks) if layer in block)
-        path = cache_dir() / "rounding" / f"{self._step}-{self.identity}-{place}-{bits}.safetensors"
-        if (known := _read(path)) is not None:
-            return known
-        with _alone(path):
-            if (known := _read(path)) is not None:  # another process has learned it meanwhile
-                return known
-            self._tell(place, len(blocks), bits)
-            with _one_thread(), torch.inference_mode(False), torch.no_grad():
-                learned = self._learned(place, bits)
-            write_tensors(path, FORMAT, {}, learned)
-        return learned
+        self._tell(place, len(blocks), bits)
+        with _one_thread(), torch.inference_mode(False), torch.no_grad():
+            return self._learned(place, bits)
 
     def _learned(self, place: int, bits: int) -> dict[str, torch.Tensor]:
         calibration, moments = self._calibration, self._moments
@@ -133,21 +96,6 @@ class LearnedRounding:
 
 
 @contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Keeps other processes from learning the same while it is entered, after they have finished doing so."""
-    lock = filelock.FileLock(path.with_suffix(".lock"))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with lock:
-            yield
-    except OSError as error:
-        raise QuantenvError(
-            f"Cannot keep how weights are rounded in {path.parent}: {error.strerror}. Set {CACHE_VARIABLE} to a folder "
-            "that can be read and written."
-        ) from error
-
-
-@contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
     """Has torch compute in one thread: a last digit that the number of threads changes can round a weight otherwise."""
     threads = torch.get_num_threads()
@@ -156,17 +104,3 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _read(path: Path) -> dict[str, torch.Tensor] | None:
-    """Reads what was kept; a damaged file is moved aside."""
-    if not path.exists():
-        return None
-    try:
-        return read_tensors(path, FORMAT, "a file of learned rounding", "It is made again.")[1]
-    except QuantenvError:
-        aside = path.with_suffix(".damaged")
-        with contextlib.suppress(FileNotFoundError):  # another process was first
-            os.replace(path, aside)
-        logger.warning("The learned rounding in %s is damaged; moved to %s, learned anew.", path.name, aside.name)
-        return None

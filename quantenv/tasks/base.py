@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -85,6 +86,9 @@ class Task:
     channel_groups: Channels = field(default_factory=dict)
     """Output channels of each channel group, by layer name, the most sensitive group first; layers that are not named
     are whole. `quantenv.sensitivity.group_channels` measures them."""
+    prepared: Any = None
+    """What was prepared of it elsewhere, such as on another machine, to be used here: a
+    `quantenv.quantize.prepared.PreparedNetwork`. None for what ships with the package, is kept, or is prepared now."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -173,6 +177,12 @@ class Task:
         The same in every process, on every machine and for any number of threads.
         """
         return content_hash(self._content())
+
+    @cached_property
+    def calibrated_on(self) -> str:
+        """Content hash of what the network computes and of the calibration inputs, likewise."""
+        inputs = self.splits["calibration"].inputs
+        return content_hash([tensor_digest(inputs), *network_content(self.network, inputs)])
 
     def _content(self) -> Iterator[bytes | str]:
         """Yields what the identity is made of; one part at a time, since splits can be large."""

@@ -10,8 +10,8 @@ from quantenv.allocation import Allocation
 from quantenv.hardware import compile_costs, load_device
 from quantenv.hardware.memory import peak_memory
 from quantenv.layers import describe
+from quantenv.quantize import calibrate
 from quantenv.quantize.activations import find_activations
-from quantenv.quantize.calibration import calibrate
 from tests.quantize.test_activations import Residual
 from tests.synthetic import random_activations, synthetic_layers
 

@@ -7,8 +7,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from quantenv.layers import describe
 from quantenv.plain import plain_network
+from quantenv.quantize import calibrate
 from quantenv.quantize.activations import find_activations
-from quantenv.quantize.calibration import calibrate
 from quantenv.tasks.digits import DigitsNet
 from quantenv.tasks.vision import torchvision
 

@@ -9,9 +9,9 @@ from torch import nn
 
 from quantenv.quantize import Grid, activation_grids, calibrate, codebooks, quantize, weight_grids
 from quantenv.quantize.calibrate import MAX_SAMPLES, spread
-from quantenv.quantize.calibration import CALIBRATION_BATCH
+from quantenv.quantize.calibrating import CALIBRATION_BATCH
 
-calibration_module = importlib.import_module("quantenv.quantize.calibration")
+calibration_module = importlib.import_module("quantenv.quantize.calibrating")
 
 TENSORS = st.tuples(st.integers(0, 2**31), st.sampled_from(["normal", "heavy", "uniform", "relu", "negative"]))
 

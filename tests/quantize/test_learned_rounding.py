@@ -2,17 +2,15 @@ import dataclasses
 import logging
 import pickle
 import threading
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 
 import pytest
 import torch
 
 from quantenv.allocation import Allocation
-from quantenv.errors import QuantenvError
 from quantenv.evaluate.ptq import PTQEvaluator
 from quantenv.quantize import calibrate, parse_scheme, quantize, trainable_network
 from quantenv.quantize.adaround import nearest_codes
+from quantenv.quantize.learned_rounding import LearnedRounding
 from quantenv.quantize.network import QuantizedNetwork
 from quantenv.quantize.quantizers import within_cells
 from quantenv.quantize.trainable import TrainableLayer
@@ -25,9 +23,7 @@ STEPS = ["adaround", "brecq"]
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    """Files of other tests are not seen, and learning is short."""
-    monkeypatch.setattr("quantenv.quantize.learned_rounding.cache_dir", lambda: tmp_path)
+def short_learning(monkeypatch):
     for module in ("adaround", "reconstruction"):
         monkeypatch.setattr(f"quantenv.quantize.{module}.STEPS", 20)
 
@@ -38,10 +34,6 @@ def calibrated(step="adaround", network=None, inputs=INPUTS, rest="", **options)
 
 def weights_of(calibration, bits):
     return {layer.name: calibration.rounded(layer.name, bits) for layer in calibration.modules}
-
-
-def files(tmp_path):
-    return sorted((tmp_path / "rounding").glob("*.safetensors"))
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -60,10 +52,9 @@ def test_weights_lie_on_the_grid_and_are_no_longer_the_nearest(step):
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_what_is_learned_is_the_same_in_any_order_and_number_of_threads(step, tmp_path, monkeypatch):
+def test_what_is_learned_is_the_same_in_any_order_and_number_of_threads(step):
     first = calibrated(step)
     wanted = weights_of(first, 3)
-    monkeypatch.setattr("quantenv.quantize.learned_rounding.cache_dir", lambda: tmp_path / "other")
     second, threads = calibrated(step), torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -76,39 +67,14 @@ def test_what_is_learned_is_the_same_in_any_order_and_number_of_threads(step, tm
 
 
 @pytest.mark.parametrize(("step", "parts"), [("adaround", 6), ("brecq", 4)])
-def test_it_is_learned_once_for_each_part_and_bits_and_read_by_others(step, parts, tmp_path, monkeypatch):
-    wanted = weights_of(calibrated(step), 3)
-    assert len(files(tmp_path)) == parts
-    monkeypatch.setattr("quantenv.quantize.learned_rounding.LearnedRounding._learned", None)  # would fail
-    found = weights_of(calibrated(step), 3)
+def test_it_is_learned_once_for_each_part_and_bits(step, parts, monkeypatch):
+    learned, original = [], LearnedRounding._learned
+    monkeypatch.setattr(LearnedRounding, "_learned", lambda *asked: learned.append(asked[1:]) or original(*asked))
+    calibration = calibrated(step)
+    wanted = weights_of(calibration, 3)
+    found = weights_of(calibration, 3)
+    assert sorted(learned) == [(part, 3) for part in range(parts)]
     assert all(torch.equal(wanted[name], found[name]) for name in wanted)
-
-
-def test_other_networks_inputs_and_corrections_have_files_of_their_own(tmp_path):
-    options = [{}, {"network": branched(1)}, {"inputs": INPUTS[:24]}, {"rest": "+bias"}]
-    identities = {calibrated(**each).learned_rounding.identity for each in options}
-    assert len(identities) == len(options)
-    assert calibrated().learned_rounding.identity in identities
-    assert calibrated("brecq").learned_rounding.identity not in identities
-
-
-def test_a_damaged_file_is_moved_aside_and_learned_anew(tmp_path, caplog):
-    wanted = calibrated().rounded("left", 3)
-    (path,) = files(tmp_path)
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-    with caplog.at_level(logging.WARNING):
-        assert torch.equal(calibrated().rounded("left", 3), wanted)
-    assert "damaged; moved to" in caplog.text
-    assert path.with_suffix(".damaged").exists()
-    assert torch.equal(calibrated().rounded("left", 3), wanted)
-
-
-def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
-    (tmp_path / "rounding").write_text("")
-    with pytest.raises(QuantenvError, match=r"Cannot keep how weights are rounded in .*Set QUANTENV_CACHE"):
-        calibrated().rounded("left", 3)
 
 
 def test_who_waits_is_told(caplog):
@@ -119,18 +85,9 @@ def test_who_waits_is_told(caplog):
     assert caplog.text.count("Learning how to round weights to 3 bits (adaround, 6 layers, once)") == 1
 
 
-def _round_elsewhere(folder):
-    import os
-
-    os.environ["QUANTENV_CACHE"] = folder
-    return weights_of(calibrated(), 3)
-
-
-def test_processes_and_threads_do_not_learn_the_same_twice(tmp_path):
-    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
-        first, second = (pool.submit(_round_elsewhere, str(tmp_path)) for _ in range(2))
-        assert all(torch.equal(first.result()[name], second.result()[name]) for name in first.result())
-    assert len(files(tmp_path)) == 6
+def test_threads_do_not_learn_the_same_twice(monkeypatch):
+    learned, original = [], LearnedRounding._learned
+    monkeypatch.setattr(LearnedRounding, "_learned", lambda *asked: learned.append(asked[1:]) or original(*asked))
     calibration, found = calibrated(), []
     threads = [threading.Thread(target=lambda: found.append(calibration.rounded("stem", 2))) for _ in range(3)]
     for thread in threads:
@@ -138,6 +95,7 @@ def test_processes_and_threads_do_not_learn_the_same_twice(tmp_path):
     for thread in threads:
         thread.join()
     assert all(torch.equal(each, found[0]) for each in found)
+    assert learned == [(0, 2)]
 
 
 def test_a_calibration_can_be_sent_to_other_processes():
