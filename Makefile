@@ -15,7 +15,7 @@ TRAIN_OPTIONS := $(if $(TASK),--task '$(TASK)') $(if $(AGENT),--agent '$(AGENT)'
 	$(if $(BUDGET),--budget '$(BUDGET)') $(if $(EVALUATIONS),--evaluations '$(EVALUATIONS)') $(if $(SEED),--seed '$(SEED)')
 
 .DEFAULT_GOAL := help
-.PHONY: help install train-agent finetune validate tensorboard bench bench-agents benchmark bench-regret report bench-sensitivity bench-sensitivity-images bench-channel-groups bench-fidelity bench-transfer bench-pareto bench-cifar10 bench-peers test test-clients fuzz lint check clean
+.PHONY: help install train-agent finetune validate tensorboard bench bench-agents benchmark bench-regret report bench-sensitivity bench-sensitivity-images bench-channel-groups bench-fidelity bench-transfer bench-pareto bench-cifar10 bench-peers results test test-clients fuzz lint check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -90,6 +90,9 @@ bench-peers: $(PEERS)/.installed ## the race with Sony's MCT and with HAQ's way 
 
 report: $(VENV)/.installed-benchmark ## draw runs and benchmarks as one HTML page: RUN=<folder>
 	$(BIN)/quantenv report $(or $(RUN),runs/benchmark/default) $(ARGS)
+
+results: $(VENV)/.installed-benchmark ## make every recorded file that is stale, in order: ARGS=--check only says which
+	$(BIN)/python -m experiments.results $(ARGS)
 
 bench-sensitivity: $(VENV)/.installed ## how well sums of sensitivities rank allocations (minutes)
 	$(BIN)/python -m experiments.bench_sensitivity $(ARGS)

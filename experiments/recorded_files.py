@@ -1,0 +1,228 @@
+"""Every recorded file, in the order in which they are made: what one reads is made before it."""
+
+from typing import Any
+
+from agents.base import BUILT_IN
+from experiments.recorded import CARRIERS, Recorded
+
+RESULTS = "experiments/results"
+#: Images of task resnet20, in ``$QUANTENV_DATA``.
+IMAGES = ("cifar10_jpeg.zip",)
+WEIGHTS = {task: f"quantenv/tasks/weights/{task}.safetensors" for task in ("digits", "resnet20")}
+TABLES = {task: f"quantenv/tables/{task}.npz" for task in ("digits", "resnet20")}
+ALLOCATION = f"{RESULTS}/resnet20_13x.json"
+#: What `quantenv benchmark` and agents of ``quantenv[search]`` import.
+BENCHMARK, SEARCH = ("pyarrow",), ("cmaes", "optuna")
+
+
+def _bench(
+    bench: str,
+    part: str = "",
+    kinds: tuple[str, ...] = ("json", "md"),
+    arguments: tuple[str, ...] = (),
+    modules: tuple[str, ...] = (),
+    **more: Any,
+) -> Recorded:
+    """Describes a benchmark, or a part of one, that writes its files by itself."""
+    return Recorded(
+        name=f"{bench} {part}".strip(),
+        files=tuple(f"{RESULTS}/{bench}.{kind}" for kind in kinds),
+        arguments=("-m", f"experiments.{bench}", *arguments),
+        modules=modules or (f"experiments.{bench}",),
+        **more,
+    )
+
+
+def _suite(name: str, config: str, minutes: float, agents: tuple[str, ...], arguments: tuple[str, ...]) -> Recorded:
+    """Describes what `quantenv benchmark` makes: a leaderboard, which is copied out of its folder."""
+    json, table = f"{RESULTS}/{name}.json", f"{RESULTS}/{name}.md"
+    return Recorded(
+        name=name,
+        files=(json, table),
+        arguments=("-m", "experiments.cli", "benchmark", *arguments, "--output={work}/benchmark"),
+        modules=("experiments.benchmarks.command",),
+        minutes=minutes,
+        agents=agents,
+        reads=tuple(TABLES.values()),
+        needs=BENCHMARK + SEARCH,
+        configs=(config,),
+        copies={"benchmark/leaderboard.json": json, "benchmark/leaderboard.md": table},
+        over_tables=True,
+    )
+
+
+def _enumeration(task: str, minutes: float, data: tuple[str, ...]) -> Recorded:
+    return Recorded(
+        name=f"table of {task}",
+        files=(TABLES[task],),
+        arguments=("-m", "experiments.cli", "enumerate", f"--task={task}", f"--output={TABLES[task]}"),
+        modules=("experiments.enumerate",),
+        minutes=minutes,
+        reads=(WEIGHTS[task],),
+        data=data,
+    )
+
+
+#: Where evaluations are kept and handed out, of which some parts of `make bench` measure the speed.
+_WORKING = tuple(each for each in CARRIERS if each.startswith("quantenv.evaluate."))
+#: Each part of `make bench` and its module; with the minutes it took, and what else is to be said of it.
+PARTS: dict[str, tuple[str, float, dict[str, Any]]] = {
+    "evaluator": ("bench_evaluator", 0.8, {"data": IMAGES}),
+    "agreement": ("bench_agreement", 0.2, {"data": IMAGES}),
+    "prefix": ("bench_prefix", 0.8, {"data": IMAGES}),
+    "enumeration": ("bench_enumeration", 0.3, {"carriers": _WORKING}),
+    "table_env": ("bench_table_env", 0.2, {"over_tables": True, "reads": tuple(TABLES.values())}),
+    "store": ("bench_store", 1.5, {"over_tables": True, "reads": (), "carriers": _WORKING}),
+    "workers": ("bench_pools", 10.3, {"data": IMAGES, "carriers": _WORKING}),
+    "activation_cache": (
+        "bench_activation_cache",
+        2.9,
+        {"data": IMAGES, "agents": ("reinforce", "ppo", "ddpg", "random")},
+    ),
+}
+_ALL_WEIGHTS = tuple(WEIGHTS.values())
+_LEARNERS = ("reinforce", "ppo", "ddpg", "random")
+
+#: All of them, in the order in which they are made: what one reads is made before it.
+RECORDED: tuple[Recorded, ...] = (
+    Recorded(
+        name="weights of digits",
+        files=(WEIGHTS["digits"],),
+        arguments=("-m", "experiments.ship_weights", "digits"),
+        modules=("experiments.ship_weights",),
+        minutes=0.2,
+        variables={"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"},
+        given=True,
+    ),
+    Recorded(
+        name="weights of resnet20",
+        files=(WEIGHTS["resnet20"],),
+        arguments=("-m", "experiments.ship_weights", "resnet20", "--weights={data}/resnet20_cifar10_jpeg.pt"),
+        modules=("experiments.ship_weights",),
+        minutes=0.1,
+        data=("resnet20_cifar10_jpeg.pt",),
+        given=True,
+    ),
+    _enumeration("digits", 0.3, ()),
+    _enumeration("resnet20", 120, IMAGES),
+    _suite("benchmark", "benchmark.yaml", 9, tuple(BUILT_IN), ()),
+    _suite("regret", "regret.yaml", 33, _LEARNERS, ("--config=experiments/configs/regret.yaml",)),
+    _bench(
+        "bench_pareto",
+        minutes=10,
+        agents=("nsga2", "reinforce", "ppo", "random"),
+        reads=tuple(TABLES.values()),
+        needs=SEARCH,
+        over_tables=True,
+    ),
+    _bench(
+        "bench_transfer",
+        minutes=6,
+        agents=("reinforce", "ppo"),
+        reads=tuple(TABLES.values()),
+        over_tables=True,
+        gathers=True,
+    ),
+    _bench("agents_vs_uniform", minutes=10, agents=_LEARNERS, reads=(WEIGHTS["digits"],)),
+    _bench("bench_channel_groups", minutes=9, agents=("annealing", "reinforce"), reads=(WEIGHTS["digits"],)),
+    _bench(
+        "bench_sensitivity",
+        minutes=15,
+        kinds=("json", "md", "png"),
+        reads=_ALL_WEIGHTS,
+        data=IMAGES,
+    ),
+    _bench("bench_sensitivity_images", minutes=6, reads=_ALL_WEIGHTS, data=IMAGES),
+    _bench("bench_correction", minutes=12, agents=("ilp",), reads=_ALL_WEIGHTS, data=IMAGES, gathers=True),
+    _bench("bench_fidelity", "digits", minutes=2.5, reads=(WEIGHTS["digits"],), gathers=True),
+    _bench(
+        "bench_fidelity",
+        "resnet20",
+        arguments=(
+            "--task=resnet20",
+            "--activation_bits=4",
+            "--train_images=20000",
+            "--seeds=2",
+            '--rewards=["ptq", "ptq, batch-norm", "finetune-haq, 1 epoch"]',
+            "--qat.epochs=2",
+            "--qat.batch_size=128",
+            "--qat.learning_rate=0.04",
+            "--qat.step_learning_rate=1.0",
+            "--qat.weight_quantizer=mid-rise",
+            "--qat.norms=live",
+            "--qat.compile=network",
+            "--qat.bf16=true",
+            "--qat.crop=4",
+            "--qat.flip=true",
+        ),
+        minutes=70,
+        gathers=True,
+        reads=(WEIGHTS["resnet20"],),
+        data=IMAGES,
+    ),
+    Recorded(
+        name="allocation for bench_cifar10",
+        files=(ALLOCATION,),
+        arguments=(
+            "-m",
+            "experiments.cli",
+            "train",
+            "--task=resnet20",
+            "--scheme=linear+batch-norm",
+            "--agent=ilp",
+            "--agent_options.sensitivity=hessian",
+            "--pinned=first_last",
+            "--activation_bits=4",
+            "--budget=0.3053",
+            "--evaluations=1",
+            "--qat.epochs=0",
+            "--runs={work}/runs",
+        ),
+        modules=("experiments.search",),
+        minutes=2,
+        agents=("ilp",),
+        reads=(WEIGHTS["resnet20"],),
+        data=IMAGES,
+        configs=("train.yaml",),
+        copies={"runs/resnet20/ilp/*/best.json": ALLOCATION},
+    ),
+    _bench(
+        "bench_cifar10",
+        arguments=(f"--allocation={ALLOCATION}",),
+        minutes=80,
+        reads=(WEIGHTS["resnet20"], ALLOCATION),
+        data=IMAGES,
+    ),
+    _bench("bench_qat", minutes=2),
+    *(
+        _bench(
+            "bench",
+            part,
+            modules=(f"experiments.{module}",),
+            arguments=(f"--only={part}",),
+            minutes=minutes,
+            **{
+                "reads": _ALL_WEIGHTS,
+                "gathers": True,
+                **more,
+            },
+        )
+        for part, (module, minutes, more) in PARTS.items()
+    ),
+    *(
+        _bench(
+            "bench_peers",
+            program,
+            modules=("experiments.bench_peers", f"experiments.peers.{module}"),
+            arguments=(f"--programs={program}",),
+            minutes=minutes,
+            agents=("ilp",) if program == "quantenv" else (),
+            reads=(WEIGHTS["resnet20"],),
+            data=IMAGES,
+            needs=("model_compression_toolkit",),
+            environment=".venv-peers",
+            gathers=True,
+        )
+        for program, module, minutes in (("mct", "mct", 30), ("haq", "haq", 3), ("quantenv", "own", 20))
+    ),
+)
