@@ -4,7 +4,6 @@ Max-abs ranges have 3-5 times the squared error of these at 2-4 bits. The candid
 contains the best grid of b - 1 bits, so more bits never have a larger error on the calibration data.
 """
 
-from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -14,10 +13,18 @@ from quantenv.quantize.quantizers import Grid, activation_bounds, power_of_two, 
 BITS = range(1, 9)
 #: Clipping ratios tried for activations, as fractions of the extremes.
 RATIOS = torch.linspace(0.1, 1.0, 91)
+QUARTERS = (0.25, 0.5, 0.75, 1.0)
 #: The same grid of ratios for weights, of which there are more: first coarsely, then about the best.
 COARSE_RATIOS = torch.linspace(0.1, 1.0, 19)
-REFINEMENTS = (-0.04, -0.03, -0.02, -0.01, 0.01, 0.02, 0.03, 0.04)
-#: Weights whose ranges are searched together.
+REFINEMENTS = torch.tensor([-0.04, -0.03, -0.02, -0.01, 0.01, 0.02, 0.03, 0.04])
+#: Clipping ratios of the two ends of activations of both signs: the same, and each end alone by a few.
+END_RATIOS = torch.cat(
+    (
+        RATIOS[:, None].expand(-1, 2),
+        torch.tensor([(low, high) for low in QUARTERS for high in QUARTERS if low != high]),
+    )
+)
+#: Values that are rounded together in a search for ranges.
 SEARCHED_AT_ONCE = 1 << 17
 #: Samples of an activation that take part in the search for its range.
 MAX_SAMPLES = 1 << 15
@@ -55,20 +62,19 @@ def _weight_scale(flat: torch.Tensor, bits: int, largest: torch.Tensor, coarser:
     """Finds the scale (O,) of least error for weights (O, K): coarsely, about the best, and that of one bit less."""
     low, high = weight_bounds(bits)
     unit = largest / high
-    least, best = torch.full_like(largest, torch.inf), torch.ones_like(largest)
 
-    def attempt(scales: Iterable[torch.Tensor]) -> None:
-        nonlocal least, best
-        for scale in map(_positive, scales):
-            error = quantize(flat, Grid(bits, scale[:, None], low, high)).sub_(flat).square_().mean(1)
-            best = torch.where(error < least, scale, best)
-            least = torch.minimum(error, least)
+    def errors(scales: torch.Tensor) -> torch.Tensor:
+        """Of scales (A, O)."""
+        at_once = max(1, SEARCHED_AT_ONCE // flat.numel())
+        grids = (Grid(bits, part[:, :, None], low, high) for part in scales.split(at_once))
+        return torch.cat([quantize(flat, grid).sub_(flat).square_().mean(2) for grid in grids])
 
-    attempt(unit * ratio for ratio in COARSE_RATIOS)
-    centre = best
-    attempt(centre + unit * step for step in REFINEMENTS)
-    attempt([coarser])
-    return best
+    coarse = _positive(unit * COARSE_RATIOS[:, None])
+    coarse_errors = errors(coarse)
+    centre = coarse.gather(0, coarse_errors.argmin(0, keepdim=True))
+    more = torch.cat((_positive(centre + unit * REFINEMENTS[:, None]), _positive(coarser)[None]))
+    scales, all_errors = torch.cat((coarse, more)), torch.cat((coarse_errors, errors(more)))
+    return scales.gather(0, all_errors.argmin(0, keepdim=True))[0]
 
 
 def activation_grids(samples: torch.Tensor, extremes: torch.Tensor | None = None) -> dict[int, Grid]:
@@ -96,17 +102,21 @@ def activation_grids(samples: torch.Tensor, extremes: torch.Tensor | None = None
         if bits == 1 and signed:
             grids[1] = Grid(1, flat.abs().mean(), *activation_bounds(1, 1))
             continue
-        candidates = (
-            _signed_candidates(bits, lowest, highest)
-            if signed
-            else [Grid(bits, _positive(highest * ratio / (2**bits - 1)), 0, 2**bits - 1) for ratio in RATIOS]
-        )
+        levels = 2**bits - 1
+        if signed:
+            ends = lowest * END_RATIOS[:, 0], highest * END_RATIOS[:, 1]
+            scales = _positive((ends[1] - ends[0]) / levels)
+            zero_points = (-ends[0] / scales).round().clamp(1, levels)
+        else:
+            scales = _positive(highest * RATIOS / levels)
+            zero_points = torch.zeros_like(scales)
         if bits > 1:
             previous = grids[bits - 1]
             zero_point = 1 if previous.sign else -previous.low + (2 ** (bits - 2) if signed else 0)
-            candidates.append(Grid(bits, _positive(previous.scale), *activation_bounds(bits, zero_point)))
-        errors = torch.stack([(quantize(flat, grid) - flat).square().mean() for grid in candidates])
-        grids[bits] = candidates[int(errors.argmin())]
+            scales = torch.cat((scales, _positive(previous.scale)[None]))
+            zero_points = torch.cat((zero_points, torch.tensor([float(zero_point)])))
+        best = int(_errors(flat, levels, scales, zero_points).argmin())
+        grids[bits] = Grid(bits, scales[best].clone(), *activation_bounds(bits, int(zero_points[best])))
     return {bits: _rescaled(grid, unit) for bits, grid in grids.items()}
 
 
@@ -140,18 +150,14 @@ def spread(values: torch.Tensor, most: int, part: range | None = None, samples: 
     return flat[(places[inside] * (len(flat) / len(part))).long().clamp(max=len(flat) - 1)]
 
 
-def _signed_candidates(bits: int, lowest: torch.Tensor, highest: torch.Tensor) -> list[Grid]:
-    """Clips the two ends by the same ratio, and each end alone by a few."""
-    levels = 2**bits - 1
-    pairs = [(float(r), float(r)) for r in RATIOS]
-    pairs += [(low, high) for low in (0.25, 0.5, 0.75, 1.0) for high in (0.25, 0.5, 0.75, 1.0) if low != high]
-    grids = []
-    for low_ratio, high_ratio in pairs:
-        low, high = lowest * low_ratio, highest * high_ratio
-        scale = _positive((high - low) / levels)
-        zero_point = int((-low / scale).round().clamp(1, levels))
-        grids.append(Grid(bits, scale, *activation_bounds(bits, zero_point)))
-    return grids
+def _errors(flat: torch.Tensor, levels: int, scales: torch.Tensor, zero_points: torch.Tensor) -> torch.Tensor:
+    """Returns the mean squared error (A,) of rounding values (N,) to grids of these scales and zero-points, both (A,)."""
+    at_once = max(1, SEARCHED_AT_ONCE // max(1, len(flat)))
+    found = []
+    for scale, zero_point in zip(scales[:, None].split(at_once), zero_points[:, None].split(at_once), strict=True):
+        codes = flat.div(scale).round_().clamp_(-zero_point, levels - zero_point)
+        found.append(codes.mul_(scale).sub_(flat).square_().mean(1))
+    return torch.cat(found)
 
 
 def _rescaled(grid: Grid, unit: torch.Tensor) -> Grid:
