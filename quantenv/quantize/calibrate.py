@@ -151,7 +151,7 @@ def spread(values: torch.Tensor, most: int, part: range | None = None, samples: 
 
 
 def _errors(flat: torch.Tensor, levels: int, scales: torch.Tensor, zero_points: torch.Tensor) -> torch.Tensor:
-    """Returns the mean squared error (A,) of rounding values (N,) to grids of these scales and zero-points, both (A,)."""
+    """Returns the mean squared error (A,) of rounding values (N,) to grids of scales and zero-points (A,)."""
     at_once = max(1, SEARCHED_AT_ONCE // max(1, len(flat)))
     found = []
     for scale, zero_point in zip(scales[:, None].split(at_once), zero_points[:, None].split(at_once), strict=True):
