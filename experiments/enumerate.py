@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     torch.set_num_threads(1)
     task = get_task(options.task, options.source)
     provenance = {
-        "command": " ".join(["quantenv enumerate", *arguments]),
+        "command": " ".join(["quantenv enumerate", *(each for each in arguments if not each.startswith("--output="))]),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "data": task.source,
         **environment(task.identity, 1),

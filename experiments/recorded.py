@@ -105,8 +105,8 @@ class Recorded:
     configs: tuple[str, ...] = ()
     """YAML files of `experiments.configs` that hold its options."""
     copies: Mapping[str, str] = field(default_factory=dict)
-    """Where the command leaves files, in its folder ``{work}``, by the names that they are recorded under; stars are
-    allowed."""
+    """Where the command leaves files, from the root or from ``{work}``, with the names that they are recorded under;
+    stars are allowed."""
     variables: Mapping[str, str] = field(default_factory=dict)
     """Environment variables of the command."""
     environment: str | None = None

@@ -33,20 +33,25 @@ def _bench(
     )
 
 
-def _suite(name: str, config: str, minutes: float, agents: tuple[str, ...], arguments: tuple[str, ...]) -> Recorded:
-    """Describes what `quantenv benchmark` makes: a leaderboard, which is copied out of its folder."""
+def _suite(
+    name: str, folder: str, config: str, minutes: float, agents: tuple[str, ...], arguments: tuple[str, ...]
+) -> Recorded:
+    """Describes what `quantenv benchmark` makes: a leaderboard, which is copied out of its folder.
+
+    The folder is the command's usual one, in which it continues: it keeps a hash of what each search depends on.
+    """
     json, table = f"{RESULTS}/{name}.json", f"{RESULTS}/{name}.md"
     return Recorded(
         name=name,
         files=(json, table),
-        arguments=("-m", "experiments.cli", "benchmark", *arguments, "--output={work}/benchmark"),
+        arguments=("-m", "experiments.cli", "benchmark", *arguments),
         modules=("experiments.benchmarks.command",),
         minutes=minutes,
         agents=agents,
         reads=tuple(TABLES.values()),
         needs=BENCHMARK + SEARCH,
         configs=(config,),
-        copies={"benchmark/leaderboard.json": json, "benchmark/leaderboard.md": table},
+        copies={f"{folder}/leaderboard.json": json, f"{folder}/leaderboard.md": table},
         over_tables=True,
     )
 
@@ -55,11 +60,12 @@ def _enumeration(task: str, minutes: float, data: tuple[str, ...]) -> Recorded:
     return Recorded(
         name=f"table of {task}",
         files=(TABLES[task],),
-        arguments=("-m", "experiments.cli", "enumerate", f"--task={task}", f"--output={TABLES[task]}"),
+        arguments=("-m", "experiments.cli", "enumerate", f"--task={task}", "--output={work}/table.npz"),
         modules=("experiments.enumerate",),
         minutes=minutes,
         reads=(WEIGHTS[task],),
         data=data,
+        copies={"{work}/table.npz": TABLES[task]},
     )
 
 
@@ -105,8 +111,15 @@ RECORDED: tuple[Recorded, ...] = (
     ),
     _enumeration("digits", 0.3, ()),
     _enumeration("resnet20", 120, IMAGES),
-    _suite("benchmark", "benchmark.yaml", 9, tuple(BUILT_IN), ()),
-    _suite("regret", "regret.yaml", 33, _LEARNERS, ("--config=experiments/configs/regret.yaml",)),
+    _suite("benchmark", "runs/benchmark/default", "benchmark.yaml", 9, tuple(BUILT_IN), ()),
+    _suite(
+        "regret",
+        "runs/benchmark/regret",
+        "regret.yaml",
+        33,
+        _LEARNERS,
+        ("--config=experiments/configs/regret.yaml",),
+    ),
     _bench(
         "bench_pareto",
         minutes=10,
@@ -117,11 +130,34 @@ RECORDED: tuple[Recorded, ...] = (
     ),
     _bench(
         "bench_transfer",
+        "tables",
         minutes=6,
         agents=("reinforce", "ppo"),
         reads=tuple(TABLES.values()),
         over_tables=True,
         gathers=True,
+    ),
+    *(
+        _bench(
+            "bench_transfer",
+            network,
+            arguments=(
+                "--pairs=[resnet20_table:imagefolder]",
+                "--data={data}/cifar",
+                "--image_size=32",
+                "--max_images=500",
+                f"--model=quantenv.tasks.cifar_networks:{network}",
+                f"--weights={{data}}/{network}.pt",
+                "--bits=[2,4,6,8]",
+                f"--evaluations={evaluations}",
+            ),
+            minutes=minutes,
+            agents=("reinforce", "ppo"),
+            reads=(TABLES["resnet20"],),
+            data=(f"{network}.pt",),
+            gathers=True,
+        )
+        for network, evaluations, minutes in (("resnet32", 300, 15), ("resnet56", 200, 20))
     ),
     _bench("agents_vs_uniform", minutes=10, agents=_LEARNERS, reads=(WEIGHTS["digits"],)),
     _bench("bench_channel_groups", minutes=9, agents=("annealing", "reinforce"), reads=(WEIGHTS["digits"],)),
@@ -184,7 +220,7 @@ RECORDED: tuple[Recorded, ...] = (
         reads=(WEIGHTS["resnet20"],),
         data=IMAGES,
         configs=("train.yaml",),
-        copies={"runs/resnet20/ilp/*/best.json": ALLOCATION},
+        copies={"{work}/runs/resnet20/ilp/*/best.json": ALLOCATION},
     ),
     _bench(
         "bench_cifar10",

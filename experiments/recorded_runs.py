@@ -73,7 +73,9 @@ def run(recorded: Recorded, root: Path, work: Path, inputs: Mapping[str, str], a
     own = work / f"{'-'.join(recorded.name.split())}-{content_hash([json.dumps(inputs, sort_keys=True)])}"
     own.mkdir(parents=True, exist_ok=True)
     data = os.environ.get(DATA_VARIABLE, "")
-    arguments = [each.replace("{work}", str(own)).replace("{data}", data) for each in recorded.arguments]
+    arguments = [
+        each.replace("{work}", str(own.relative_to(root))).replace("{data}", data) for each in recorded.arguments
+    ]
     variables = {
         **os.environ,
         **recorded.variables,
@@ -88,7 +90,7 @@ def run(recorded: Recorded, root: Path, work: Path, inputs: Mapping[str, str], a
         if code:
             raise CommandFailed(f"its command ended with exit code {code}")
         for pattern, name in recorded.copies.items():
-            _copy(own, pattern, root / name)
+            _copy(root, pattern.replace("{work}", str(own.relative_to(root))), root / name)
         for name in recorded.files:
             if not (root / name).is_file():
                 raise CommandFailed(f"its command did not write {name}")
@@ -134,9 +136,9 @@ def _move_aside(recorded: Recorded, root: Path, own: Path) -> list[str]:
     return there
 
 
-def _copy(own: Path, pattern: str, target: Path) -> None:
+def _copy(root: Path, pattern: str, target: Path) -> None:
     """Copies the one file that a command left under a name."""
-    found = sorted(own.glob(pattern))
+    found = sorted(root.glob(pattern))
     if len(found) != 1:
         raise CommandFailed(f"its command left {len(found)} files {pattern}; expected one")
     content = found[0].read_bytes()
