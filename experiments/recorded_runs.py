@@ -14,11 +14,8 @@ from pathlib import Path
 
 from experiments.recorded import DATA_VARIABLE, Recorded
 from quantenv.errors import QuantenvError
-from quantenv.evaluate.store import OFF, STORE_VARIABLE
-from quantenv.files import CACHE_VARIABLE, content_hash, write_atomically
+from quantenv.files import CACHE_VARIABLE, STORE_OFF, STORE_VARIABLE, content_hash, write_atomically
 
-#: Where the user's data directory is, of which platformdirs makes that of quantenv.
-DATA_HOME = "XDG_DATA_HOME"
 #: Folder of files that a command begins anew, until it has succeeded.
 ASIDE = "before"
 
@@ -54,8 +51,7 @@ def obstacle(recorded: Recorded, root: Path, data: Path | None) -> str | None:
 def run(recorded: Recorded, root: Path, work: Path, inputs: Mapping[str, str], anew: bool) -> str:
     """Runs a result's command, in a folder of its own that a command of the same inputs finds again.
 
-    Its cache and its user data lie in that folder too, and the store is off, so that nothing computed by other code
-    takes part. The folder is deleted when the command has succeeded.
+    Its cache lies in that folder too, and the store is off, so that nothing computed by other code takes part. The folder is deleted when the command has succeeded.
 
     Args:
         recorded: The result.
@@ -79,9 +75,8 @@ def run(recorded: Recorded, root: Path, work: Path, inputs: Mapping[str, str], a
     variables = {
         **os.environ,
         **recorded.variables,
-        STORE_VARIABLE: OFF,
+        STORE_VARIABLE: STORE_OFF,
         CACHE_VARIABLE: str(own / "cache"),
-        DATA_HOME: str(own / "data"),
         "PYTHONPATH": str(root),
     }
     moved = _move_aside(recorded, root, own) if anew and recorded.gathers else []

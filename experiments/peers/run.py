@@ -16,7 +16,7 @@ from typing import Any
 from experiments.peers.job import Job
 from experiments.peers.processor_time import Phases
 from quantenv.errors import QuantenvError
-from quantenv.files import CACHE_VARIABLE
+from quantenv.files import CACHE_VARIABLE, STORE_OFF, STORE_VARIABLE
 from quantenv.reading import read_json
 
 #: Module of each program: its function ``run(job, phases)`` returns plain values.
@@ -24,7 +24,7 @@ MODULES = {"mct": "mct", "quantenv": "own", "haq": "haq"}
 
 
 def in_process(job: Job) -> dict[str, Any]:
-    """Does a job in a process of its own, with one thread and an empty cache.
+    """Does a job in a process of its own, with one thread, an empty cache and no store.
 
     Returns:
         What the program's module returned, the ``phases`` in processor seconds, and ``total``, those of the whole
@@ -36,7 +36,8 @@ def in_process(job: Job) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "result.json"
         command = [sys.executable, "-m", "experiments.peers.run", json.dumps(dataclasses.asdict(job)), str(output)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", CACHE_VARIABLE: str(Path(folder) / "cache")}
+        kept = {CACHE_VARIABLE: str(Path(folder) / "cache"), STORE_VARIABLE: STORE_OFF}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **kept}
         ended = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace")
         if ended.returncode:
             words = [line.strip() for line in ended.stderr.splitlines() if line.strip()] or ["it said nothing"]
