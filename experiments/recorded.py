@@ -10,6 +10,7 @@ machine are written down, but make nothing stale.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from agents.base import BUILT_IN
 
@@ -86,7 +87,8 @@ class Recorded:
     name: str
     """What `make results` calls them."""
     files: tuple[str, ...]
-    """The files, from the repository's root. Other commands may write parts of them."""
+    """The files, from the repository's root; a star stands for what tells one content from another. Other commands may
+    write parts of them."""
     arguments: tuple[str, ...]
     """The command, after the name of Python. ``{work}`` stands for a folder that is the command's own and is kept until
     it has succeeded, ``{data}`` for ``$QUANTENV_DATA``."""
@@ -130,3 +132,9 @@ class Recorded:
     def roots(self) -> tuple[str, ...]:
         """The modules, and those of the agents."""
         return (*self.modules, *(BUILT_IN[agent].partition(":")[0] for agent in self.agents))
+
+
+def located(root: Path, name: str) -> Path:
+    """Returns where a recorded file is; of a name with a star, the one file that it fits, or else where nothing is."""
+    found = sorted(root.glob(name)) if "*" in name else []
+    return found[0] if len(found) == 1 else root / name

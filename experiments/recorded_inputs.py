@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from experiments.recorded import Recorded
+from experiments.recorded import Recorded, located
 from experiments.source_tree import SourceTree, yaml_hash
 from quantenv.archives import open_npz
 from quantenv.evaluate.table_file import METADATA
@@ -75,14 +75,14 @@ class Place:
         hashes = self.sources.hashes(recorded.roots, recorded.left_out)
         found = {f"code {package}": value for package, value in hashes.items()}
         found["options"] = content_hash(options)
-        found |= {f"file {name}": value for name in recorded.reads if (value := numbers_hash(self.root / name))}
+        found |= {f"file {name}": value for name in recorded.reads if (value := numbers_hash(located(self.root, name)))}
         if self.data is not None:
             found |= {f"data {name}": value for name in recorded.data if (value := file_hash(self.data / name))}
         return found
 
     def moved(self, recorded: Recorded, known: Inputs) -> list[str]:
         """Says why a result is stale by itself, whatever what it reads may be; nothing if it is fresh."""
-        missing = [f"{name} is missing" for name in recorded.files if not (self.root / name).is_file()]
+        missing = [f"{name} is missing" for name in recorded.files if not located(self.root, name).is_file()]
         if missing:
             return missing
         if recorded.name in known.unrecorded or recorded.name not in known.made:
@@ -90,7 +90,7 @@ class Place:
         changed = [
             f"{name} is not as it was made"
             for name in recorded.files
-            if file_hash(self.root / name) != known.files.get(name)
+            if file_hash(located(self.root, name)) != known.files.get(name)
         ]
         if recorded.given or changed:
             return changed

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from experiments.recorded import DATA_VARIABLE, Recorded
+from experiments.recorded import DATA_VARIABLE, Recorded, located
 from quantenv.errors import QuantenvError
 from quantenv.files import CACHE_VARIABLE, STORE_OFF, STORE_VARIABLE, content_hash, write_atomically
 
@@ -38,7 +38,7 @@ def obstacle(recorded: Recorded, root: Path, data: Path | None) -> str | None:
         if data is not None and not (data / name).is_file():
             return f"${DATA_VARIABLE} has no {name}"
     for name in recorded.reads:
-        if not (root / name).is_file():
+        if not located(root, name).is_file():
             return f"{name} is missing"
     if recorded.environment is not None:
         return None if _python(recorded, root).is_file() else f"there is no {recorded.environment}: see the Makefile"
@@ -51,7 +51,8 @@ def obstacle(recorded: Recorded, root: Path, data: Path | None) -> str | None:
 def run(recorded: Recorded, root: Path, work: Path, inputs: Mapping[str, str], anew: bool) -> str:
     """Runs a result's command, in a folder of its own that a command of the same inputs finds again.
 
-    Its cache lies in that folder too, and the store is off, so that nothing computed by other code takes part. The folder is deleted when the command has succeeded.
+    Its cache lies in that folder too, and the store is off, so that nothing computed by other code takes part. The
+    folder is deleted when the command has succeeded.
 
     Args:
         recorded: The result.
@@ -87,7 +88,7 @@ def run(recorded: Recorded, root: Path, work: Path, inputs: Mapping[str, str], a
         for pattern, name in recorded.copies.items():
             _copy(root, pattern.replace("{work}", str(own.relative_to(root))), root / name)
         for name in recorded.files:
-            if not (root / name).is_file():
+            if not located(root, name).is_file():
                 raise CommandFailed(f"its command did not write {name}")
     except BaseException:
         for name in moved:

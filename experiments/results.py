@@ -18,7 +18,7 @@ from experiments.console import announcements
 from experiments.console import results as output
 from experiments.folder_lock import kept_folder
 from experiments.provenance import environment
-from experiments.recorded import DATA_VARIABLE, Recorded
+from experiments.recorded import DATA_VARIABLE, Recorded, located
 from experiments.recorded_files import RECORDED, RESULTS
 from experiments.recorded_inputs import (
     Inputs,
@@ -135,7 +135,7 @@ def _keep(place: Place, kept: Sequence[Recorded], known: Inputs, because: str) -
             raise QuantenvError(
                 f"What {recorded.name!r} was made from is not known: make it, --only {recorded.name!r}."
             )
-        if any(file_hash(place.root / name) != known.files.get(name) for name in recorded.files):
+        if any(file_hash(located(place.root, name)) != known.files.get(name) for name in recorded.files):
             raise QuantenvError(
                 f"The files of {recorded.name!r} are not as they were made: restore them, or make them."
             )
@@ -209,7 +209,7 @@ def _made(place: Place, recorded: Recorded, table: Sequence[Recorded], known: In
         machine=f"{about['cpu']}, {os.cpu_count()} cores; Python {about['python']}, {versions}",
         revision=about["git_revision"],
     )
-    files = {name: file_hash(place.root / name) or "" for name in recorded.files}
+    files = {name: file_hash(located(place.root, name)) or "" for name in recorded.files}
     known = with_making(known, recorded, making, files)
     write_inputs(place.root / INPUTS, known)
     return known

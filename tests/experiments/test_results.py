@@ -325,6 +325,19 @@ def test_inputs_that_moved_without_moving_a_number_can_be_kept_with_a_reason(mad
         main(["--keep=first"], made, MADE)
 
 
+def test_files_that_are_called_by_their_content_are_found(root, capsys):
+    (root / "experiments" / "named.py").write_text(
+        "from pathlib import Path\nfor old in Path('out').glob('named-*'): old.unlink()\nPath('out/named-1').touch()"
+    )
+    (root / "out").mkdir()
+    (root / "out" / "named-0").touch()
+    table = (Recorded("named", ("out/named-*",), ("-m", "experiments.named"), ("experiments.named",), 0.1),)
+    assert main([], root, table) == 0
+    assert check(root, capsys, table) == (0, [])
+    (root / "out" / "named-2").touch()
+    assert check(root, capsys, table) == (1, ["named is stale: out/named-* is missing."])
+
+
 def test_what_was_made_from_is_not_known_at_first(root, capsys):
     (root / "out").mkdir()
     for recorded in MADE:
@@ -393,7 +406,7 @@ def test_every_recorded_file_belongs_to_a_result():
     found = set()
     for folder in ("experiments/results", "quantenv/tables", "quantenv/tasks/weights"):
         for path in (ROOT / folder).iterdir():
-            if path.suffix != ".py" and path.name != "__pycache__":
+            if path.is_file() and path.suffix != ".py":
                 found.add(f"{folder}/{path.name}")
     assert found == expected
 
