@@ -60,6 +60,11 @@ COMMANDS = {
         "look for an agent's options, on seeds that no benchmark uses",
         "experiments.search_options:TuneOptions",
     ),
+    "prepare": Command(
+        "experiments.prepare:main",
+        "make, export or check a task's prepared network, the numbers that evaluations stand on",
+        "experiments.tool_options:PrepareOptions",
+    ),
     "enumerate": Command(
         "experiments.enumerate:main",
         "evaluate every allocation of a task into a table",

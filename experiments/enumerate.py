@@ -3,6 +3,7 @@
 Rows are kept beside the table as they are evaluated, until it is written: the same command goes on where one ended.
 """
 
+import dataclasses
 import datetime
 import sys
 import time
@@ -20,6 +21,8 @@ from quantenv.errors import QuantenvError
 from quantenv.evaluate.enumeration import enumerate_task
 from quantenv.evaluate.ptq import PTQEvaluator
 from quantenv.evaluate.row_blocks import RowBlocks
+from quantenv.quantize.prepared import read_prepared
+from quantenv.quantize.preparing import bringing
 from quantenv.sensitivity import layer_sensitivity
 from quantenv.tasks import get_task
 
@@ -39,7 +42,9 @@ def main(arguments: Sequence[str]) -> int:
     options = parse_options(EnumerateOptions, "enumerate", arguments)
     bits = _bits(options.bits)
     torch.set_num_threads(1)
-    task = get_task(options.task, options.source)
+    task = get_task(options.task, dataclasses.replace(options.source, prepared=None))
+    if options.source.prepared is not None:
+        task = bringing(task, read_prepared(Path(options.source.prepared)))
     provenance = {
         "command": " ".join(["quantenv enumerate", *(each for each in arguments if not each.startswith("--output="))]),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),

@@ -45,6 +45,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.run is not None:
         recipe = _recipe_of(RunFolder.open(options.run), options.task)
         options = parse_options(FinetuneOptions, "finetune", arguments, defaults=recipe)
+        options = _without_other_numbers(options, recipe)
     source, allocation = _allocation(options)
     torch.set_num_threads(options.threads)
     name = network_task(_task_name(options, allocation))
@@ -146,6 +147,13 @@ def _recipe_of(folder: RunFolder, other_task: str | None) -> dict[str, object]:
     source = {name: getattr(options, name) for name in SOURCE} if other_task in (None, task) else {}
     recipe = {f"qat.{name}": value for name, value in flatten(options.qat).items()}
     return {**recipe, **source, "threads": options.threads, "task": task, "scheme": options.scheme}
+
+
+def _without_other_numbers(options: FinetuneOptions, recipe: Mapping[str, object]) -> FinetuneOptions:
+    """Leaves out the run's prepared network where it is fine-tuned under another scheme than the run's."""
+    if options.prepared is None or options.prepared != recipe.get("prepared") or options.scheme == recipe["scheme"]:
+        return options
+    return dataclasses.replace(options, prepared=None)
 
 
 def _allocation(options: FinetuneOptions) -> tuple[Path, Allocation]:

@@ -27,6 +27,8 @@ from quantenv.errors import QuantenvError, unknown_name
 from quantenv.evaluate.table import EvaluationTable
 from quantenv.finetune import FinetuneConfig
 from quantenv.parallel import check_processes
+from quantenv.quantize.prepared import read_prepared
+from quantenv.quantize.preparing import bringing
 from quantenv.tasks import Task
 
 #: What a task that is given as an object has decided already.
@@ -161,6 +163,8 @@ def _found(task: str | Task | EvaluationTable, options: TrainOptions) -> Task | 
     if isinstance(task, str):
         with torch_threads(options.threads):
             task = find_task(task, options.scheme, options.source)
+    elif options.prepared is not None and isinstance(task, Task):  # that of the run's folder
+        task = bringing(task, read_prepared(Path(options.prepared)))
     check_fine_tuning(options, task)
     return task
 

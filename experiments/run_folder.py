@@ -15,7 +15,11 @@ from experiments.provenance import Environment
 from experiments.report import Report
 from experiments.top_k import TopKFile
 from quantenv.errors import QuantenvError
+from quantenv.evaluate.table import EvaluationTable
+from quantenv.quantize.prepared import write_prepared
+from quantenv.quantize.preparing import calibrate_task, ships
 from quantenv.records import read_record, write_record
+from quantenv.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,11 @@ class RunFolder:
     def initial(self) -> Path:
         """The agent that the run started from, if it was another run's."""
         return self.path / "init.safetensors"
+
+    @property
+    def prepared(self) -> Path:
+        """The prepared network that the run's numbers come from, unless it ships with quantenv."""
+        return self.path / "prepared.safetensors"
 
     @property
     def finetuned(self) -> Path:
@@ -122,13 +131,16 @@ class RunFolder:
             yield
 
     def options(self) -> TrainOptions:
-        """Reads the run's options.
+        """Reads the run's options; where the folder holds a prepared network, that is the one meant.
 
         Raises:
             QuantenvError: If the file was changed or damaged, or an option is unknown.
         """
         # Which cluster evaluates is for each command to say, and never for a folder.
-        return read_options(TrainOptions, "train", self.config, {"ray_address": None})
+        given: dict[str, Any] = {"ray_address": None}
+        if self.prepared.exists():
+            given["prepared"] = str(self.prepared.absolute())
+        return read_options(TrainOptions, "train", self.config, given)
 
     def write_options(self, options: TrainOptions) -> None:
         """Writes the run's options, with a checksum in a comment."""
@@ -137,6 +149,13 @@ class RunFolder:
     def write_json(self, path: Path, content: dict[str, Any]) -> None:
         """Writes one of the run's JSON files with a checksum, atomically."""
         write_record(path, content)
+
+    def keep_prepared(self, task: Task | EvaluationTable) -> None:
+        """Keeps a copy of a task's prepared network, unless it ships: the run then has the same numbers everywhere."""
+        if isinstance(task, Task):
+            prepared = calibrate_task(task).prepared
+            if prepared is not None and not ships(prepared, task):
+                write_prepared(prepared, self.prepared)
 
     def read_episodes(self) -> list[Episode]:
         """Reads all episodes of a run that is not going on.

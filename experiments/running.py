@@ -72,12 +72,14 @@ def _folder(
         with folder.written_by("quantenv train"):
             folder.write_json(folder.environment, where)
             keep_initial(setting.options, folder)
+            folder.keep_prepared(setting.task)
             say.print(f"Run folder: {folder.path}")
             yield folder
         return
     if not recorded and not folder.environment.exists():  # it ended before it had begun
         folder.write_json(folder.environment, where)
         keep_initial(setting.options, folder)
+        folder.keep_prepared(setting.task)
     before = folder.read_environment()
     check_identity(before, where["evaluator_identity"])
     for change in changes(before, where):

@@ -11,7 +11,6 @@ from agents.base import Agent, make_config
 from experiments.options import TrainOptions
 from quantenv.allocation import Allocation
 from quantenv.env.environment import QuantizationEnv
-from quantenv.errors import QuantenvError
 from quantenv.evaluate import make_evaluator, make_pool
 from quantenv.evaluate.base import Evaluator
 from quantenv.evaluate.store import EvaluationStore
@@ -20,7 +19,6 @@ from quantenv.evaluate.tables import resolve_task
 from quantenv.finetune import check_recipe
 from quantenv.hardware import load_device
 from quantenv.quantize import parse_scheme
-from quantenv.quantize.channel_groups import grouped_as
 from quantenv.tasks import Task, TaskSource
 
 
@@ -42,7 +40,8 @@ def find_task(
     Args:
         name: A registered name.
         scheme: The scheme; None means its own.
-        source: Data, network and weights of a task that does not bring its own, and its channel groups.
+        source: Data, network and weights of a task that does not bring its own, its channel groups, and what was
+            prepared of it.
         allocation: An allocation whose channel groups, if it has any, are the task's, as it says them.
 
     Raises:
@@ -54,16 +53,7 @@ def find_task(
         task = find_task(name, scheme, None if source is None else source.whole)
         assert isinstance(task, Task)  # of which no table holds channel groups
         return dataclasses.replace(task, channel_groups=allocation.groups)
-    task = resolve_task(name, source)
-    if scheme in (None, task.scheme):
-        return task
-    if isinstance(task, EvaluationTable):
-        raise QuantenvError(
-            f"Table {name!r} holds evaluations under scheme {task.scheme!r}, not {scheme!r}: leave --scheme out, or "
-            f"use task {task.task!r} itself."
-        )
-    # Which channels are sensitive depends on how they are rounded.
-    return grouped_as(dataclasses.replace(task, scheme=scheme, channel_groups={}), source)
+    return resolve_task(name, source, scheme)
 
 
 def check_fine_tuning(options: TrainOptions, task: Task | EvaluationTable) -> None:

@@ -62,7 +62,9 @@ def main(arguments: Sequence[str]) -> int:
     if not isinstance(subject, EvaluationTable):
         from quantenv.sensitivity.network import sensitivity_file
 
-        say.print(f"Kept in {sensitivity_file(subject, settings)}.", highlight=False, soft_wrap=True)
+        file = sensitivity_file(subject, settings)
+        where = f"Kept in {file}." if file.exists() else "All of it came with the prepared network."
+        say.print(where, highlight=False, soft_wrap=True)
     return 0
 
 

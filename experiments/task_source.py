@@ -36,6 +36,9 @@ class SourceOptions:
     own; or groups by layer name, as {classifier: 2}. By default all layers are whole."""
     least_channels: int | None = None
     """With --channel_groups: channels that each group has at least; layers with few channels get fewer groups."""
+    prepared: str | None = None
+    """File of the task's prepared network, by `quantenv prepare`, such as one made on another machine: the numbers are
+    then those that it has there. By default what ships, was kept, or is prepared now."""
 
     @property
     def source(self) -> "TaskSource":
@@ -54,4 +57,6 @@ def with_absolute_paths(options: Options) -> Options:
     """Returns options that mean the same from every folder, to be kept with a run."""
     from quantenv.tasks.source import absolute
 
-    return dataclasses.replace(options, data=absolute(options.data), weights=absolute(options.weights))
+    return dataclasses.replace(
+        options, data=absolute(options.data), weights=absolute(options.weights), prepared=absolute(options.prepared)
+    )

@@ -1,4 +1,4 @@
-"""Options of `enumerate`, `sensitivity`, `layers`, `report` and `pretrain`; importing them loads no torch."""
+"""Options of `prepare`, `enumerate`, `sensitivity`, `layers`, `report`, `pretrain`; importing them loads no torch."""
 
 import os
 from dataclasses import dataclass, field
@@ -13,6 +13,37 @@ from quantenv.tasks.pretrain_config import PretrainConfig
 from quantenv.typed import MOST_THREADS, MOST_WORKERS, Scalar, check_fields, require_within, short
 
 IMAGE_FOLDER = "imagefolder"
+
+
+@dataclass(frozen=True)
+class PrepareOptions(SourceOptions):
+    """Prepares a task's network: integer weights, scales and biases, fixed once, with a hash that says which they are.
+
+    Evaluating them is exact: the same file gives the same numbers on every machine. What ships, or was kept, is not
+    made again.
+    """
+
+    task: str = "digits"
+    """Task; `quantenv tasks` lists them."""
+    scheme: str | None = None
+    """Quantization scheme, as for `quantenv train`; by default the task's own."""
+    output: str | None = None
+    """File to write it to, for --prepared here or on another machine."""
+    sensitivities: bool = False
+    """Also measure the sensitivities that observations and `quantenv sensitivity` show, and put them into the file."""
+    check: str | None = None
+    """File of a prepared network to make again here: says whether the same numbers come out, and if not, in what they
+    differ and by how much. Exits with code 1 if they do."""
+    threads: int = 1
+    """Threads of torch. Other counts can sum in another order."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "--")
+        require_within(self, 1, MOST_THREADS, "threads")
+        if self.check is not None and (self.output is not None or self.sensitivities or self.prepared is not None):
+            raise QuantenvError("--check only compares: leave --output, --sensitivities and --prepared out.")
+        if self.sensitivities and self.output is None:
+            raise QuantenvError("--sensitivities are measured for a file: name it by --output.")
 
 
 @dataclass(frozen=True)

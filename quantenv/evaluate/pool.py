@@ -1,6 +1,5 @@
 """Evaluation by several workers at once, and workers that are processes of this machine."""
 
-import copy
 import itertools
 import os
 import pickle
@@ -153,12 +152,12 @@ def cut(items: Sequence[Any], pieces: int) -> list[Sequence[Any]]:
 
 def with_prepared(task: "Task") -> "Task":
     """Returns a task that brings its prepared network along: who gets it prepares none of its own."""
-    from quantenv.quantize import calibrate_task
+    from quantenv.quantize.preparing import bringing, calibrate_task
 
-    _ = task.layers, task.identity, task.calibrated_on  # computed here, and kept: the copy takes them along
-    sent = copy.copy(task)
-    object.__setattr__(sent, "prepared", calibrate_task(task).prepared)
-    return sent
+    _ = task.layers, task.identity  # computed here, and kept: the copy takes them along
+    prepared = calibrate_task(task).prepared
+    assert prepared is not None  # which it is made from
+    return bringing(task, prepared)
 
 
 def without_training(task: "Task") -> "Task":

@@ -1,8 +1,10 @@
 """The shipped evaluation tables, by the names under which they are tasks."""
 
+import dataclasses
 import functools
 import importlib.resources
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantenv.errors import QuantenvError, unknown_name
@@ -67,27 +69,43 @@ def get_table(name: str) -> EvaluationTable:
     return _shipped(name) if name in TABLES else EvaluationTable.load(name)
 
 
-def resolve_task(name: str, source: "TaskSource | None" = None) -> "Task | EvaluationTable":
-    """Returns a table or a task by name; the network of a task may have to be trained.
+def resolve_task(name: str, source: "TaskSource | None" = None, scheme: str | None = None) -> "Task | EvaluationTable":
+    """Returns a table or a task by name.
 
     Args:
         name: A registered name, the path of a table, or ``module:function`` of the user's.
-        source: Data, network and weights of a task that does not bring its own, and its channel groups.
+        source: Data, network and weights of a task that does not bring its own, its channel groups, and what was
+            prepared of it.
+        scheme: Its quantization scheme; None means its own.
 
     Raises:
-        QuantenvError: If neither is called that, a table cannot be read, or a task is made of other things.
+        QuantenvError: If neither is called that, a table cannot be read or was made under another scheme, a task is
+            made of other things, or what was prepared is of another network or scheme.
     """
     if is_table(name):
         if source is not None and source.given:
             raise QuantenvError(f"Table {name!r} holds all that is known of its task: leave --{source.given[0]} out.")
-        return get_table(name)
+        table = get_table(name)
+        if scheme not in (None, table.scheme):
+            raise QuantenvError(
+                f"Table {name!r} holds evaluations under scheme {table.scheme!r}, not {scheme!r}: leave --scheme out, "
+                f"or use task {table.task!r} itself."
+            )
+        return table
     from quantenv.tasks import get_task, is_task, task_names  # torch, which tables do without
 
     if not is_task(name):
         raise unknown_name("task", name, (*task_names(), *TABLES))
     from quantenv.quantize.channel_groups import grouped_as
+    from quantenv.quantize.prepared import read_prepared
+    from quantenv.quantize.preparing import bringing
 
-    return grouped_as(get_task(name, None if source is None else source.whole), source)
+    task = get_task(name, None if source is None else source.bare)
+    if scheme not in (None, task.scheme):
+        task = dataclasses.replace(task, scheme=scheme)
+    if source is not None and source.prepared is not None:
+        task = bringing(task, read_prepared(Path(source.prepared)))
+    return grouped_as(task, source)  # which channels are sensitive depends on how they are rounded
 
 
 def network_task(name: str) -> str:

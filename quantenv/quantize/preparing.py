@@ -1,5 +1,6 @@
 """Where a task's prepared network comes from: given, shipped, kept from before, or made now and kept."""
 
+import copy
 import functools
 import logging
 import math
@@ -154,6 +155,24 @@ def check_key(prepared: PreparedNetwork, task: "Task") -> None:
             f"{': weights or calibration images are others' if same else ''}. Leave it out, or make one with "
             "`quantenv prepare`."
         )
+
+
+def bringing(task: "Task", prepared: PreparedNetwork) -> "Task":
+    """Returns a task that brings its prepared network along: who gets it prepares none of its own.
+
+    Raises:
+        QuantenvError: If that is of another network or scheme.
+    """
+    check_key(prepared, task)  # which is computed here, and kept: the copy takes it along
+    copied = copy.copy(task)
+    object.__setattr__(copied, "prepared", prepared)
+    return copied
+
+
+def ships(prepared: PreparedNetwork, task: "Task") -> bool:
+    """Whether these numbers of a task ship with the package."""
+    path = shipped_file(task)
+    return path is not None and read_prepared(path).content_hash == prepared.content_hash
 
 
 def _reference(task: "Task", split: "Split") -> Reference | None:

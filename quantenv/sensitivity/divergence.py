@@ -7,16 +7,20 @@ import torch.nn.functional as F
 
 from quantenv.allocation import MAX_BITS, Allocation
 from quantenv.evaluate.ptq import PTQEvaluator
+from quantenv.quantize import calibrate_task
 from quantenv.sensitivity.deviations import Deviation, all_logits, in_blocks
 from quantenv.sensitivity.kinds import PARTS, Settings
+from quantenv.sensitivity.network import identity_of
 
+#: The name under which a prepared network holds what this module measures.
+SHOWN = "shown in observations"
 #: Bits given to the one layer under test: low enough that every layer's harm stands out from rounding noise.
 PROBE_BITS = 3
 
 
 @functools.lru_cache(maxsize=4)
 def layer_sensitivity(evaluator: PTQEvaluator, images: int | None = Settings.images) -> np.ndarray:
-    """Measures how much the outputs move when one layer's weights alone are coarse.
+    """Returns how much the outputs move when one layer's weights alone are coarse.
 
     The mean Kullback-Leibler divergence KL(p_8bit || p_layer) in nats on the search split, where p_8bit are the
     outputs with 8-bit weights and activations everywhere and p_layer those with `PROBE_BITS`-bit weights in one
@@ -30,6 +34,15 @@ def layer_sensitivity(evaluator: PTQEvaluator, images: int | None = Settings.ima
     Returns:
         Float64 array (L,), non-negative, in the order of the layers. The same object for the same evaluator.
     """
+    prepared = calibrate_task(evaluator.task).prepared
+    known = {} if prepared is None else prepared.about.sensitivities.get(identity_of(evaluator, Settings(images)), {})
+    sensitivity = np.array(known[SHOWN]) if SHOWN in known else measured_sensitivity(evaluator, images)
+    sensitivity.flags.writeable = False
+    return sensitivity
+
+
+def measured_sensitivity(evaluator: PTQEvaluator, images: int | None = Settings.images) -> np.ndarray:
+    """Measures `layer_sensitivity` in any case, whatever is known of it."""
     inputs, layers = evaluator.task.splits["search"].inputs[:images], evaluator.layers
     (base,) = all_logits(evaluator, [Allocation.make(layers, MAX_BITS)], inputs).double()
     reference = F.log_softmax(base, dim=1)
@@ -38,6 +51,4 @@ def layer_sensitivity(evaluator: PTQEvaluator, images: int | None = Settings.ima
         for logits in all_logits(evaluator, [deviation.allocation(layers) for deviation in block], inputs):
             moved = F.log_softmax(logits.double(), dim=1)
             harms.append(float(F.kl_div(moved, reference, reduction="batchmean", log_target=True)))
-    sensitivity = np.maximum(np.array(harms), 0.0)
-    sensitivity.flags.writeable = False
-    return sensitivity
+    return np.maximum(np.array(harms), 0.0)

@@ -5,8 +5,9 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import filelock
@@ -44,18 +45,19 @@ class Measurements:
     Args:
         path: The file, from `measurement_path`.
         identity: What the results depend on, hashed.
+        known: Results that need not be measured, such as those that a prepared network brings.
     """
 
-    def __init__(self, path: Path, identity: str) -> None:
-        self.path, self.identity = path, identity
+    def __init__(self, path: Path, identity: str, known: Mapping[str, Any] = MappingProxyType({})) -> None:
+        self.path, self.identity, self._known = path, identity, known
         self._results = self._read()
 
     def __contains__(self, name: str) -> bool:
-        return name in self._results
+        return name in self._known or name in self._results
 
     def __getitem__(self, name: str) -> Any:
         """Returns a result that is known."""
-        return self._results[name]
+        return self._known[name] if name in self._known else self._results[name]
 
     def keep(self, names: Sequence[str], results: Sequence[Any]) -> None:
         """Keeps results, made of what JSON holds, under their names.
@@ -65,6 +67,11 @@ class Measurements:
         """
         self._results |= dict(zip(names, results, strict=True))
         self._write()
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """All that was measured, by name."""
+        return dict(self._results)
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:

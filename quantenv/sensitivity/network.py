@@ -1,6 +1,7 @@
 """Sensitivities of a task's network, measured part by part and kept."""
 
 import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -13,10 +14,10 @@ from quantenv.allocation import MAX_BITS
 from quantenv.channel_groups import parts_of, whole
 from quantenv.evaluate.ptq import PTQEvaluator, choose_backend, fixed_by
 from quantenv.files import content_hash
-from quantenv.quantize import parse_scheme
+from quantenv.quantize import calibrate_task, parse_scheme
 from quantenv.sensitivity.curvature import GRADIENT_COST, PRODUCT_COST, Curvature
 from quantenv.sensitivity.deviations import OUTPUT_KINDS, Deviation, Outputs, deviations, in_blocks
-from quantenv.sensitivity.kinds import PARTS, Progress, Sensitivity, Settings, harm
+from quantenv.sensitivity.kinds import DEFAULT, PARTS, Progress, Sensitivity, Settings, harm
 from quantenv.sensitivity.measurements import Measurements, measurement_path
 from quantenv.sensitivity.output_fisher import OutputFisher
 from quantenv.tasks import Task
@@ -34,6 +35,18 @@ def measure_network(
 ) -> Sensitivity:
     """Measures a kind, or reads what was measured before; see `quantenv.sensitivity.measure`."""
     return _Measuring(subject, settings, offered, progress).sensitivity(kind)
+
+
+def measured_outputs(evaluator: PTQEvaluator, settings: Settings, progress: Progress) -> dict[str, list[float]]:
+    """Measures anew what the kinds accuracy, loss, kl and sqnr are made of at all bits, and keeps it nowhere.
+
+    Returns:
+        The measurements by name: what a prepared network brings under `identity_of` of the evaluator and settings.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        measuring = _Measuring(evaluator, settings, None, progress, Path(folder) / "measured.json")
+        measuring.sensitivity(DEFAULT)
+        return measuring.results
 
 
 def sensitivity_file(task: Task, settings: Settings) -> Path:
@@ -65,15 +78,22 @@ class _Step:
 
 
 class _Measuring:
-    """One task under fixed settings; networks are prepared only when something has to be measured."""
+    """One task under fixed settings; evaluators are made only when something has to be measured."""
 
     def __init__(
-        self, subject: Task | PTQEvaluator, settings: Settings, offered: np.ndarray | None, progress: Progress
+        self,
+        subject: Task | PTQEvaluator,
+        settings: Settings,
+        offered: np.ndarray | None,
+        progress: Progress,
+        path: Path | None = None,
     ) -> None:
         self._subject, self._settings, self._progress = subject, settings, progress
         self._task = subject if isinstance(subject, Task) else subject.task
         self._identity = identity_of(subject, settings)
-        self._kept = Measurements(_file(self._task, self._identity), self._identity)
+        prepared = calibrate_task(self._task).prepared if path is None else None
+        known = {} if prepared is None else prepared.about.sensitivities.get(self._identity, {})
+        self._kept = Measurements(path or _file(self._task, self._identity), self._identity, known)
         self._layers = self._task.layers
         self._names = [layer.name for layer in self._layers]
         self._parts = parts_of(self._layers)
@@ -99,6 +119,11 @@ class _Measuring:
     @cached_property
     def _output_fisher(self) -> OutputFisher:
         return OutputFisher(self._task, self._settings.gradient_images)
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """What was measured, by name."""
+        return self._kept.results
 
     def sensitivity(self, kind: str) -> Sensitivity:
         if self._missing(kind):

@@ -143,6 +143,11 @@ def check_source(name: str, source: TaskSource) -> None:
             f"Task {name!r} is made with whole layers here: leave --channel_groups out. In Python, "
             "quantenv.sensitivity.group_channels cuts them afterwards."
         )
+    if source.prepared is not None:
+        raise QuantenvError(
+            f"Task {name!r} is made here without what was prepared of it: leave --prepared out. In Python, "
+            "quantenv.quantize.preparing.bringing hands it over."
+        )
     for option in source.given:
         if name not in _TASKS or option not in _TASKS[name].takes:
             able = ", ".join(other for other, task in _TASKS.items() if option in task.takes)

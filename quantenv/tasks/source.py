@@ -34,6 +34,8 @@ class TaskSource:
     """Groups of output channels with bits of their own, of every layer or by layer name."""
     least_channels: int | None = None
     """Channels that each of them has at least."""
+    prepared: str | None = None
+    """File of the task's prepared network, such as one made on another machine."""
 
     def __post_init__(self) -> None:
         check_fields(self, "--")
@@ -56,6 +58,11 @@ class TaskSource:
     def whole(self) -> "TaskSource":
         """The same with whole layers."""
         return replace(self, channel_groups=None, least_channels=None)
+
+    @property
+    def bare(self) -> "TaskSource":
+        """What the task is made of, without what is done with it: with whole layers, and nothing prepared."""
+        return replace(self.whole, prepared=None)
 
 
 def absolute(path: str | None) -> str | None:

@@ -13,6 +13,7 @@ from experiments.options import FinetuneOptions, TrainOptions, ValidateOptions
 from experiments.sensitivity import SensitivityOptions
 from experiments.solve import SolveOptions
 from experiments.store import ExportOptions, InfoOptions, MergeOptions, PruneOptions
+from experiments.tool_options import PrepareOptions
 from experiments.tune import TuneOptions
 
 POSITIONAL = ("folder", "file", "source", "problem")
@@ -25,6 +26,7 @@ OPTIONS = {
     "solve": SolveOptions,
     "tune": TuneOptions,
     "enumerate": EnumerateOptions,
+    "prepare": PrepareOptions,
     "optimum": OptimumOptions,
     "store info": InfoOptions,
     "store export": ExportOptions,

@@ -42,6 +42,7 @@ OPTIONS = {
     "report": ["measure"],
     "tune": ["agent_options", "budgets", "seeds"],
     "enumerate": ["bits", "workers"],
+    "prepare": ["threads", "channel_groups"],
     "optimum": ["budget", "json"],
     "pareto": ["agent_options", "budget", "bits"],
     "sensitivity": ["images", "relative_error"],

@@ -705,6 +705,25 @@ def _read_shipped(path: Path) -> Any:
         return shipped.shipped_network("digits", DigitsNet).state_dict()
 
 
+def _make_prepared(folder: Path, parts: Parts) -> Path:
+    from quantenv.quantize import calibrate, parse_scheme
+    from quantenv.quantize.calibration import prepare
+    from quantenv.quantize.prepared import About, Reference, with_about, write_prepared
+
+    inputs = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    prepared = prepare(calibrate(_network().eval(), inputs, parse_scheme("linear+bias+batch-norm")))
+    about = About("key", "task", "linear", {"search": Reference(1, 2, 0.5)}, {"id": {"x": [1.0]}}, ["note"])
+    write_prepared(with_about(prepared, about), folder / "prepared.safetensors")
+    return folder / "prepared.safetensors"
+
+
+def _read_prepared(path: Path) -> Any:
+    from quantenv.quantize.prepared import read_prepared
+
+    found = read_prepared(path)
+    return found.layers, found.sites, found.tensors, str(found.about)
+
+
 READERS: tuple[Reader, ...] = (
     Reader("allocation", "json", True, _make_allocation, _read_allocation),
     Reader("device", "yaml", False, _make_device, _read_device),
@@ -766,6 +785,7 @@ READERS: tuple[Reader, ...] = (
     Reader("bench cases", "json", False, _make_cases, _read_cases),
     Reader("image png", "png", False, _make_images("png"), _read_images),
     Reader("image jpg", "bytes", False, _make_images("jpg"), _read_images),
+    Reader("prepared network", "safetensors", True, _make_prepared, _read_prepared, 0.5),
     Reader("shipped weights", "safetensors", True, _make_shipped, _read_shipped, 0.5),
     Reader("journal of a benchmark", "json", True, _make_journal, _read_journal),
     Reader("archive of images", "zip", False, _make_jpegs, _read_jpegs),
