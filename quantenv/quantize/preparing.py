@@ -179,7 +179,7 @@ def _reference(task: "Task", split: "Split") -> Reference | None:
     """Evaluates the float network; None if it puts out NaN or infinity, which is for evaluators to say."""
     correct, loss = 0, 0.0
     for inputs, labels in zip(split.inputs.split(BATCH), split.labels.split(BATCH), strict=True):
-        logits = task.network(inputs).double()
+        logits = task.network(inputs).detach().double()
         correct += int((logits.argmax(1) == labels).sum())
         loss += float(F.cross_entropy(logits, labels, reduction="sum"))
     loss /= len(split)

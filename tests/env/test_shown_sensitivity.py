@@ -23,7 +23,8 @@ SEARCHING = ("annealing", "greedy-up", "ilp", "random", "surrogate", "uniform")
 
 @pytest.fixture
 def task():
-    return get_task("digits")
+    """Digits under a scheme that does not ship with sensitivities."""
+    return dataclasses.replace(get_task("digits"), scheme="linear+bias")
 
 
 @pytest.fixture
@@ -39,6 +40,16 @@ def measured(monkeypatch):
 def expected_evaluations(task):
     samples = len(task.splits["search"])
     return (len(task.layers) + 1) * min(Settings.images, samples) / samples
+
+
+def test_what_ships_is_not_measured_again_and_counted_all_the_same(measured):
+    task = get_task("digits")
+    env = gymnasium.make("quantenv/Digits-v0", task=task, evaluator="ptq", store="off")
+    _, info = env.reset(seed=0)
+    assert info["measured_evaluations"] == expected_evaluations(task)
+    assert not measured
+    evaluator = PTQEvaluator(task)
+    np.testing.assert_allclose(layer_sensitivity(evaluator), measuring.measured_sensitivity(evaluator), rtol=1e-9)
 
 
 def test_making_an_environment_measures_nothing_and_its_first_observation_does(task, measured):
