@@ -9,6 +9,10 @@ RESULTS = "experiments/results"
 #: Images of task resnet20, in ``$QUANTENV_DATA``.
 IMAGES = ("cifar10_jpeg.zip",)
 WEIGHTS = {task: f"quantenv/tasks/weights/{task}.safetensors" for task in ("digits", "resnet20")}
+#: Prepared under the tasks' own schemes; names end with a hash of what they were prepared from.
+PREPARED = {task: f"quantenv/tasks/prepared/{task}-*.safetensors" for task in ("digits", "resnet20")}
+#: What evaluations of a task's network stand on.
+NETWORK = {task: (WEIGHTS[task], PREPARED[task]) for task in WEIGHTS}
 TABLES = {task: f"quantenv/tables/{task}.npz" for task in ("digits", "resnet20")}
 ALLOCATION = f"{RESULTS}/resnet20_13x.json"
 #: What `quantenv benchmark` and agents of ``quantenv[search]`` import.
@@ -63,7 +67,7 @@ def _enumeration(task: str, minutes: float, data: tuple[str, ...]) -> Recorded:
         arguments=("-m", "experiments.cli", "enumerate", f"--task={task}", "--output={work}/table.npz"),
         modules=("experiments.enumerate",),
         minutes=minutes,
-        reads=(WEIGHTS[task],),
+        reads=NETWORK[task],
         data=data,
         copies={"{work}/table.npz": TABLES[task]},
     )
@@ -86,7 +90,9 @@ PARTS: dict[str, tuple[str, float, dict[str, Any]]] = {
         {"data": IMAGES, "agents": ("reinforce", "ppo", "ddpg", "random")},
     ),
 }
-_ALL_WEIGHTS = tuple(WEIGHTS.values())
+_BOTH = (*NETWORK["digits"], *NETWORK["resnet20"])
+#: Holds torch to instructions that every x86 machine of ten years has, so that the same bits come out.
+_AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 _LEARNERS = ("reinforce", "ppo", "ddpg", "random")
 
 #: All of them, in the order in which they are made: what one reads is made before it.
@@ -97,7 +103,7 @@ RECORDED: tuple[Recorded, ...] = (
         arguments=("-m", "experiments.ship_weights", "digits"),
         modules=("experiments.ship_weights",),
         minutes=0.2,
-        variables={"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"},
+        variables=_AVX2,
         given=True,
     ),
     Recorded(
@@ -108,6 +114,16 @@ RECORDED: tuple[Recorded, ...] = (
         minutes=0.1,
         data=("resnet20_cifar10_jpeg.pt",),
         given=True,
+    ),
+    Recorded(
+        name="prepared networks",
+        files=tuple(PREPARED.values()),
+        arguments=("-m", "experiments.ship_prepared"),
+        modules=("experiments.ship_prepared",),
+        minutes=3,
+        reads=tuple(WEIGHTS.values()),
+        data=IMAGES,
+        variables=_AVX2,
     ),
     _enumeration("digits", 0.3, ()),
     _enumeration("resnet20", 120, IMAGES),
@@ -159,18 +175,18 @@ RECORDED: tuple[Recorded, ...] = (
         )
         for network, evaluations, minutes in (("resnet32", 300, 15), ("resnet56", 200, 20))
     ),
-    _bench("agents_vs_uniform", minutes=10, agents=_LEARNERS, reads=(WEIGHTS["digits"],)),
-    _bench("bench_channel_groups", minutes=9, agents=("annealing", "reinforce"), reads=(WEIGHTS["digits"],)),
+    _bench("agents_vs_uniform", minutes=10, agents=_LEARNERS, reads=NETWORK["digits"]),
+    _bench("bench_channel_groups", minutes=9, agents=("annealing", "reinforce"), reads=NETWORK["digits"]),
     _bench(
         "bench_sensitivity",
         minutes=15,
         kinds=("json", "md", "png"),
-        reads=_ALL_WEIGHTS,
+        reads=_BOTH,
         data=IMAGES,
     ),
-    _bench("bench_sensitivity_images", minutes=6, reads=_ALL_WEIGHTS, data=IMAGES),
-    _bench("bench_correction", minutes=12, agents=("ilp",), reads=_ALL_WEIGHTS, data=IMAGES, gathers=True),
-    _bench("bench_fidelity", "digits", minutes=2.5, reads=(WEIGHTS["digits"],), gathers=True),
+    _bench("bench_sensitivity_images", minutes=6, reads=_BOTH, data=IMAGES),
+    _bench("bench_correction", minutes=12, agents=("ilp",), reads=_BOTH, data=IMAGES, gathers=True),
+    _bench("bench_fidelity", "digits", minutes=2.5, reads=NETWORK["digits"], gathers=True),
     _bench(
         "bench_fidelity",
         "resnet20",
@@ -193,7 +209,7 @@ RECORDED: tuple[Recorded, ...] = (
         ),
         minutes=70,
         gathers=True,
-        reads=(WEIGHTS["resnet20"],),
+        reads=NETWORK["resnet20"],
         data=IMAGES,
     ),
     Recorded(
@@ -217,7 +233,7 @@ RECORDED: tuple[Recorded, ...] = (
         modules=("experiments.search",),
         minutes=2,
         agents=("ilp",),
-        reads=(WEIGHTS["resnet20"],),
+        reads=NETWORK["resnet20"],
         data=IMAGES,
         configs=("train.yaml",),
         copies={"{work}/runs/resnet20/ilp/*/best.json": ALLOCATION},
@@ -226,7 +242,7 @@ RECORDED: tuple[Recorded, ...] = (
         "bench_cifar10",
         arguments=(f"--allocation={ALLOCATION}",),
         minutes=80,
-        reads=(WEIGHTS["resnet20"], ALLOCATION),
+        reads=(*NETWORK["resnet20"], ALLOCATION),
         data=IMAGES,
     ),
     _bench("bench_qat", minutes=2),
@@ -238,7 +254,7 @@ RECORDED: tuple[Recorded, ...] = (
             arguments=(f"--only={part}",),
             minutes=minutes,
             **{
-                "reads": _ALL_WEIGHTS,
+                "reads": _BOTH,
                 "gathers": True,
                 **more,
             },
@@ -253,7 +269,7 @@ RECORDED: tuple[Recorded, ...] = (
             arguments=(f"--programs={program}",),
             minutes=minutes,
             agents=("ilp",) if program == "quantenv" else (),
-            reads=(WEIGHTS["resnet20"],),
+            reads=NETWORK["resnet20"],
             data=IMAGES,
             needs=("model_compression_toolkit",),
             environment=".venv-peers",

@@ -1,6 +1,6 @@
 """`make results` on small results in a folder of their own, and what is recorded in the repository."""
 
-import importlib
+import functools
 import json
 import os
 import signal
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from agents.base import BUILT_IN
-from experiments.recorded import CARRIERS, DATA_VARIABLE, NETWORKS, Recorded
+from experiments.recorded import CARRIERS, DATA_VARIABLE, NETWORKS, Recorded, located
 from experiments.recorded_files import IMAGES, PARTS, RECORDED
 from experiments.recorded_inputs import Place, file_hash, numbers_hash, read_inputs, stale
 from experiments.results import INPUTS, ROOT, WORK, main
@@ -329,9 +329,9 @@ def test_every_recorded_file_is_fresh_or_listed_as_of_unknown_inputs():
 
 def test_every_recorded_file_belongs_to_a_result():
     expected = {INPUTS}
-    expected |= {name for recorded in RECORDED for name in recorded.files}
+    expected |= {str(located(ROOT, name).relative_to(ROOT)) for recorded in RECORDED for name in recorded.files}
     found = set()
-    for folder in ("experiments/results", "quantenv/tables", "quantenv/tasks/weights"):
+    for folder in ("experiments/results", "quantenv/tables", "quantenv/tasks/weights", "quantenv/tasks/prepared"):
         for path in (ROOT / folder).iterdir():
             if path.is_file() and path.suffix != ".py":
                 found.add(f"{folder}/{path.name}")
@@ -344,8 +344,7 @@ def test_what_a_result_reads_is_recorded_and_made_before_it():
         assert set(recorded.reads) <= made, recorded.name
         made |= set(recorded.files)
         assert set(recorded.copies.values()) <= set(recorded.files)
-        if "experiments.cli" not in recorded.arguments:
-            importlib.import_module(recorded.arguments[1])
+        assert SOURCES.file(recorded.arguments[1]) is not None
         assert set(recorded.agents) <= BUILT_IN.keys()
         for name in recorded.configs:
             assert (ROOT / "experiments" / "configs" / name).is_file()
@@ -407,8 +406,12 @@ def test_the_folder_of_data_is_called_as_the_task_calls_it():
 def test_code_makes_stale_what_it_computes(module, moves, leaves):
     for names, behind in ((moves, True), (leaves, False)):
         for name in names:
-            found = SOURCES.behind(BY_NAME[name].roots, BY_NAME[name].left_out)
-            assert (module in found) == behind, name
+            assert (module in modules_of(name)) == behind, name
+
+
+@functools.cache
+def modules_of(name):
+    return SOURCES.behind(BY_NAME[name].roots, BY_NAME[name].left_out)
 
 
 def test_results_over_tables_depend_on_their_rows():
