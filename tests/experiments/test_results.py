@@ -1,6 +1,7 @@
 """`make results` on small results in a folder of their own, and what is recorded in the repository."""
 
 import functools
+import importlib
 import json
 import os
 import signal
@@ -311,6 +312,8 @@ def test_of_tensors_only_their_numbers_count(tmp_path):
 
 SOURCES = SourceTree(ROOT)
 BY_NAME = {recorded.name: recorded for recorded in RECORDED}
+#: Results whose commands have no options of ours.
+SHIPPING = ("weights of digits", "weights of resnet20", "prepared networks")
 
 
 def test_every_recorded_file_is_fresh_or_listed_as_of_unknown_inputs():
@@ -348,6 +351,17 @@ def test_what_a_result_reads_is_recorded_and_made_before_it():
         assert set(recorded.agents) <= BUILT_IN.keys()
         for name in recorded.configs:
             assert (ROOT / "experiments" / "configs" / name).is_file()
+
+
+@pytest.mark.parametrize("name", [name for name in BY_NAME if name not in SHIPPING])
+def test_every_command_is_understood(name, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    _, module, *arguments = BY_NAME[name].arguments
+    given = [each.replace("{work}", str(tmp_path)).replace("{data}", str(tmp_path)) for each in arguments]
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(module).main([*given, "--print_config"])
+    assert not ended.value.code
+    assert capsys.readouterr().out
 
 
 def test_modules_are_named_as_they_are():
