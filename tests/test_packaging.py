@@ -1,6 +1,7 @@
 """The distribution, the directions of imports, and the promises of README and Makefile."""
 
 import ast
+import functools
 import os
 import re
 import shlex
@@ -72,6 +73,7 @@ def storey(module: str) -> int | None:
     return None
 
 
+@functools.cache
 def imports(path: Path) -> list[tuple[str, bool]]:
     """Modules that a file imports, and whether it does so when it is itself imported."""
     found = []
