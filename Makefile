@@ -15,7 +15,7 @@ TRAIN_OPTIONS := $(if $(TASK),--task '$(TASK)') $(if $(AGENT),--agent '$(AGENT)'
 	$(if $(BUDGET),--budget '$(BUDGET)') $(if $(EVALUATIONS),--evaluations '$(EVALUATIONS)') $(if $(SEED),--seed '$(SEED)')
 
 .DEFAULT_GOAL := help
-.PHONY: help install train-agent finetune validate tensorboard bench bench-agents benchmark bench-regret report bench-sensitivity bench-sensitivity-images bench-channel-groups bench-fidelity bench-transfer bench-pareto bench-cifar10 bench-peers results test test-clients fuzz lint check clean
+.PHONY: help install train-agent finetune validate tensorboard bench bench-agents benchmark bench-regret report bench-sensitivity bench-sensitivity-images bench-channel-groups bench-fidelity bench-transfer bench-pareto bench-cifar10 bench-peers results test test-fast test-clients fuzz lint check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -106,8 +106,11 @@ bench-channel-groups: $(VENV)/.installed ## what bits for each channel group are
 bench-fidelity: $(VENV)/.installed ## do cheap rewards rank allocations as full training does? (minutes)
 	$(BIN)/python -m experiments.bench_fidelity $(ARGS)
 
-test: $(VENV)/.installed-dev ## run the tests, in two processes
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+test: $(VENV)/.installed-dev ## run all tests, in two processes (7 minutes)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-fast: $(VENV)/.installed-dev ## the tests that do not take long: all but those of tests/slow.txt (90 seconds)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --fast $(ARGS)
 
 test-clients: $(CLIENTS)/.installed ## run the environments by RLlib, TorchRL, Tianshou, Minari, RL Zoo and others (minutes)
 	QUANTENV_CLIENTS=all $(CLIENTS)/bin/python -m pytest tests/clients $(ARGS)
