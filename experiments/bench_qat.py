@@ -23,6 +23,7 @@ from quantenv.errors import QuantenvError, unknown_name
 from quantenv.finetune.config import NETWORK, NEVER, QUANTIZERS
 from quantenv.finetune.training import keep_quantizers_in_float32
 from quantenv.quantize import calibrate_task, trainable_network
+from quantenv.quantize.compiling import compiled as compiled_here
 from quantenv.quantize.fused import compiler_obstacle
 
 NAME = "bench_qat"
@@ -114,7 +115,7 @@ def measure(options: BenchOptions) -> dict[str, Any]:
         network = trainable_network(calibration, allocation, fused=compiled != NEVER, live_norms=live)
         if bf16:
             keep_quantizers_in_float32(network)
-        return step_of(network, torch.compile(network) if compiled == NETWORK else network, bf16)
+        return step_of(network, compiled_here(network) if compiled == NETWORK else network, bf16)
 
     network = copy.deepcopy(task.network)
     subjects = {FLOAT: step_of(network, network), EAGER: quantized(options.bits, NEVER)}

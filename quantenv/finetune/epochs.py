@@ -15,6 +15,7 @@ from torch import nn
 from quantenv.finetune.config import NETWORK, FinetuneConfig
 from quantenv.finetune.session import Session
 from quantenv.parallel import Processes, ProcessShare, Share, Stopped
+from quantenv.quantize.compiling import compiled
 from quantenv.tasks import Split
 from quantenv.tasks.augmentation import augment
 from quantenv.tasks.shared_norm import share_batch_norms
@@ -103,8 +104,8 @@ def _train_share(share: ProcessShare, work: Work, progress: dict[str, Any]) -> N
 def _epoch(work: Work, session: Session, share: Share) -> Callable[[Callable[[], None]], None]:
     """Returns what trains this process's share until an epoch's end, with a check after every step."""
     loss_of = _Loss(work, session.generator, share)
-    compiled = work.compiled == NETWORK
-    network = share.prepare(torch.compile(work.network) if compiled else work.network)  # type: ignore[arg-type]
+    whole = work.compiled == NETWORK
+    network = share.prepare(compiled(work.network) if whole else work.network)  # type: ignore[arg-type]
 
     def epoch(check: Callable[[], None]) -> None:
         work.network.train()
@@ -142,8 +143,8 @@ class _Loss:
         """Returns the float network's logits of samples, (B, classes)."""
         work, device = self.work, self.share.device
         if not self.config.augmented:  # the same images in every epoch: so the outputs
-            compiled = work.compiled == NETWORK
-            return _float_outputs(work.teacher, self.train.inputs, work.teacher_batch, compiled, device)[indices]
+            whole = work.compiled == NETWORK
+            return _float_outputs(work.teacher, self.train.inputs, work.teacher_batch, whole, device)[indices]
         with torch.no_grad(), torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.config.bf16):
             logits: torch.Tensor = self._network(inputs)
         return logits.float()
@@ -155,17 +156,17 @@ class _Loss:
 
 @functools.lru_cache(maxsize=1)
 def _float_outputs(
-    teacher: nn.Module, inputs: torch.Tensor, batch: int, compiled: bool, device: torch.device
+    teacher: nn.Module, inputs: torch.Tensor, batch: int, whole: bool, device: torch.device
 ) -> torch.Tensor:
     """Returns the float network's logits of the training split, (N, classes): once for all its fine-tunings.
 
     They are made when the first step is taken: a recipe of 0 epochs, or one that is resumed at its end, needs none.
     """
-    network = _teacher_on(teacher, compiled, device)
+    network = _teacher_on(teacher, whole, device)
     with torch.inference_mode():
         return torch.cat([network(part.to(device)) for part in inputs.split(batch)]).clone()
 
 
-def _teacher_on(teacher: nn.Module, compiled: bool, device: torch.device) -> nn.Module:
+def _teacher_on(teacher: nn.Module, whole: bool, device: torch.device) -> nn.Module:
     network = teacher if device.type == "cpu" else copy.deepcopy(teacher).to(device)
-    return torch.compile(network) if compiled else network  # type: ignore[return-value]
+    return compiled(network) if whole else network  # type: ignore[return-value]

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from quantenv.quantize.compiling import compiled
 from quantenv.quantize.quantizers import LSQQuantizer, Rounding, scaled_gradient, straight_through
 
 logger = logging.getLogger(__name__)
@@ -74,20 +75,23 @@ def row_gradients(
 @functools.cache
 def kernels() -> tuple[Kernel, Kernel]:
     """Returns the compiled `rounded_rows` and `row_gradients`; they are compiled when first called."""
-    return torch.compile(rounded_rows, dynamic=True), torch.compile(row_gradients, dynamic=True)
+    return compiled(rounded_rows, dynamic=True), compiled(row_gradients, dynamic=True)
 
 
 @functools.cache
 def compiler_obstacle() -> str | None:
-    """Compiles the kernels and returns why they cannot be compiled here, or None if they can."""
+    """Compiles the kernels and returns why they cannot be compiled here, or None if they compute what is written."""
     forward, backward = kernels()
     bounds = torch.tensor([-1.0, 1.0])
     try:
         with _one_state(bounds.device):
-            for rows, columns in ((1, 8192), (8, 64)):  # activations have one step, weights one for each channel
-                x, step = torch.ones(rows, columns), torch.ones(rows, 1)
-                forward(x, step, bounds)
-                backward(torch.ones(rows, columns), x, step, bounds)
+            for rows, columns in ((1, 8192), (8, 68)):  # activations have one step, weights one for each channel
+                x, step = torch.linspace(-2, 2, rows * columns).view(rows, columns), torch.full((rows, 1), 0.75)
+                upstream = x.flip(1)
+                found = forward(x, step, bounds), *backward(upstream, x, step, bounds)
+                written = rounded_rows(x, step, bounds), *row_gradients(upstream, x, step, bounds)
+                if not all(torch.allclose(*pair, rtol=1e-4, atol=1e-4) for pair in zip(found, written, strict=True)):
+                    return "torch.compile makes kernels here that compute something else than what is written"
     except Exception as error:  # whatever a missing or broken compiler makes torch raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         logger.debug("torch.compile failed.", exc_info=True)

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -85,3 +89,21 @@ def test_what_cannot_be_compiled_says_why(monkeypatch):
 
     monkeypatch.setattr(fused, "kernels", lambda: (broken, broken))
     assert fused.compiler_obstacle.__wrapped__() == "torch.compile fails here (No working C++ compiler found.)"
+
+
+def test_kernels_that_compute_something_else_are_an_obstacle(monkeypatch):
+    def half(x, step, bounds):  # what was written for vectors twice as wide
+        rounded = fused.rounded_rows(x, step, bounds)
+        rounded[:, 1::2] = torch.nan
+        return rounded
+
+    monkeypatch.setattr(fused, "kernels", lambda: (half, fused.row_gradients))
+    assert "compute something else" in fused.compiler_obstacle.__wrapped__()
+
+
+def test_what_was_compiled_for_other_vector_instructions_is_not_taken_over():
+    assert compiler_obstacle() is None  # its code is on disk now, if it was not
+    script = "from quantenv.quantize.fused import compiler_obstacle; print(compiler_obstacle())"
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": "default"}
+    found = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "None"
