@@ -51,7 +51,7 @@ class HAQFinetuneEvaluator:
         self._train = Split(train.inputs[order], train.labels[order])
         recipe = [TRAIN_SIZE, DATA_BSIZE, FINETUNE_LR, MOMENTUM, WEIGHT_DECAY, training_accuracy]
         self.identity = content_hash(
-            ["haq-finetune-1", parse_scheme(task.scheme).version, task.identity, str(recipe), *numerics()]
+            ["haq-finetune-2", parse_scheme(task.scheme).version, task.identity, str(recipe), *numerics()]
         )
         self._lock = Lock()
         self.reference = (

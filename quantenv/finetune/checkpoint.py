@@ -60,7 +60,7 @@ class Checkpoint:
             scheme = parse_scheme(task.scheme).version
             recipe = dataclasses.replace(config, processes=1).identity
             self.identity = content_hash(
-                ["checkpoint-1", scheme, task.identity, recipe, str((allocation.names, allocation.bits))]
+                ["checkpoint-2", scheme, task.identity, recipe, str((allocation.names, allocation.bits))]
             )
 
     def load(self, session: Session) -> bool:

@@ -36,7 +36,7 @@ class FinetuneEvaluator:
         self.config = config
         self.layers = task.layers
         self.identity = content_hash(
-            ["finetune-2", parse_scheme(task.scheme).version, task.identity, self.config.identity, *numerics()]
+            ["finetune-3", parse_scheme(task.scheme).version, task.identity, self.config.identity, *numerics()]
         )
         self.reference = evaluate_float(task, "search")
         self._lock = Lock()

@@ -84,9 +84,11 @@ def finetune(
     """Fine-tunes one allocation on the training split.
 
     Quantizers start from calibration; batch norms are live until the end, or folded (see `trainable_network`). After
-    every epoch the network is evaluated on the search split and the best checkpoint kept, by accuracy, then loss. The
-    same seed gives the same result to the bit on the same machine, thread count and number of processes; no global
-    random state is touched. With several processes, a script calls it under ``if __name__ == "__main__":`` only.
+    every epoch the network is evaluated on the search split, as it would be deployed, and the best checkpoint kept, by
+    accuracy, then loss. The same seed gives the same result to the bit on the same machine, thread count and number of
+    processes. What is evaluated is computed from whole numbers, wherever weights and what they read are on grids: it
+    depends neither on them nor on what else is evaluated with it. No global random state is touched. With several
+    processes, a script calls it under ``if __name__ == "__main__":`` only.
 
     Args:
         task: The task.
@@ -187,7 +189,6 @@ def _result(task: Task, session: Session, calibration: Calibration | None, netwo
     network.cpu().load_state_dict(session.best_state)
     best = session.best
     if fold_norms(network.eval()):
-        best = _search_evaluation(network, task)
         session.best_state = copy.deepcopy(dict(network.state_dict()))
     if calibration is not None:
         reestimate_trained(network.eval(), calibration)
@@ -224,9 +225,10 @@ def _in_float32(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple
 
 
 def _search_evaluation(network: nn.Module, task: Task) -> Evaluation:
-    network.eval()
-    on_cpu = network if next(network.parameters()).device.type == "cpu" else copy.deepcopy(network).cpu()
-    return evaluate_logits(on_cpu, task.splits["search"])
+    """Evaluates what a network would be deployed as: norms folded, so that biases are among the whole numbers."""
+    deployed = copy.deepcopy(network).cpu().eval()
+    fold_norms(deployed)
+    return evaluate_logits(deployed, task.splits["search"])
 
 
 def _report(on_epoch: OnEpoch | None, epoch: int, metrics: Mapping[str, float]) -> None:

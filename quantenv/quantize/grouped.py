@@ -50,6 +50,11 @@ class GroupedQuantizer(Quantizer):
         filled = [torch.cat([part, part[:, -1:].expand(-1, most - part.shape[1])], dim=1) for part in parts]
         return torch.cat(filled).index_select(0, self.place)
 
+    def unit(self) -> torch.Tensor | None:
+        """Returns that of every channel's quantizer, (O, 1, ...); None if one has none."""
+        units = [unit for quantizer in self.quantizers if (unit := quantizer.unit()) is not None]
+        return torch.cat(units).index_select(0, self.place) if len(units) == len(self.parts) else None
+
     @property
     def quantizers(self) -> list[Quantizer]:
         """The quantizer of each group."""

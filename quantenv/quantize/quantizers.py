@@ -207,6 +207,10 @@ class Quantizer(nn.Module):
         """Returns the values that can come out, ascending: shape (C, n), C channels or 1, n at most ``2**bits``."""
         raise NotImplementedError(f"{type(self).__name__} does not list its values.")
 
+    def unit(self) -> torch.Tensor | None:
+        """Returns what its values are whole multiples of, of the shape of its steps, or None; without a gradient."""
+        return None
+
     def steps(self) -> list[nn.Parameter]:
         """Returns what is learned at the rate of steps; other parameters learn at that of weights."""
         return list(self.parameters(recurse=False))
@@ -240,6 +244,10 @@ class GridQuantizer(Quantizer):
         """Returns the grid's values, (C, n)."""
         numbers = torch.tensor([-1.0, 1.0]) if self.sign else torch.arange(self.low, self.high + 1)
         return self.scale.detach().abs().reshape(-1, 1) * numbers
+
+    def unit(self) -> torch.Tensor | None:
+        """Returns the step."""
+        return self.scale.detach().abs()
 
     def extra_repr(self) -> str:
         """Shows the grid."""

@@ -1,20 +1,20 @@
 """The quantized network of one allocation with trained quantizers: what quantization-aware training trains."""
 
+import copy
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
 from quantenv.allocation import Allocation
 from quantenv.errors import QuantenvError
 from quantenv.layers import LayerSpec
 from quantenv.quantize.calibration import Calibration, grouped_rounding
-from quantenv.quantize.corrections import reestimate, rescaled
+from quantenv.quantize.corrections import reestimate
 from quantenv.quantize.fused import FusedLSQQuantizer
-from quantenv.quantize.grouped import GroupedQuantizer, parts_of
+from quantenv.quantize.grouped import GroupedQuantizer
 from quantenv.quantize.network import QuantizedNetwork, Site, rewire
-from quantenv.quantize.norms import as_affine, unfolded
+from quantenv.quantize.norms import unfolded
 from quantenv.quantize.quantizers import (
     Codebook,
     GroupedGrid,
@@ -25,76 +25,12 @@ from quantenv.quantize.quantizers import (
     scaled,
     within_cells,
 )
-from quantenv.quantize.trained import TINY
+from quantenv.quantize.trainable_layer import TrainableLayer
 from quantenv.quantize.trained import activation_quantizer as find_activation_quantizer
 from quantenv.quantize.trained import weight_quantizer as find_weight_quantizer
 
 #: What trains the weights of a scheme if nothing else is said, by the scheme's weights.
 OF_SCHEME = {"linear": "lsq", "k-means": "k-means"}
-
-
-class TrainableLayer(nn.Module):
-    """A folded Conv2d or Linear whose weights, and input where it is stored finer than wanted, are quantized."""
-
-    def __init__(
-        self,
-        layer: nn.Module,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        quantizer: Quantizer,
-        requantizer: Quantizer | None,
-        norm: nn.BatchNorm2d | None = None,
-    ) -> None:
-        """Makes the layer.
-
-        Args:
-            layer: The folded float layer.
-            weight: What its weights start from.
-            bias: What its bias starts from.
-            quantizer: Rounds the weights.
-            requantizer: Rounds the input, or None.
-            norm: Normalises the output until it is folded, or None.
-        """
-        super().__init__()
-        assert isinstance(layer, nn.Conv2d | nn.Linear)
-        self.weight = nn.Parameter(quantizer.adopt(weight))
-        self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
-        self.convolution = (
-            (layer.stride, layer.padding, layer.dilation, layer.groups) if isinstance(layer, nn.Conv2d) else None
-        )
-        self.weight_quantizer = quantizer
-        self.requantizer = requantizer
-        self.norm = norm
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Runs the layer on (B, C, H, W) or (B, ..., F)."""
-        if self.requantizer is not None:
-            x = self.requantizer(x)
-        weight = self.weight_quantizer(self.weight)
-        if self.convolution is None:
-            return F.linear(x, weight, self.bias)
-        stride, padding, dilation, groups = self.convolution
-        output = F.conv2d(x, weight, self.bias, stride, padding, dilation, groups)
-        return output if self.norm is None else self.norm(output)
-
-    def fold(self) -> None:
-        """Puts what its batch norm does into weights and bias, which stay on as many values."""
-        assert self.norm is not None
-        gain, shift = as_affine(self.norm)
-        self.norm = None
-        self.rescale(gain, shift)
-
-    @torch.no_grad()
-    def rescale(self, gain: torch.Tensor, shift: torch.Tensor) -> None:
-        """Makes its output ``gain * output + shift``, both of shape (O,); gain >= 0 with codebooks."""
-        weight, bias = rescaled(self.weight, self.bias, gain, shift)
-        self.weight.copy_(weight)
-        for quantizer, channels in parts_of(self.weight_quantizer):
-            scale = quantizer.scale
-            assert isinstance(scale, torch.Tensor)
-            # A channel that never varies has gain 0. A learned step may have become negative: its size counts.
-            scale.copy_((scale * gain[channels].view(scale.shape)).abs().clamp(min=TINY))
-        self.bias = nn.Parameter(bias)
 
 
 def trainable_network(
@@ -154,9 +90,12 @@ def trainable_network(
     )
     (maps,) = QuantizedNetwork(calibration).maps([allocation]) if calibration.reestimated else ({},)
 
+    stores: dict[str, Quantizer] = {}
+
     def make_site(site: Site) -> nn.Module:
         stored = calibration.stored_bits(site, allocation)
-        return of_activations(calibration.site_grids[site.node][stored], site.features)
+        stores[site.node] = of_activations(calibration.site_grids[site.node][stored], site.features)
+        return stores[site.node]
 
     def make_layer(layer: LayerSpec, module: nn.Module) -> nn.Module:
         weight_bits, activation_bits = bits[layer.name]
@@ -187,13 +126,14 @@ def trainable_network(
             if isinstance(grid, GroupedGrid)
             else of_weights(grid, elements)
         )
-        return TrainableLayer(module, weight, bias, quantizer, requantizer, norm)
+        return TrainableLayer(module, weight, bias, quantizer, stores[site.node], requantizer, norm)
 
-    network = rewire(calibration, make_site, make_layer).train()
+    # A copy: operations that stay in float are the calibration's own modules, which are not to be trained.
+    network = copy.deepcopy(rewire(calibration, make_site, make_layer)).train()
     return network.to(memory_format=torch.channels_last) if fused else network  # type: ignore[call-overload]
 
 
-def fold_norms(network: fx.GraphModule) -> bool:
+def fold_norms(network: nn.Module) -> bool:
     """Folds a network's live batch norms in place: it computes what it did in eval mode. Says whether it had any."""
     live = [each for each in network.modules() if isinstance(each, TrainableLayer) and each.norm is not None]
     for layer in live:

@@ -67,7 +67,9 @@ class LSQPlusQuantizer(Quantizer):
     step is LSQ's, that of beta 1 where a value is clipped and 0 elsewhere; both are scaled as LSQ's step is. Data
     without negative values pass a ReLU first, because the one that would have made them so is left to the quantizer.
     Zero padding stays an exact zero: on integer hardware a beta that is no multiple of the step needs a correction of
-    the border, which is not simulated.
+    the border, which is not simulated. For the same reason its levels have no `unit`, and the biases of layers that
+    read it are not rounded: hardware adds ``beta`` times the sum of the weights to a bias, at the border of fewer
+    weights, and each of these sums would be rounded for itself.
     """
 
     def __init__(self, grid: Rounding, elements: int) -> None:
@@ -139,6 +141,10 @@ class MidRiseQuantizer(GridQuantizer):
         """Returns the values of every channel, (O, 2**bits)."""
         return self.scale.detach().abs().reshape(-1, 1) * (torch.arange(self.low, self.high + 1) + 0.5)
 
+    def unit(self) -> torch.Tensor | None:
+        """Returns half the step, of which the levels are odd multiples."""
+        return self.scale.detach().abs() / 2
+
 
 class DoReFaQuantizer(Quantizer):
     """DoReFa-Net's weights (Zhou et al. 2016): ``2 * quantize_k(tanh(w) / (2 max |tanh(w)|) + 1/2) - 1`` (eq. 9).
@@ -183,6 +189,10 @@ class DoReFaQuantizer(Quantizer):
             return (self.scale * self.mean).reshape(-1, 1) * torch.tensor([-1.0, 1.0])
         return self.scale.reshape(-1, 1) * torch.linspace(-1, 1, 2**self.bits)
 
+    def unit(self) -> torch.Tensor | None:
+        """Returns what the levels are odd multiples of; that of one bit depends on what was rounded last."""
+        return self.scale * self.mean if self.bits == 1 else self.scale / (2**self.bits - 1)
+
     def steps(self) -> list[nn.Parameter]:
         """Returns nothing: the scale is constant."""
         return []
@@ -194,7 +204,8 @@ class KMeansQuantizer(Quantizer):
     A centroid's gradient is that of the weights nearest to it: their sum is eq. 3 of Deep Compression; their mean,
     which moves a centroid as far as a step moves its weights on average, is what HAQ's code does and what is done here.
     The weights learn straight-through, too, and may change their centroid; in both papers they keep it. Each channel's
-    scale is learned at the rate of steps (in HAQ the batch norm behind does that).
+    scale is learned at the rate of steps (in HAQ the batch norm behind does that). Centroids lie anywhere, so that sums
+    of their products are on no grid, and neither are biases.
     """
 
     def __init__(self, grid: Rounding, elements: int) -> None:
