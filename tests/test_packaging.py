@@ -132,6 +132,13 @@ def test_every_yaml_file_is_package_data():
             assert "*.yaml" in data[".".join(path.parent.relative_to(ROOT).parts)]
 
 
+def test_what_ships_of_tasks_is_package_data():
+    patterns = PROJECT["tool"]["setuptools"]["package-data"]["quantenv.tasks"]
+    shipped = {path for pattern in patterns for path in (ROOT / "quantenv" / "tasks").glob(pattern)}
+    assert shipped == set((ROOT / "quantenv").rglob("*.safetensors"))
+    assert {path.parent.name for path in shipped} == {"prepared", "weights"}
+
+
 def test_every_import_is_a_declared_dependency():
     extras = PROJECT["project"]["optional-dependencies"]
     requirements = [

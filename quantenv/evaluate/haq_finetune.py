@@ -50,8 +50,9 @@ class HAQFinetuneEvaluator:
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:TRAIN_SIZE]
         self._train = Split(train.inputs[order], train.labels[order])
         recipe = [TRAIN_SIZE, DATA_BSIZE, FINETUNE_LR, MOMENTUM, WEIGHT_DECAY, training_accuracy]
+        start = calibrate_task(task).content_hash
         self.identity = content_hash(
-            ["haq-finetune-2", parse_scheme(task.scheme).version, task.identity, str(recipe), *numerics()]
+            ["haq-finetune-2", parse_scheme(task.scheme).version, task.identity, start, str(recipe), *numerics()]
         )
         self._lock = Lock()
         self.reference = (

@@ -15,7 +15,7 @@ from quantenv.evaluate.base import Evaluation
 from quantenv.files import content_hash
 from quantenv.finetune.config import FinetuneConfig
 from quantenv.finetune.session import Session
-from quantenv.quantize import parse_scheme
+from quantenv.quantize import calibrate_task, parse_scheme
 from quantenv.tasks import Task
 from quantenv.tensor_file import read_tensors, write_tensors
 
@@ -58,9 +58,9 @@ class Checkpoint:
         self.samples = len(task.splits["train"])
         if path is not None:
             scheme = parse_scheme(task.scheme).version
-            recipe = dataclasses.replace(config, processes=1).identity
+            recipe, start = dataclasses.replace(config, processes=1).identity, calibrate_task(task).content_hash
             self.identity = content_hash(
-                ["checkpoint-2", scheme, task.identity, recipe, str((allocation.names, allocation.bits))]
+                ["checkpoint-2", scheme, task.identity, start, recipe, str((allocation.names, allocation.bits))]
             )
 
     def load(self, session: Session) -> bool:

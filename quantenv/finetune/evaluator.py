@@ -35,8 +35,9 @@ class FinetuneEvaluator:
             config = dataclasses.replace(config, compile=resolve(config, calibrate_task(task), steps))
         self.config = config
         self.layers = task.layers
+        start = calibrate_task(task).content_hash
         self.identity = content_hash(
-            ["finetune-3", parse_scheme(task.scheme).version, task.identity, self.config.identity, *numerics()]
+            ["finetune-3", parse_scheme(task.scheme).version, task.identity, start, self.config.identity, *numerics()]
         )
         self.reference = evaluate_float(task, "search")
         self._lock = Lock()

@@ -167,6 +167,14 @@ def test_workers_get_the_parent_s_and_prepare_none():
         assert pool.identity == alone.identity
 
 
+@pytest.mark.parametrize("evaluator", ["finetune", "finetune-haq"])
+def test_evaluations_of_two_are_known_by_two_identities(evaluator):
+    task = small_task()
+    one = make_prepared(task)
+    identities = [make_evaluator(evaluator, bringing(task, each), "off").identity for each in (one, changed(one), one)]
+    assert identities[0] == identities[2] != identities[1]
+
+
 def test_digits_ship_prepared(made):
     task = get_task("digits")
     shipped = read_prepared(shipped_file(task))
