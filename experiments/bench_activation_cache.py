@@ -104,7 +104,7 @@ def measure(options: BenchOptions) -> dict[str, Any]:
                 "remaining": remaining(distinct, table.layers, ends, BOUND / images),
             }
             if name != DIGITS:
-                bound = BOUND * evaluator.network.value_bytes * options.replayed / IMAGES
+                bound = BOUND * evaluator.network.storage.value_bytes * options.replayed / IMAGES
                 searches[name][agent]["wall_time"] = replay(evaluator, distinct, ends[:DEPTH], bound)
     return {
         "backend": evaluator.backend,

@@ -1,4 +1,4 @@
-"""Benchmark part: on how many samples the float and the integer backend predict the same, at uniform bit-widths."""
+"""Benchmark part: how often integer arithmetic and its simulation in float predict the same, at uniform bit-widths."""
 
 from typing import Any
 
@@ -6,11 +6,11 @@ import torch
 
 from experiments.bench_options import BenchOptions
 from experiments.bench_tasks import source, trained_resnet20
-from experiments.benchmark import Claim, NotMeasured
+from experiments.benchmark import Claim
 from quantenv.allocation import Allocation
-from quantenv.evaluate.ptq import BACKENDS, batch_size
-from quantenv.quantize import calibrate_task
-from quantenv.quantize.integer import integer_obstacle
+from quantenv.evaluate.ptq import batch_size
+from quantenv.quantize import QuantizedNetwork, calibrate_task
+from quantenv.quantize.integer import IntegerNetwork
 from quantenv.tasks import Task, get_task
 
 BITS = range(2, 9)
@@ -28,16 +28,16 @@ def agreement(task: Task) -> dict[str, dict[str, dict[str, float]]]:
         By what has the bits, by bits (as text): the share of equal predictions, and the accuracies of both.
     """
     split = task.splits["search"]
-    networks = {name: kind(calibrate_task(task)) for name, kind in BACKENDS.items()}  # float, integer
+    networks = [kind(calibrate_task(task)) for kind in (QuantizedNetwork, IntegerNetwork)]
     found: dict[str, dict[str, dict[str, float]]] = {}
     for name in (WEIGHTS, BOTH):
         found[name] = {}
         for bits in BITS:
             allocation = Allocation.make(task.layers, bits, 8 if name == WEIGHTS else bits)
             predictions = []
-            for backend, network in networks.items():
+            for network in networks:
                 network.select(allocation)
-                parts = split.inputs.split(batch_size(network, backend))
+                parts = split.inputs.split(batch_size(network))
                 predictions.append(torch.cat([network(part).argmax(1) for part in parts]))
             floats, integers = predictions
             found[name][str(bits)] = {
@@ -56,12 +56,7 @@ def measure(options: BenchOptions) -> dict[str, Any]:
 
     Returns:
         For each network where its weights and images come from, how many images there were, and its agreements.
-
-    Raises:
-        NotMeasured: If the integer backend cannot run here.
     """
-    if (obstacle := integer_obstacle()) is not None:
-        raise NotMeasured(obstacle)
     tasks = {"digits": get_task("digits"), "resnet20": trained_resnet20(options.images)}
     return {
         name: {"source": source(task), "images": len(task.splits["search"]), "agreement": agreement(task)}

@@ -4,10 +4,10 @@ import torch
 from torch import nn
 
 from quantenv.quantize import QuantizedNetwork
-from quantenv.quantize.integer import IntegerNetwork, integer_obstacle
+from quantenv.quantize.integer import IntegerNetwork
 
-#: Quantized networks that this CPU can run: int8 kernels want VNNI.
-BACKENDS = [QuantizedNetwork] if integer_obstacle() else [QuantizedNetwork, IntegerNetwork]
+#: Quantized networks: simulated in float, and in integer arithmetic.
+BACKENDS = [QuantizedNetwork, IntegerNetwork]
 
 
 class Block(nn.Module):

@@ -1,4 +1,4 @@
-"""The post-training evaluator: one prepared network, allocations swapped in, in float or integer arithmetic."""
+"""The post-training evaluator: one prepared network, allocations swapped in, in integer or float arithmetic."""
 
 import functools
 import itertools
@@ -17,20 +17,25 @@ from quantenv.files import content_hash
 from quantenv.quantize import PrefixRunner, QuantizedNetwork, calibrate_task, parse_scheme
 from quantenv.quantize.activations import activations_of
 from quantenv.quantize.calibration import Calibration
-from quantenv.quantize.integer import IntegerNetwork, integer_obstacle
-from quantenv.quantize.verification import check_kernels
+from quantenv.quantize.integer import IntegerNetwork, float_operators
+from quantenv.quantize.verification import check_integers
 from quantenv.tasks import Split, Task
 
 logger = logging.getLogger(__name__)
 
-#: Bytes of a network's largest stored tensor for one batch, by backend: larger batches leave the processor's caches. On
-#: ResNet-20, 1,000 images at once take 1.6 times as long as batches of 64 in float arithmetic; on int8 kernels, whose
-#: other costs are fewer, batches of 256 take 1.15 times as long as batches of 128.
-BATCH_BYTES = {"float": 4 << 20, "integer": 2 << 20}
+#: Bytes of a network's largest stored tensor for one batch, by bytes of a value: larger batches leave the processor's
+#: caches. On ResNet-20, 1,000 images at once take 1.6 times as long as batches of 64 in float arithmetic; on int8 kernels,
+#: whose other costs are fewer, batches of 256 take 1.15 times as long as batches of 128.
+BATCH_BYTES = {4: 4 << 20, 1: 2 << 20}
 #: Allocations whose logits are tallied together.
 GROUP = 64
 #: Backends by name.
-BACKENDS: dict[str, type[QuantizedNetwork]] = {"float": QuantizedNetwork, "integer": IntegerNetwork}
+BACKENDS: dict[str, type[QuantizedNetwork]] = {"integer": IntegerNetwork, "float": QuantizedNetwork}
+#: Version of the integer arithmetic: equal versions give equal numbers.
+INTEGER_VERSION = "integer-1"
+#: Decimals of a recorded mean loss, in nats. What is left of different machines, in the last bits of exponentials and
+#: logarithms, lies far behind them.
+DECIMALS = 6
 
 
 class PTQEvaluator:
@@ -39,30 +44,43 @@ class PTQEvaluator:
     Batch norms are folded, inputs and weights are channels-last, and the quantized weights of every bit-width are
     kept, so that changing the allocation copies nothing. Threads may share an evaluator.
 
+    In integer arithmetic, of networks without float operators (see `IntegerNetwork`), counts and losses are the same on
+    every CPU, with any number of threads and whatever is evaluated together: `exact` says so.
+
     Args:
         task: The task.
-        backend: ``float`` (quantized values in float arithmetic, on any CPU), ``integer`` (int8 kernels: what
-            deployment computes), or ``auto``: integer where this machine has fast, exact int8 kernels and they can
-            compute the task's scheme, otherwise float, with a line in the log. It is part of the identity: numbers
-            of the two are never mixed.
+        backend: ``integer`` (what deployment computes), ``float`` (the same rounding simulated on float values), or
+            ``auto``: integer unless the scheme's weights lie on no integer grid, with a line in the log. It is part of
+            the identity: numbers of the two are never mixed.
+        kernels: What computes integer arithmetic: ``int8`` kernels, ``float32`` ones, or ``auto``, the faster ones that
+            this machine has. The numbers are the same, and so is the identity.
 
     Raises:
         UnsupportedLayerError: If the network cannot be quantized.
-        QuantenvError: If the task asks for an unknown scheme, its network puts out NaN, the backend is unknown, or
-            it is ``integer`` and cannot run here.
+        QuantenvError: If the task asks for an unknown scheme, its network puts out NaN, the backend is unknown, it is
+            ``integer`` and the scheme has no integer arithmetic, or the kernels cannot run here.
     """
 
-    def __init__(self, task: Task, backend: str = "auto") -> None:
+    def __init__(self, task: Task, backend: str = "auto", kernels: str = "auto") -> None:
         self.task = task
         self.layers = task.layers
         self.scheme = parse_scheme(task.scheme)
         self.backend = choose_backend(backend, self.scheme.integer_obstacle)
-        self.network = BACKENDS[self.backend](calibrate_task(task))
-        if isinstance(self.network, IntegerNetwork):
-            check_kernels(self.network)
-        self.batch = batch_size(self.network, self.backend)
+        calibration = calibrate_task(task)
+        self.exact = False
+        if self.backend == "integer":
+            self.network: QuantizedNetwork = (integers := IntegerNetwork(calibration, kernels))
+            check_integers(integers)
+            self.exact = integers.exact
+            if not self.exact:
+                logger.info(
+                    "Computed in float, with last digits of this machine: %s.", ", ".join(integers.float_operators)
+                )
+        else:
+            self.network = QuantizedNetwork(calibration)
+        self.batch = batch_size(self.network)
         self._runner = PrefixRunner(self.network)
-        self.identity = content_hash([*fixed_by(task, self.backend), *self._summation()])
+        self.identity = content_hash(fixed_by(task, self.backend))
         self.reference = self.float_evaluation("search")
 
     @property
@@ -78,12 +96,11 @@ class PTQEvaluator:
             QuantenvError: If there is no such split.
         """
         allocations, data = fitting(allocations, self.layers), self.task.split(split)
-        correct, loss = np.zeros(len(allocations), dtype=np.int64), np.zeros(len(allocations))
+        correct, losses = np.zeros(len(allocations), dtype=np.int64), np.zeros((len(allocations), len(data)))
         for group, samples, logits in self.logits(allocations, data.inputs):
-            counts, losses = tally(logits, data.labels[samples])
+            counts, losses[group, samples] = tally(logits, data.labels[samples])
             correct[group] += counts
-            loss[group] += losses
-        return [Evaluation(int(c), len(data), float(s) / len(data)) for c, s in zip(correct, loss, strict=True)]
+        return [evaluation(int(count), row) for count, row in zip(correct, losses, strict=True)]
 
     def logits(
         self, allocations: Sequence[Allocation], inputs: torch.Tensor
@@ -107,14 +124,6 @@ class PTQEvaluator:
                 group = order[start : start + GROUP]
                 yield group, samples, torch.stack(list(itertools.islice(outputs, len(group))))
 
-    def _summation(self) -> list[str]:
-        """Returns what batches add to the identity: they fix the last digit of a mean loss over several of them.
-
-        Float batches, and splits of one batch, have always been the same and add nothing.
-        """
-        largest = max(len(split) for name, split in self.task.splits.items() if name != "train")
-        return [f"batches of {self.batch}"] if self.backend == "integer" and largest > self.batch else []
-
     def float_evaluation(self, split: str) -> Evaluation:
         """Evaluates the float network.
 
@@ -130,22 +139,28 @@ def float_evaluator(task: Task) -> PTQEvaluator:
 
 
 def integer_evaluator(task: Task) -> PTQEvaluator:
-    """Makes a post-training evaluator on int8 kernels."""
+    """Makes a post-training evaluator in integer arithmetic."""
     return PTQEvaluator(task, "integer")
 
 
 def fixed_by(task: Task, backend: str) -> list[str]:
-    """Returns what fixes the logits that a `PTQEvaluator` gives, to the last digit: for identities.
+    """Returns what fixes the logits that a `PTQEvaluator` gives: for identities.
+
+    In exact integer arithmetic that is the task and what was prepared of it, wherever that was done; else last digits
+    depend on the machine, too.
 
     Args:
         task: The task.
         backend: ``float`` or ``integer``.
     """
-    return ["ptq", backend, parse_scheme(task.scheme).version, task.identity, *numerics()]
+    parts = ["ptq", backend, parse_scheme(task.scheme).version, task.identity]
+    if backend == "integer" and not float_operators(calibrate_task(task)):
+        return [*parts, INTEGER_VERSION]
+    return [*parts, *numerics()]
 
 
 def numerics() -> tuple[str, str]:
-    """Returns what else fixes the last digits of sums: torch's version and the CPU's vector instructions."""
+    """Returns what else fixes the last digits of float sums: torch's version and the CPU's vector instructions."""
     return torch.__version__, torch.backends.cpu.get_cpu_capability()
 
 
@@ -154,40 +169,39 @@ def choose_backend(backend: str, scheme_obstacle: str | None = None) -> str:
 
     Args:
         backend: ``auto``, ``float`` or ``integer``.
-        scheme_obstacle: Why int8 kernels cannot compute the task's scheme, or None if they can.
+        scheme_obstacle: Why the task's scheme has no integer arithmetic, or None if it has.
 
     Returns:
         ``float`` or ``integer``.
 
     Raises:
-        QuantenvError: If the backend is unknown, or ``integer`` and cannot run here.
+        QuantenvError: If the backend is unknown, or ``integer`` and there is an obstacle.
     """
     if backend != "auto" and backend not in BACKENDS:
         raise unknown_name("backend", backend, ["auto", *BACKENDS])
     if backend == "float":
         return backend
-    obstacle = scheme_obstacle or integer_obstacle()
-    if obstacle is None:
+    if scheme_obstacle is None:
         return "integer"
     if backend == "integer":
-        raise QuantenvError(f"The integer backend cannot run here: {obstacle}. Use backend 'float'.")
-    logger.info("Evaluating in float arithmetic: %s.", obstacle)
+        raise QuantenvError(f"The network has no integer arithmetic: {scheme_obstacle}. Use backend 'float'.")
+    logger.info("Evaluating in float arithmetic: %s.", scheme_obstacle)
     return "float"
 
 
-def batch_size(network: QuantizedNetwork, backend: str) -> int:
-    """Returns how many samples to run at once, so that a stored tensor takes at most `BATCH_BYTES` of the backend."""
-    return _batch_size(network.calibration, network.value_bytes, BATCH_BYTES[backend])
+def batch_size(network: QuantizedNetwork) -> int:
+    """Returns how many samples to run at once, so that a stored tensor takes at most its `BATCH_BYTES`."""
+    return _batch_size(network.calibration, network.storage.value_bytes)
 
 
 def float_batch(calibration: Calibration) -> int:
     """Returns how many samples the float network of a calibration is to run on at once, by the same rule."""
-    return _batch_size(calibration, 4, BATCH_BYTES["float"])
+    return _batch_size(calibration, 4)
 
 
-def _batch_size(calibration: Calibration, value_bytes: int, most: int) -> int:
+def _batch_size(calibration: Calibration, value_bytes: int) -> int:
     largest = max(site.features for site in calibration.sites)
-    return max(1, most // (value_bytes * largest))
+    return max(1, BATCH_BYTES[value_bytes] // (value_bytes * largest))
 
 
 def evaluate_logits(network: Callable[[torch.Tensor], torch.Tensor], split: Split, batch: int = 256) -> Evaluation:
@@ -199,14 +213,20 @@ def evaluate_logits(network: Callable[[torch.Tensor], torch.Tensor], split: Spli
         batch: Samples run at once.
 
     Returns:
-        Correct predictions and mean cross-entropy (summed in double precision).
+        Correct predictions and mean cross-entropy.
     """
-    correct, loss = 0, 0.0
+    correct, losses = 0, []
     with torch.inference_mode():
         for inputs, labels in zip(split.inputs.split(batch), split.labels.split(batch), strict=True):
-            counts, losses = tally(network(inputs)[None], labels)
-            correct, loss = correct + int(counts[0]), loss + float(losses[0])
-    return Evaluation(correct=correct, samples=len(split), loss=loss / len(split))
+            counts, parts = tally(network(inputs)[None], labels)
+            correct += int(counts[0])
+            losses.append(parts[0])
+    return evaluation(correct, np.concatenate(losses))
+
+
+def evaluation(correct: int, losses: np.ndarray) -> Evaluation:
+    """Makes an evaluation of the samples' losses, float64 (N,): their mean does not depend on an order of the sum."""
+    return Evaluation(correct, len(losses), round(math.fsum(losses) / len(losses), DECIMALS))
 
 
 @functools.lru_cache(maxsize=8)
@@ -229,18 +249,18 @@ def evaluate_float(task: Task, split: str, batch: int = 256) -> Evaluation:
 
 
 def tally(logits: torch.Tensor, labels: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Counts correct predictions and sums cross-entropies of one batch under N allocations.
+    """Counts correct predictions and computes cross-entropies of one batch under N allocations.
 
     Args:
         logits: Shape (N, B, classes).
         labels: Shape (B,).
 
     Returns:
-        Correct predictions, int64 (N,), and summed cross-entropies in nats, float64 (N,). An allocation's numbers
-        do not depend on the others.
+        Correct predictions, int64 (N,), and cross-entropies in nats, float64 (N, B). An allocation's numbers do not
+        depend on the others.
     """
     with torch.inference_mode():
         correct = (logits.argmax(2) == labels).sum(1)
         wide = logits.double()
         losses = wide.logsumexp(2) - wide.gather(2, labels[None, :, None].expand(len(logits), -1, -1))[..., 0]
-    return correct.numpy(), losses.numpy().sum(axis=1)
+    return correct.numpy(), losses.numpy()

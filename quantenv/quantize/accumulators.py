@@ -1,97 +1,137 @@
 """The whole numbers that a layer's integer arithmetic sums up, exact, on whatever computes them."""
 
+import itertools
 import math
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 
-from quantenv.quantize.quantizers import Codebook, Grid, WeightRounding
+from quantenv.quantize.quantizers import Codebook, Grid
+from quantenv.quantize.requantization import EXACT, largest_number
 from quantenv.quantize.switched import SwitchedLayer, WeightBits, keep
-
-#: Float32 holds every whole number up to here, so sums of whole numbers that stay within are exact in any order.
-EXACT = 1 << 24
 
 
 class Accumulators(Protocol):
-    """Computes a layer's accumulators: sums of products of its input's whole numbers and its weights'."""
+    """Computes a layer's accumulators: sums of products of its input's whole numbers and its weights', and the bias."""
 
-    unit: torch.Tensor
-    """What an accumulator of 1 stands for, float64 (O,)."""
+    largest: float
+    """What no accumulator is larger than, the bias left out."""
 
-    def select(self, weight_bits: WeightBits, activation_bits: int) -> None:
-        """Chooses the weights and the input's grid."""
+    def select(self, weight_bits: WeightBits, grid: Grid) -> None:
+        """Chooses the weights and the input's grid; without a bias."""
 
-    def __call__(self, codes: torch.Tensor) -> torch.Tensor:
-        """Maps codes of the input, uint8 (B, C, H, W) or (B, ..., F), to whole numbers up to `EXACT` in float32."""
+    def add_bias(self, bias: torch.Tensor) -> None:
+        """Chooses the bias, float64 (O,), whole numbers."""
+
+    def __call__(self, held: torch.Tensor) -> torch.Tensor:
+        """Computes exact accumulators, in float32 where it holds them all, else in float64.
+
+        Args:
+            held: The input's whole numbers in the storage of what computes them, (B, C, H, W) or (B, ..., F).
+        """
 
 
 class FloatAccumulators:
-    """Accumulators in float arithmetic, exact in single precision where they fit, else in double.
+    """Accumulators in float arithmetic.
 
-    Where they may leave `EXACT`, they are rounded to the power of two that keeps them within. The weights of a codebook
-    are no whole numbers: their sums are always rounded to such a power, as small as it may be.
+    Single precision is exact, in any order of the sums, while the sum of |weight| times the largest input stays below
+    2**24 in every output channel. Where it does not, input channels are summed in as many parts as it takes, and the
+    parts in double precision; so are all products where one input channel alone is too much, or channels are grouped.
     """
 
     def __init__(self, layer: SwitchedLayer) -> None:
         """Makes them for a layer."""
         self._layer = layer
-        self._weights: dict[WeightBits, tuple[torch.Tensor, float]] = {}
 
-    def select(self, weight_bits: WeightBits, activation_bits: int) -> None:
+    def select(self, weight_bits: WeightBits, grid: Grid) -> None:
         """Chooses the weights and the input's grid."""
-        layer, rounding = self._layer, self._layer.rounding(weight_bits)
-        self._grid = layer.source.grids[activation_bits]
-        if weight_bits not in self._weights:
-            weight = whole_weights(layer, weight_bits)
-            keep(self._weights, weight_bits, (weight, size_of(weight)), len(layer.grids) + layer.mixtures)
-        weight, size = self._weights[weight_bits]
-        codebook = isinstance(rounding, Codebook)
-        self._exponent = spare_exponent(size, self._grid, codebook)
-        self._weight = weight.double() if self._exponent or codebook else weight
-        self.unit = units(rounding, self._grid, self._exponent)
+        layer = self._layer
+        self._weight = whole_weights(layer, weight_bits)
+        self._codebook = isinstance(layer.rounding(weight_bits), Codebook)
+        self._most = largest_number(grid)
+        self._sizes = sizes(layer, weight_bits) * self._most
+        self.largest = float(self._sizes.max())
+        self._bias: torch.Tensor | None = None
+        self._narrow = self.largest < EXACT and not self._codebook
 
-    def __call__(self, codes: torch.Tensor) -> torch.Tensor:
-        """Computes the accumulators."""
-        numbers = codes.to(self._weight.dtype).add_(self._grid.low)
+    def add_bias(self, bias: torch.Tensor) -> None:
+        """Chooses the bias."""
+        self._narrow = not self._codebook and float((self._sizes + bias.abs()).max()) < EXACT
+        self._bias = bias.float() if self._narrow else bias
+
+    def __call__(self, held: torch.Tensor) -> torch.Tensor:
+        """Computes the accumulators of whole numbers in float32."""
+        if self._narrow:
+            return self._sums(held, self._weight, self._bias)
+        total = torch.zeros(())
+        for channels, precision in self._cut():
+            inputs = held[..., channels] if self._layer.convolution is None else held[:, channels]
+            weight = self._weight[:, channels] if channels != slice(None) else self._weight
+            total = total + self._sums(inputs.to(precision), weight.to(precision), None).double()
+        if self._bias is None:
+            return total
+        return total.add_(self._bias.view((-1, 1, 1) if self._layer.convolution is not None else (-1,)))
+
+    def _cut(self) -> list[tuple[slice, torch.dtype]]:
+        """Returns parts of the input channels, and the precision that holds the sums of each."""
+        everything = slice(None)
+        if self.largest < EXACT and not self._codebook:
+            return [(everything, torch.float32)]
+        convolution = self._layer.convolution
+        added = (
+            self._weight.double().abs().flatten(2).sum(2) if convolution is not None else self._weight.double().abs()
+        )
+        most = (added.amax(0) * self._most).tolist()  # by input channel, in any output channel
+        if self._codebook or (convolution is not None and convolution[-1] > 1) or max(most) >= EXACT:
+            return [(everything, torch.float64)]
+        starts, total = [0], 0.0
+        for channel, size in enumerate(most):
+            if total + size >= EXACT:
+                starts, total = [*starts, channel], 0.0
+            total += size
+        return [(slice(*edges), torch.float32) for edges in itertools.pairwise([*starts, len(most)])]
+
+    def _sums(self, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         if self._layer.convolution is None:
-            sums = F.linear(numbers, self._weight)
-        else:
-            stride, padding, dilation, groups = self._layer.convolution
-            sums = F.conv2d(numbers, self._weight, None, stride, padding, dilation, groups)
-        return sums if sums.dtype == torch.float32 else rounded(sums, self._exponent)
+            return F.linear(inputs, weight, bias)
+        stride, padding, dilation, groups = self._layer.convolution
+        return F.conv2d(inputs, weight, bias, stride, padding, dilation, groups)
 
 
 def whole_weights(layer: SwitchedLayer, weight_bits: WeightBits) -> torch.Tensor:
-    """Returns weights divided by their channel's scale, float32 (O, ...): whole numbers, or centroids of a codebook."""
-    scale, (weight, _) = layer.rounding(weight_bits).scale, layer.rounded(weight_bits)
-    divided = weight / torch.where(scale > 0, scale, 1.0)
-    return divided if isinstance(layer.rounding(weight_bits), Codebook) else divided.round()
+    """Returns weights divided by their channel's scale, float32 (O, ...): whole numbers, or centroids of a codebook.
+
+    They are made on first use and kept, as the weights themselves are.
+    """
+    if weight_bits not in layer.numbers:
+        scale, (weight, _) = layer.rounding(weight_bits).scale, layer.rounded(weight_bits)
+        divided = weight / torch.where(scale > 0, scale, 1.0)
+        number = divided if isinstance(layer.rounding(weight_bits), Codebook) else divided.round()
+        size = number.double().abs().flatten(1).sum(1)
+        keep(layer.numbers, weight_bits, (number, size), len(layer.grids) + layer.mixtures)
+    return layer.numbers[weight_bits][0]
 
 
-def size_of(weight: torch.Tensor) -> float:
-    """Returns the largest sum of a channel's absolute weights, (O, ...): what bounds accumulators of inputs up to 1."""
-    return float(weight.double().abs().flatten(1).sum(1).max())
+def sizes(layer: SwitchedLayer, weight_bits: WeightBits) -> torch.Tensor:
+    """Returns each channel's sum of absolute weights in whole numbers, float64 (O,)."""
+    whole_weights(layer, weight_bits)
+    return layer.numbers[weight_bits][1]
 
 
-def spare_exponent(size: float, grid: Grid, codebook: bool = False) -> int:
-    """Returns the exponent of the power of two that accumulators are rounded to, so that they stay within `EXACT`.
+def narrowed(sums: torch.Tensor, largest: float, whole: bool = True) -> tuple[torch.Tensor, int]:
+    """Rounds accumulators to the power of two that leaves them within `EXACT`.
 
     Args:
-        size: The weights' `size_of`.
-        grid: Of the input.
-        codebook: Whether weights are centroids of a codebook. Accumulators of whole numbers, exponent 0, are not
-            rounded where not even a partial sum of them can leave it.
+        sums: Exact accumulators.
+        largest: What no accumulator of any batch is larger than.
+        whole: Whether they are whole numbers, which are left as they are where none can leave it. Those of codebooks
+            are always rounded, to a power as small as it may be.
+
+    Returns:
+        The accumulators divided by that power of two, float32, and its exponent.
     """
-    excess = math.frexp(size * max(abs(grid.low), abs(grid.high)) / EXACT)[1]
-    return excess if codebook else max(0, excess)
-
-
-def units(rounding: WeightRounding, grid: Grid, exponent: int) -> torch.Tensor:
-    """Returns what an accumulator of 1 stands for by channel, float64 (O,)."""
-    return rounding.scale.double().flatten() * grid.scale.double() * 2.0**exponent
-
-
-def rounded(sums: torch.Tensor, exponent: int) -> torch.Tensor:
-    """Rounds exact sums, in any precision, to a power of two and returns them divided by it, float32."""
-    return sums.double().mul_(2.0**-exponent).round_().float()
+    exponent = math.frexp(largest / EXACT)[1]
+    if whole and exponent <= 0:
+        return sums.float(), 0
+    return sums.double().mul(2.0**-exponent).round_().float(), exponent

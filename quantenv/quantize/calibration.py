@@ -29,7 +29,7 @@ LINEAR = Scheme()
 WeightBits = int | tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Calibration:
     """A folded network with everything measured on it that quantizers start from."""
 

@@ -3,7 +3,7 @@
 import functools
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +15,10 @@ from quantenv.layers import LayerSpec
 from quantenv.locks import Lock
 from quantenv.quantize.accumulators import Accumulators, FloatAccumulators
 from quantenv.quantize.calibration import REESTIMATED_ON, Calibration
-from quantenv.quantize.coded import to_codes
 from quantenv.quantize.graph import Site
-from quantenv.quantize.reestimation import CHUNK, EstimatedLayer, Reestimation
+from quantenv.quantize.integer_graph import to_integers
+from quantenv.quantize.reestimation import CHUNK, Reestimation
+from quantenv.quantize.storage import FloatStorage, Storage
 from quantenv.quantize.switched import ChannelMap, Setting, Switched, SwitchedLayer, SwitchedSite
 
 
@@ -63,6 +64,26 @@ def rewire(
     return graph_module
 
 
+def simulated(calibration: Calibration) -> fx.GraphModule:
+    """Returns a network in float, of `SwitchedLayer` and `SwitchedSite`."""
+    indices = calibration.indices
+    sites: dict[str, SwitchedSite] = {}
+
+    def make_site(site: Site) -> nn.Module:
+        readers = [indices[name][0] for name in site.layers]
+        sites[site.node] = SwitchedSite(calibration.site_grids[site.node], readers, site.shared)
+        return sites[site.node]
+
+    def make_layer(layer: LayerSpec, module: nn.Module) -> nn.Module:
+        source = sites[calibration.site_of(layer.name).node]
+        round_weights = functools.partial(calibration.rounded, layer.name)
+        make_bias = functools.partial(calibration.bias, layer.name)
+        grids, channels = calibration.weight_grids[layer.name], calibration.channels[layer.name]
+        return SwitchedLayer(layer.name, module, grids, indices[layer.name], source, round_weights, make_bias, channels)
+
+    return rewire(calibration, make_site, make_layer)
+
+
 class QuantizedNetwork:
     """A post-training quantized network whose allocation is changed by swapping tensors.
 
@@ -72,12 +93,9 @@ class QuantizedNetwork:
         calibration: The calibrated network.
     """
 
-    value_bytes: ClassVar[int] = 4
-    """Bytes of a stored value."""
-
     def __init__(self, calibration: Calibration) -> None:
         self.calibration = calibration
-        self._simulated = self._simulate()
+        self._simulated = simulated(calibration)
         self.module = self._build()
         self._switched = [
             module
@@ -97,39 +115,20 @@ class QuantizedNetwork:
     def _build(self) -> fx.GraphModule:
         return self._simulated
 
+    def _reestimate(self) -> Reestimation:
+        inputs, largest = self.calibration.inputs[:REESTIMATED_ON], max(s.features for s in self.calibration.sites)
+        program = to_integers(
+            self.calibration, self._simulated, self.storage, self._accumulators, self.calibration.reestimated
+        )
+        return Reestimation(program.module, inputs, max(1, CHUNK // largest))
+
+    @property
+    def storage(self) -> Storage:
+        """How whole numbers are held where batch norms are estimated again."""
+        return FloatStorage()
+
     def _accumulators(self, layer: SwitchedLayer) -> Accumulators:
         return FloatAccumulators(layer)
-
-    def _reestimate(self) -> Reestimation:
-        moments, inputs = self.calibration.reestimated, self.calibration.inputs[:REESTIMATED_ON]
-        largest = max(site.features for site in self.calibration.sites)
-        module = to_codes(
-            self._simulated,
-            lambda layer, target: EstimatedLayer(layer, target, self._accumulators(layer), moments.get(layer.name)),
-        )
-        return Reestimation(module, inputs, max(1, CHUNK // largest))
-
-    def _simulate(self) -> fx.GraphModule:
-        """Returns the network in float, of `SwitchedLayer` and `SwitchedSite`."""
-        calibration = self.calibration
-        indices = calibration.indices
-        sites: dict[str, SwitchedSite] = {}
-
-        def make_site(site: Site) -> nn.Module:
-            readers = [indices[name][0] for name in site.layers]
-            sites[site.node] = SwitchedSite(calibration.site_grids[site.node], readers, site.shared)
-            return sites[site.node]
-
-        def make_layer(layer: LayerSpec, module: nn.Module) -> nn.Module:
-            source = sites[calibration.site_of(layer.name).node]
-            round_weights = functools.partial(calibration.rounded, layer.name)
-            make_bias = functools.partial(calibration.bias, layer.name)
-            grids, channels = calibration.weight_grids[layer.name], calibration.channels[layer.name]
-            return SwitchedLayer(
-                layer.name, module, grids, indices[layer.name], source, round_weights, make_bias, channels
-            )
-
-        return rewire(calibration, make_site, make_layer)
 
     def maps(self, allocations: Sequence[Allocation]) -> list[Mapping[str, ChannelMap]]:
         """Returns what re-estimation of batch norms does, by layer, under each allocation; see `Reestimation.maps`.

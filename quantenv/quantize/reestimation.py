@@ -19,12 +19,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from quantenv.quantize.accumulators import Accumulators
-from quantenv.quantize.coded import decode, encode
 from quantenv.quantize.corrections import EPSILON
+from quantenv.quantize.integer_layer import IntegerLayer
 from quantenv.quantize.program import Program, later, starts
-from quantenv.quantize.quantizers import Grid
-from quantenv.quantize.switched import Bits, ChannelMap, Setting, Switched, SwitchedLayer, SwitchedSite
+from quantenv.quantize.switched import Bits, ChannelMap, Switched
 
 #: Values of the network's largest stored tensor that are run at once: of ResNet-20, 32 images.
 CHUNK = 1 << 19
@@ -59,94 +57,26 @@ class ChannelSums:
         return mean, (squares - mean.square()).clamp_(min=0)
 
 
-class EstimatedLayer(Switched):
-    """A layer on codes whose outputs are computed from exact accumulators, and whose batch norm is estimated again."""
+def restored(layer: IntegerLayer, sums: ChannelSums, unit: torch.Tensor) -> ChannelMap:
+    """Makes a layer's outputs have the float network's mean and variance.
 
-    def __init__(
-        self,
-        layer: SwitchedLayer,
-        target: SwitchedSite | None,
-        accumulators: Accumulators,
-        moments: tuple[torch.Tensor, torch.Tensor] | None,
-    ) -> None:
-        """Makes the layer.
+    Args:
+        layer: The layer, whose moments say what is wanted.
+        sums: Of its accumulators.
+        unit: What an accumulator of 1 stands for, float64 (O,).
 
-        Args:
-            layer: The layer in float.
-            target: The site that alone reads it, or None.
-            accumulators: Compute its accumulators.
-            moments: Mean and variance of its outputs in the float network, (O,); None if no batch norm was folded in.
-        """
-        super().__init__()
-        self._layer, self._target, self._accumulators = (layer,), (target,), (accumulators,)  # not submodules
-        self.name, self.moments = layer.name, moments
-
-    def setting(self, bits: Bits) -> Setting:
-        """Returns the layer's setting, and the target's."""
-        (target,) = self._target
-        return self._layer[0].setting(bits) + (target.setting(bits) if target is not None else ())
-
-    def select(self, setting: Setting) -> None:
-        """Chooses weights and grids; without statistics of its own outputs, the layer has the bias of its weights."""
-        (layer,), (target,), (accumulators,) = self._layer, self._target, self._accumulators
-        weight_bits, activation_bits, stored_bits, rest = layer.take(setting)
-        self._stored, self._input = layer.source.grids[stored_bits], layer.source.grids[activation_bits]
-        self._recode = activation_bits < stored_bits
-        self._output = target.grids[int(rest[0])] if target is not None else None
-        accumulators.select(weight_bits, activation_bits)
-        _, bias = layer.rounded(weight_bits)
-        unit = accumulators.unit
-        self._scale(unit, torch.zeros_like(unit) if bias is None else bias.double())
-
-    def accumulate(self, codes: torch.Tensor) -> torch.Tensor:
-        """Maps codes to accumulators, float32 (N, O)."""
-        numbers = self._numbers(codes)
-        return (numbers.movedim(1, -1) if self._layer[0].convolution is not None else numbers).flatten(0, -2)
-
-    def restore(self, sums: ChannelSums) -> ChannelMap:
-        """Makes the layer's outputs have the float network's mean and variance.
-
-        Args:
-            sums: Of its accumulators.
-
-        Returns:
-            What that does to its outputs.
-        """
-        assert self.moments is not None
-        (accumulators,) = self._accumulators
-        wanted_mean, wanted_variance = (moment.double() for moment in self.moments)
-        mean, variance = sums.mean_and_variance()
-        slack = EPSILON * wanted_variance
-        total = variance * accumulators.unit.square() + slack
-        ratio = (wanted_variance + slack) / torch.where(total > 0, total, 1.0)
-        gain = torch.where(total > 0, ratio.sqrt(), 1.0)
-        factor = gain * accumulators.unit
-        bias = wanted_mean - factor * mean
-        self._scale(factor, bias)
-        return ChannelMap(next(_numbers), gain.float(), bias.float())
-
-    def forward(self, codes: torch.Tensor) -> torch.Tensor:
-        """Maps codes (B, C, H, W) or (B, ..., F) to codes, or to floats where no site follows."""
-        values = self._numbers(codes).mul_(self._factor).add_(self._offset)
-        if self._output is None:
-            return values
-        if self._output.sign:
-            return (values >= 0).to(torch.uint8).mul_(2)
-        return values.round_().clamp_(0, self._output.high - self._output.low).to(torch.uint8)
-
-    def _numbers(self, codes: torch.Tensor) -> torch.Tensor:
-        if self._recode:
-            codes = encode(decode(codes, self._stored), self._input)
-        numbers = self._accumulators[0](codes)
-        return numbers.contiguous(memory_format=torch.channels_last) if numbers.dim() == 4 else numbers
-
-    def _scale(self, factor: torch.Tensor, bias: torch.Tensor) -> None:
-        """Takes the outputs ``factor * accumulator + bias``, in units of the target's grid where it has steps."""
-        grid = self._output
-        if isinstance(grid, Grid) and not grid.sign:
-            factor, bias = factor / grid.scale.double(), bias / grid.scale.double() - grid.low
-        shape = (1, -1, 1, 1) if self._layer[0].convolution is not None else (-1,)
-        self._factor, self._offset = factor.float().view(shape), bias.float().view(shape)
+    Returns:
+        What that does to its outputs.
+    """
+    assert layer.moments is not None
+    wanted_mean, wanted_variance = (moment.double() for moment in layer.moments)
+    mean, variance = sums.mean_and_variance()
+    slack = EPSILON * wanted_variance
+    total = variance * unit.square() + slack
+    ratio = (wanted_variance + slack) / torch.where(total > 0, total, 1.0)
+    gain = torch.where(total > 0, ratio.sqrt(), 1.0)
+    bias = wanted_mean - gain * unit * mean
+    return ChannelMap(next(_numbers), gain.float(), bias.float())
 
 
 class Reestimation:
@@ -155,7 +85,7 @@ class Reestimation:
     Whoever runs it keeps other threads from doing so at the same time.
 
     Args:
-        module: The network on codes, of `EstimatedLayer`.
+        module: The network on whole numbers, of `IntegerLayer` that know the moments to restore.
         inputs: Calibration inputs, (N, ...).
         chunk: How many are run at once.
     """
@@ -167,7 +97,7 @@ class Reestimation:
         self._restored = {
             index: each
             for index, each in enumerate(modules)
-            if isinstance(each, EstimatedLayer) and each.moments is not None
+            if isinstance(each, IntegerLayer) and each.moments is not None
         }
         last = max(self._restored)  # what follows the last one changes no statistics
         self._switched = [each for each in modules[: last + 1] if isinstance(each, Switched)]
@@ -231,10 +161,11 @@ class Reestimation:
                     self._program.run(registers, reached, reached := self._program.switched[each])
                     kept.setdefault(each, []).append(registers.copy())
                 self._program.run(registers, reached, stop)
-                (codes,) = self._program.arguments(registers, stop)
-                numbers = layer.accumulate(codes)
+                (held,) = self._program.arguments(registers, stop)
+                numbers, unit = layer.sums(held)
                 sums = sums or ChannelSums(numbers.shape[1])
                 sums.add(numbers)
             assert sums is not None
-            found[module] = layer.restore(sums)
+            found[module] = restored(layer, sums, unit)
+            layer.settle(found[module])
             position, unkept = stop, stop + 1

@@ -4,12 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from quantenv.quantize.calibration import WeightBits, folded_weight, grouped_rounding, stored_bits
-from quantenv.quantize.quantizers import Grid, Rounding, WeightRounding, quantize
+from quantenv.quantize.quantizers import Codebook, Grid, Rounding, WeightRounding, quantize
+from quantenv.quantize.requantization import ChannelScales, channel_scales
 
 #: (weight bits, activation bits) of every layer, in execution order: `Allocation.bits`.
 Bits = tuple[tuple[int, int], ...]
@@ -19,6 +21,8 @@ Setting = tuple[Any, ...]
 #: Mixtures of bits, between the channel groups of a layer, whose weights are kept, the latest ones: as many as take
 #: `MIXTURE_BYTES`, within these limits.
 LEAST_MIXTURES, MOST_MIXTURES, MIXTURE_BYTES = 8, 64, 16 << 20
+#: Scales of a layer that are kept, the latest ones: under re-estimation each allocation may have its own.
+MOST_SCALES = 1024
 
 
 def keep(kept: dict[Any, Any], key: Any, value: Any, most: int) -> None:
@@ -116,6 +120,9 @@ class SwitchedLayer(Switched):
         size = self.float_weight.numel() * self.float_weight.element_size()
         self.mixtures = max(LEAST_MIXTURES, min(MOST_MIXTURES, MIXTURE_BYTES // size))
         self.cache: dict[WeightBits, tuple[torch.Tensor, torch.Tensor | None]] = {}
+        self.numbers: dict[WeightBits, tuple[torch.Tensor, torch.Tensor]] = {}
+        """Weights as whole numbers, and by channel the sum of their sizes; see `quantenv.quantize.accumulators`."""
+        self._scales: dict[tuple[WeightBits, int, int], ChannelScales] = {}
         self.weight = self.float_weight
         self.input_grid: Grid | None = None
 
@@ -138,10 +145,37 @@ class SwitchedLayer(Switched):
     def select(self, setting: Setting) -> None:
         """Chooses the weights' bits, and a coarser grid for the input where it is stored finer than wanted."""
         weight_bits, activation_bits, stored_bits, maps = self.take(setting)
-        self.weight, self.bias = self.rounded(weight_bits)
+        self.weight, bias = self.rounded(weight_bits)
         for each in maps:
-            self.weight, self.bias = self.weight * each.gain.view((-1,) + (1,) * (self.weight.dim() - 1)), each.bias
+            self.weight = self.weight * each.gain.view((-1,) + (1,) * (self.weight.dim() - 1))
+        scales = self.scales(weight_bits, activation_bits, *maps)
+        self.bias = torch.from_numpy(scales.bias_value).float() if maps or bias is not None else None
         self.input_grid = self.source.grids[activation_bits] if activation_bits < stored_bits else None
+
+    def scales(
+        self, weight_bits: WeightBits, activation_bits: int, restored: ChannelMap | None = None
+    ) -> ChannelScales:
+        """Returns what accumulators stand for, and the bias among them.
+
+        Args:
+            weight_bits: Bits of the weights.
+            activation_bits: Bits of the input.
+            restored: What batch-norm re-estimation makes of gain and bias, if it does.
+        """
+        key = weight_bits, activation_bits, -1 if restored is None else restored.number
+        if key not in self._scales:
+            rounding, (weight, bias) = self.rounding(weight_bits), self.rounded(weight_bits)
+            bias = bias if restored is None else restored.bias
+            scale = rounding.scale.flatten() if restored is None else rounding.scale.flatten() * restored.gain
+            made = channel_scales(
+                scale.numpy(),
+                self.source.grids[activation_bits].scale.numpy(),
+                np.zeros(len(scale)) if bias is None else bias.double().numpy(),
+                silent=(~weight.flatten(1).any(1)).numpy(),
+                whole=not isinstance(rounding, Codebook),
+            )
+            keep(self._scales, key, made, MOST_SCALES)
+        return self._scales[key]
 
     def rounding(self, weight_bits: WeightBits) -> WeightRounding:
         """Returns the grids that the weights are rounded to."""

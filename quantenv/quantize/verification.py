@@ -1,8 +1,8 @@
 """Whether what is quantized computes what the user's network does: compared on real inputs, once, layer by layer.
 
 The network, its folded trace, and the rewritten network with rounding left out must agree to float precision. What is
-left between float and quantized numbers is then rounding and nothing else. The int8 kernels, which round by nature,
-must not be further from the same rounding in float arithmetic than a few times what that rounding changes.
+left between float and quantized numbers is then rounding and nothing else. Integer arithmetic, which rounds by nature,
+must not be further from the same rounding simulated in float than a few times what that rounding changes.
 """
 
 import functools
@@ -18,11 +18,12 @@ from quantenv.errors import UnsupportedLayerError
 from quantenv.layers import LayerSpec
 from quantenv.plain.identity import InDoublePrecision
 from quantenv.quantize.calibration import Calibration
-from quantenv.quantize.coded import decode
-from quantenv.quantize.graph import Site
-from quantenv.quantize.integer import IntegerLayer, IntegerNetwork
+from quantenv.quantize.graph import Site, is_relu
+from quantenv.quantize.integer import IntegerNetwork
+from quantenv.quantize.integer_layer import IntegerLayer
 from quantenv.quantize.naming import name_of
 from quantenv.quantize.network import QuantizedNetwork, rewire
+from quantenv.quantize.storage import decode
 from quantenv.quantize.switched import SwitchedLayer, SwitchedSite
 
 #: Differences that float arithmetic in another order explains, relative to the root mean square over samples.
@@ -31,9 +32,9 @@ FLOAT_TOLERANCE = 1e-4
 LAYER_TOLERANCE = 1e-3
 #: Where there are larger ones, how much larger than those that single precision itself makes they may be.
 NOISE_FACTOR = 30
-#: How far kernels may be from the simulation: some of what rounding changes, as ties fall otherwise and later layers
+#: How far integers may be from the simulation: some of what rounding changes, as ties fall otherwise and later layers
 #: magnify that (0.9 of it in a MobileNet of random weights), and a little always; and from where on a layer is named.
-KERNEL_FACTOR, KERNEL_TOLERANCE, NAMED = 3, 1e-3, 0.02
+INTEGER_FACTOR, INTEGER_TOLERANCE, NAMED = 3, 1e-3, 0.02
 #: Samples whose values are compared layer by layer, and calibration inputs that rewritten networks run on.
 BY_LAYER, REWRITTEN_ON = 4, 32
 
@@ -99,8 +100,8 @@ def check_rewritten(calibration: Calibration) -> None:
     )
 
 
-def check_kernels(integers: IntegerNetwork) -> None:
-    """Checks that int8 kernels compute the network that float arithmetic simulates, at the bits it is made with.
+def check_integers(integers: IntegerNetwork) -> None:
+    """Checks that integer arithmetic computes the network that float arithmetic simulates, at the bits it is made with.
 
     Raises:
         UnsupportedLayerError: If they differ by far more than rounding changes the float network; the first layer that
@@ -111,18 +112,18 @@ def check_kernels(integers: IntegerNetwork) -> None:
     floats = QuantizedNetwork(calibration)
     with torch.no_grad():
         exact, simulated, computed = calibration.graph(inputs), floats(inputs), integers(inputs)
-        allowed = KERNEL_FACTOR * (simulated - exact).norm() + KERNEL_TOLERANCE * exact.norm()
+        allowed = INTEGER_FACTOR * (simulated - exact).norm() + INTEGER_TOLERANCE * exact.norm()
         if (computed - simulated).norm() <= allowed:
             return
-        for (name, expected), (_, value) in zip(_layer_values(floats), _kernel_values(integers), strict=True):
+        for (name, expected), (_, value) in zip(_layer_values(floats), _integer_values(integers), strict=True):
             if deviation(expected, value) > NAMED:
                 raise UnsupportedLayerError(
-                    f"On int8 kernels, {name} puts out something else than the same rounding in float arithmetic "
+                    f"In integer arithmetic, {name} puts out something else than the same rounding simulated in float "
                     f"({deviation(expected, value):.1%} of its size). Use backend 'float' (--evaluator ptq-float)."
                 )
     raise UnsupportedLayerError(
-        "On int8 kernels the network puts out something else than the same rounding in float arithmetic. Use backend "
-        "'float' (--evaluator ptq-float)."
+        "In integer arithmetic the network puts out something else than the same rounding simulated in float. Use "
+        "backend 'float' (--evaluator ptq-float)."
     )
 
 
@@ -255,21 +256,26 @@ def without_rounding(calibration: Calibration, but: Collection[str] = ()) -> fx.
 
 
 def _layer_values(floats: QuantizedNetwork) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yields what each layer puts out, rounded where a site alone reads it, by its name."""
+    """Yields what each layer puts out, rounded where a stored tensor alone reads it, by its name."""
     modules = dict(floats.module.named_modules())
     values = dict(values_of(floats.module, floats.calibration.inputs[:REWRITTEN_ON]))
     graph = floats.calibration.graph
     for node in values:
         if node.op == "call_module" and isinstance(modules[str(node.target)], SwitchedLayer):
-            users = list(node.users)
-            behind = modules.get(str(users[0].target)) if len(users) == 1 and users[0].op == "call_module" else None
+            behind = node
+            while len(behind.users) == 1 and not isinstance(modules.get(str(behind.target)), SwitchedSite):
+                (behind,) = behind.users
+                if not is_relu(behind, modules) and not isinstance(modules.get(str(behind.target)), SwitchedSite):
+                    break
+            stored = isinstance(modules.get(str(behind.target)), SwitchedSite)
             kind = type(graph.get_submodule(str(node.target))).__name__
-            yield f"{kind} {str(node.target)!r}", values[users[0] if isinstance(behind, SwitchedSite) else node]
+            yield f"{kind} {str(node.target)!r}", values[behind if stored else node]
 
 
-def _kernel_values(integers: IntegerNetwork) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yields the same as `_layer_values`, of int8 kernels, by the name of their node."""
+def _integer_values(integers: IntegerNetwork) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yields the same as `_layer_values`, of integer arithmetic, by the name of their node."""
     found: list[tuple[str, torch.Tensor]] = []
+    storage = integers.storage
 
     class Recorder(fx.Interpreter):
         def run_node(self, n: fx.Node) -> object:
@@ -277,7 +283,9 @@ def _kernel_values(integers: IntegerNetwork) -> Iterator[tuple[str, torch.Tensor
             layer = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
             if isinstance(layer, IntegerLayer):
                 assert isinstance(value, torch.Tensor)
-                found.append((n.name, decode(value, layer.output) if layer.output is not None else value))
+                target = layer.target
+                stored = value if target is None else decode(storage.numbers(value, target.grid), target.grid)
+                found.append((n.name, stored))
             return value
 
     Recorder(integers.module).run(integers.calibration.inputs[:REWRITTEN_ON])

@@ -1,8 +1,8 @@
 import pytest
 import torch
+from quantenv.quantize.coded import CodedSum, decode, encode
 
 from quantenv.quantize import Grid, quantize
-from quantenv.quantize.coded import CodedSum, decode, encode
 from quantenv.quantize.quantizers import activation_bounds
 from quantenv.quantize.switched import SwitchedSite
 

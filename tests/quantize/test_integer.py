@@ -1,5 +1,6 @@
 import pytest
 import torch
+from quantenv.quantize.coded import CodedSum
 from torch import nn
 
 from experiments.bench_agreement import agreement
@@ -7,7 +8,6 @@ from experiments.bench_tasks import trained_resnet20
 from quantenv.allocation import Allocation
 from quantenv.errors import QuantenvError
 from quantenv.quantize import QuantizedNetwork, calibrate, calibrate_task
-from quantenv.quantize.coded import CodedSum
 from quantenv.quantize.integer import IntegerNetwork, integer_obstacle
 from quantenv.tasks import get_task
 from quantenv.tasks.resnet20 import DATA_VARIABLE

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from quantenv.allocation import Allocation
 from quantenv.layers import describe
 from quantenv.quantize import PrefixRunner, QuantizedNetwork, calibrate
-from quantenv.quantize.integer import IntegerNetwork, integer_obstacle
+from quantenv.quantize.integer import IntegerNetwork
 from quantenv.quantize.switched import SwitchedLayer
 from quantenv.tasks.vision import torchvision
 
@@ -154,9 +154,7 @@ def test_backends_and_shared_prefixes_agree(name):
     layers = calibration.layers
     half = len(layers) // 2
     allocations = [Allocation.make(layers, [8] * half + [bits] * (len(layers) - half), 8) for bits in (8, 4)]
-    networks = [QuantizedNetwork(calibration)]
-    if integer_obstacle() is None:
-        networks.append(IntegerNetwork(calibration))
+    networks = [QuantizedNetwork(calibration), IntegerNetwork(calibration)]
     outputs = []
     for network in networks:
         settings = network.settings(allocations)

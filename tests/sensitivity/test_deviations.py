@@ -9,7 +9,6 @@ from scipy.special import log_softmax, rel_entr, softmax
 from quantenv.allocation import Allocation
 from quantenv.evaluate.ptq import PTQEvaluator
 from quantenv.quantize import QuantizedNetwork, calibrate_task
-from quantenv.quantize.integer import integer_obstacle
 from quantenv.sensitivity.deviations import (
     OUTPUT_KINDS,
     TOGETHER,
@@ -21,7 +20,7 @@ from quantenv.sensitivity.deviations import (
 )
 from quantenv.tasks import Split
 
-BACKENDS = ("float",) if integer_obstacle() else ("float", "integer")
+BACKENDS = ("float", "integer")
 
 
 def by_hand(logits, reference, labels):
