@@ -62,7 +62,7 @@ class EnumerateOptions(SourceOptions):
     activation_bits: int = 8
     """Bits of all activations."""
     backend: str = "auto"
-    """Arithmetic: float, integer (int8 kernels), or auto: integer where this CPU has them."""
+    """Arithmetic: integer, float (its simulation), or auto: integer but for codebooks of k-means."""
     workers: int = os.cpu_count() or 1
     """Workers that evaluate, one thread each."""
     pool: str = "processes"

@@ -24,8 +24,8 @@ from quantenv.tasks import Split, Task
 logger = logging.getLogger(__name__)
 
 #: Bytes of a network's largest stored tensor for one batch, by bytes of a value: larger batches leave the processor's
-#: caches. On ResNet-20, 1,000 images at once take 1.6 times as long as batches of 64 in float arithmetic; on int8 kernels,
-#: whose other costs are fewer, batches of 256 take 1.15 times as long as batches of 128.
+#: caches. On ResNet-20, 1,000 images at once take 1.6 times as long as batches of 64 in float arithmetic; on int8
+#: kernels, whose other costs are fewer, batches of 256 take 1.15 times as long as batches of 128.
 BATCH_BYTES = {4: 4 << 20, 1: 2 << 20}
 #: Allocations whose logits are tallied together.
 GROUP = 64

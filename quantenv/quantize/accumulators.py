@@ -15,8 +15,9 @@ from quantenv.quantize.switched import SwitchedLayer, WeightBits, keep
 class Accumulators(Protocol):
     """Computes a layer's accumulators: sums of products of its input's whole numbers and its weights', and the bias."""
 
-    largest: float
-    """What no accumulator is larger than, the bias left out."""
+    @property
+    def largest(self) -> float:
+        """What no accumulator is larger than, the bias left out."""
 
     def select(self, weight_bits: WeightBits, grid: Grid) -> None:
         """Chooses the weights and the input's grid; without a bias."""

@@ -273,7 +273,7 @@ def _averaged_dimensions(node: fx.Node, dimensions: int) -> tuple[int, ...] | No
     given = (given,) if isinstance(given, int) else given
     if not isinstance(given, tuple | list) or not all(isinstance(each, int) for each in given):
         return None
-    found = tuple(each % dimensions for each in given)  # type: ignore[operator]
+    found = tuple(each % dimensions for each in given)
     return found if found and 0 not in found else None
 
 
@@ -284,7 +284,7 @@ def _pair(value: Any) -> tuple[int, int]:
 def _call(node: fx.Node, module: nn.Module | None, value: torch.Tensor) -> torch.Tensor:
     """Calls what a node with one input calls, on another value."""
     (argument,) = node.all_input_nodes
-    arguments, keywords = fx.node.map_arg((node.args, node.kwargs), lambda n: value if n is argument else n)  # type: ignore[misc]
+    arguments, keywords = fx.node.map_arg((node.args, node.kwargs), lambda n: value if n is argument else n)
     if module is not None:
         found: torch.Tensor = module(*arguments, **keywords)
     else:

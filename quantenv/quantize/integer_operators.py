@@ -177,7 +177,7 @@ class Decode(Encode):
 
 
 class Moved(Encode):
-    """A module or function that moves whole numbers where what holds them does not allow it, such as padding of codes."""
+    """What moves whole numbers where what holds them does not allow it, such as padding of codes."""
 
     def __init__(self, move: Callable[[torch.Tensor], torch.Tensor], site: SwitchedSite, storage: Storage) -> None:
         super().__init__(site, storage)

@@ -1,6 +1,7 @@
 """Accumulators on oneDNN's int8 kernels, where the CPU has VNNI instructions; without them 16-bit sums may saturate."""
 
 import functools
+from typing import cast
 
 import torch
 
@@ -52,7 +53,7 @@ class KernelAccumulators:
     def select(self, weight_bits: WeightBits, grid: Grid) -> None:
         """Chooses the weights and the input's grid."""
         self._in_float.select(weight_bits, grid)
-        self._grid, self._bias = grid, None
+        self._grid, self._bias = grid, cast(torch.Tensor | None, None)
         self._sizes = sizes(self._layer, weight_bits) * largest_number(grid)
         self._narrow = self.largest < EXACT
         if self._narrow:
