@@ -59,9 +59,9 @@ class TrainOptions(SourceOptions):
     """Switches between HAQ's paper and its published code, such as {pins: over_budget}; the search is HAQ's where any
     is given, as --preset haq does. `quantenv.env.haq.HAQSwitches` explains them."""
     evaluator: str = "ptq"
-    """How an allocation's accuracy is measured while searching: ptq (post-training, in integer arithmetic),
-    ptq-integer (nothing else), ptq-float (simulated), finetune (a short fine-tune), finetune-haq (one epoch by HAQ's recipe), or
-    finetune-haq-train (the same, measured on the training images as in HAQ's code)."""
+    """How an allocation's accuracy is measured while searching: ptq (post-training, in integer arithmetic
+    unless the scheme has codebooks), ptq-integer, ptq-float (simulated), finetune (a short fine-tune), finetune-haq
+    (one epoch by HAQ's recipe), or finetune-haq-train (the same, measured on the training images as in HAQ's code)."""
     scheme: str | None = None
     """How the task is quantized: linear or k-means (a codebook of weights for each layer), then any post-training
     steps (equalisation, absorption, adaround or brecq, bias, batch-norm), as linear+adaround+bias+batch-norm. By

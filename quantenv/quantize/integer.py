@@ -2,9 +2,9 @@
 
 Every stored tensor holds whole numbers of its grid. A layer sums products of whole numbers exactly, adds its bias, a
 whole number, and takes the sum to the next grid by one multiplier and one rounding: see
-`quantenv.quantize.requantization`; sums of two tensors and averages do likewise: `integer_operators`. So neither the CPU's vector
-instructions nor threads nor batches change a bit. What else a network computes, such as a softmax, stays in float:
-`IntegerNetwork.float_operators` names it, and where there is any, last digits are the machine's.
+`quantenv.quantize.requantization`; sums of two tensors and averages do likewise: `integer_operators`. So neither the
+CPU's vector instructions nor threads nor batches change a bit. What else a network computes, such as a softmax, stays
+in float: `IntegerNetwork.float_operators` names it, and where there is any, last digits are the machine's.
 """
 
 import functools
