@@ -153,8 +153,9 @@ def fixed_by(task: Task, backend: str) -> list[str]:
         task: The task.
         backend: ``float`` or ``integer``.
     """
-    parts = ["ptq", backend, parse_scheme(task.scheme).version, task.identity]
-    if backend == "integer" and not float_operators(calibrate_task(task)):
+    calibration = calibrate_task(task)
+    parts = ["ptq", backend, parse_scheme(task.scheme).version, task.identity, calibration.content_hash]
+    if backend == "integer" and not float_operators(calibration):
         return [*parts, INTEGER_VERSION]
     return [*parts, *numerics()]
 

@@ -27,6 +27,7 @@ from quantenv.quantize.integer_operators import (
     IntegerConcatenation,
     IntegerSum,
     Moved,
+    OutputAverage,
     Target,
 )
 from quantenv.quantize.naming import name_of
@@ -146,7 +147,10 @@ class _Rewriting:
             return self._kept(self._insert(Moved(move, sites[0], self.storage), "moved", *terms), sites[0])
         target, through = self._target(node)
         if target is None:
-            return None
+            average = self._average(node, module) if len(terms) == 1 and self._leads_out(node) else None
+            if average is None:
+                return None
+            return self._insert(OutputAverage(*average, sites[0], self.storage), "OutputAverage", *terms)
         new: Switched | None = None
         if _is_sum(node) and len(terms) == len(node.args) == 2:
             new = IntegerSum(sites, target, self.storage)
@@ -167,7 +171,7 @@ class _Rewriting:
     def _layer(self, node: fx.Node, layer: SwitchedLayer) -> fx.Node:
         argument = self._stored(self.values[node.args[0]], layer.source)  # type: ignore[index]
         target, through = self._target(node)
-        wide = target is None and _leads_out(node)
+        wide = target is None and self._leads_out(node)
         new = IntegerLayer(layer, target, self.storage, self.accumulators(layer), self.moments.get(layer.name), wide)
         made = self._insert(new, str(node.target).replace(".", "_"), argument)
         if target is not None:
@@ -208,6 +212,10 @@ class _Rewriting:
             positive = True
             most = 6.0 if isinstance(module, nn.ReLU6) or node.target is F.relu6 else most
         return None, []
+
+    def _leads_out(self, node: fx.Node) -> bool:
+        """Whether a node's value is the network's output, perhaps moved, and nothing else."""
+        return all(user.op == "output" or (user.name in self.moving and self._leads_out(user)) for user in node.users)
 
     def _moves(self, node: fx.Node, module: nn.Module | None) -> bool:
         """Whether a node moves what is held, whatever holds it."""
@@ -312,8 +320,3 @@ def _shapes(calibration: Calibration) -> dict[str, torch.Size]:
 def _is_sum(node: fx.Node) -> bool:
     """Says whether a node adds two tensors and does nothing else."""
     return node.target in _SUMS.get(node.op, ()) and not node.kwargs
-
-
-def _leads_out(node: fx.Node) -> bool:
-    """Whether a node's value is the network's output, and nothing else."""
-    return all(user.op == "output" for user in node.users)

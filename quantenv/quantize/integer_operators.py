@@ -176,6 +176,21 @@ class Decode(Encode):
         return decode(self._storage.numbers(x, self._grid), self._grid)
 
 
+class OutputAverage(Encode):
+    """An average that is the network's output: an exact sum, times what 1 of it stands for, in float64."""
+
+    def __init__(
+        self, sums: Callable[[torch.Tensor], torch.Tensor], count: int, site: SwitchedSite, storage: Storage
+    ) -> None:
+        super().__init__(site, storage)
+        self._sums, self._count = sums, count
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Averages whole numbers."""
+        sums = self._sums(self._storage.numbers(x, self._grid))
+        return sums.double().mul_(float(self._grid.scale) / self._count)
+
+
 class Moved(Encode):
     """What moves whole numbers where what holds them does not allow it, such as padding of codes."""
 

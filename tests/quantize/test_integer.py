@@ -1,5 +1,6 @@
 """Integer arithmetic against whole numbers summed in NumPy, against its simulation, and on every machine."""
 
+import functools
 import hashlib
 from dataclasses import replace
 
@@ -26,10 +27,15 @@ from quantenv.quantize.switched import SwitchedLayer
 from quantenv.tasks import get_task
 from quantenv.tasks.vision import torchvision
 from tests.networks import branched
-from tests.other_machines import answers, same_everywhere
+from tests.other_machines import FEW, answers, same_everywhere
 
 INPUTS = torch.randn(96, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 SCHEMES = ("linear", "linear+bias", "linear+bias+batch-norm")
+
+
+@functools.cache
+def calibrated(scheme="linear", seed=0):
+    return calibrate(branched(seed), INPUTS, parse_scheme(scheme))
 
 
 def whole_layer(network, calibration, name, bits, numbers):
@@ -53,7 +59,7 @@ def whole_layer(network, calibration, name, bits, numbers):
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("bits", [(8, 8), (4, 8), (3, 4), (1, 2)])
 def test_a_network_computes_what_numpy_does_in_whole_numbers(scheme, bits):
-    calibration = calibrate(branched(), INPUTS, parse_scheme(scheme))
+    calibration = calibrated(scheme)
     network = IntegerNetwork(calibration, "float32")
     network.select(Allocation.make(calibration.layers, *bits))
     grids = {site.node: calibration.site_grids[site.node] for site in calibration.sites}
@@ -113,7 +119,7 @@ def test_a_network_computes_what_numpy_does_in_whole_numbers(scheme, bits):
 
 
 def test_sums_and_averages_of_stored_tensors_are_integers():
-    calibration = calibrate(branched(), INPUTS)
+    calibration = calibrated()
     kinds = [type(module) for module in IntegerNetwork(calibration).module.modules()]
     assert kinds.count(IntegerSum) == 2
     assert kinds.count(IntegerAverage) == 1
@@ -159,7 +165,7 @@ def test_predictions_agree_with_the_simulation_on_digits(bits, activations):
     [(8, 8), (4, 4), (1, 1), ([2, 3, 4, 5, 6, 1], [7, 6, 5, 4, 3, 2]), (8, [8, 2, 8, 4, 6, 8])],
 )
 def test_every_structure_computes_what_the_simulation_does(weights, activations):
-    calibration = calibrate(branched(), INPUTS)
+    calibration = calibrated()
     allocation = Allocation.make(calibration.layers, weights, activations)
     simulated, integers = QuantizedNetwork(calibration), IntegerNetwork(calibration)
     simulated.select(allocation)
@@ -221,11 +227,11 @@ def test_sums_beyond_single_precision_are_exact_too(groups):
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.integers(0, 1000), st.sampled_from([1, 2, 4, 7]), st.sampled_from([1, 3, 8]), st.booleans())
+@given(st.integers(0, 2), st.sampled_from([1, 2, 4, 7]), st.sampled_from([1, 3, 8]), st.booleans())
 def test_int8_kernels_sum_what_float_sums(seed, weight_bits, activation_bits, biased):
     # Without VNNI 16-bit sums of two products may saturate, but not where weights have up to 7 bits.
     bits = 8 if weight_bits == 7 and kernel_obstacle() is None else weight_bits
-    calibration = calibrate(branched(seed), INPUTS)
+    calibration = calibrated("linear", seed)
     generator = torch.Generator().manual_seed(seed)
     for layer in (each for each in QuantizedNetwork(calibration).module.modules() if isinstance(each, SwitchedLayer)):
         grid = layer.source.grids[activation_bits]
@@ -249,8 +255,8 @@ def test_unknown_kernels_and_those_that_cannot_run_are_refused(kernels, monkeypa
     monkeypatch.setattr("quantenv.quantize.integer.kernel_obstacle", lambda: "this CPU has no VNNI instructions")
     message = r"no VNNI.*kernels 'float32'" if kernels == "int8" else "Unknown kernels"
     with pytest.raises(QuantenvError, match=message):
-        IntegerNetwork(calibrate(branched(), INPUTS), kernels)
-    assert IntegerNetwork(calibrate(branched(), INPUTS)).kernels == "float32"
+        IntegerNetwork(calibrated(), kernels)
+    assert IntegerNetwork(calibrated()).kernels == "float32"
 
 
 def test_missing_cpu_flags_are_an_obstacle(monkeypatch):
@@ -260,7 +266,7 @@ def test_missing_cpu_flags_are_an_obstacle(monkeypatch):
 
 def test_codebooks_have_no_integer_arithmetic():
     with pytest.raises(QuantenvError, match=r"codebooks of k-means lie on no integer grid.*backend 'float'"):
-        IntegerNetwork(calibrate(branched(), INPUTS, parse_scheme("k-means")))
+        IntegerNetwork(calibrated("k-means"))
 
 
 # On every machine ------------------------------------------------------------------------------------------
@@ -327,6 +333,6 @@ def digits_evaluations():
 
 
 def test_every_machine_computes_the_same_bits():
-    found = answers(logits_in_batches)["logits_in_batches"]
+    found = answers(logits_in_batches, machines=FEW)["logits_in_batches"]
     digests = same_everywhere(found)
     assert len(set(digests)) == 1
