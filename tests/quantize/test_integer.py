@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,20 +14,22 @@ from torch import nn
 
 from quantenv.allocation import Allocation
 from quantenv.errors import QuantenvError
-from quantenv.evaluate.ptq import PTQEvaluator
 from quantenv.quantize import PrefixRunner, QuantizedNetwork, calibrate, calibrate_task, parse_scheme
 from quantenv.quantize.accumulators import FloatAccumulators, whole_weights
+from quantenv.quantize.calibrating import restore
+from quantenv.quantize.calibration import prepare
 from quantenv.quantize.integer import IntegerNetwork, float_operators
 from quantenv.quantize.integer_layer import IntegerLayer
 from quantenv.quantize.integer_operators import IntegerAverage, IntegerSum
 from quantenv.quantize.kernels import KernelAccumulators, kernel_obstacle
+from quantenv.quantize.prepared import read_prepared, write_prepared
 from quantenv.quantize.requantization import EXACT
 from quantenv.quantize.storage import CodeStorage
 from quantenv.quantize.switched import SwitchedLayer
 from quantenv.tasks import get_task
 from quantenv.tasks.vision import torchvision
 from tests.networks import branched
-from tests.other_machines import FEW, answers, same_everywhere
+from tests.other_machines import answers, same_everywhere
 
 INPUTS = torch.randn(96, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 SCHEMES = ("linear", "linear+bias", "linear+bias+batch-norm")
@@ -272,67 +274,31 @@ def test_codebooks_have_no_integer_arithmetic():
 # On every machine ------------------------------------------------------------------------------------------
 
 
-def fixed_network():
-    """A calibrated network whose numbers no float pass of this machine has made: grids of given scales."""
-    calibration = calibrate(branched(), INPUTS, parse_scheme("linear+batch-norm"))
-
-    def settled(grid, place):
-        return replace(grid, scale=torch.full_like(grid.scale, 0.01 * (1 + place % 7)))
-
-    site_grids = {
-        name: {bits: replace(settled(grid, place), low=-3, high=2**bits - 4) for bits, grid in grids.items()}
-        for place, (name, grids) in enumerate(calibration.site_grids.items())
-    }
-    fixed = replace(calibration, site_grids=site_grids)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in fixed.graph.parameters():
-            parameter.copy_(torch.randint(-99, 99, parameter.shape, generator=generator) / 64)
-    fixed.__dict__["linear_grids"] = {
-        name: {bits: settled(grid, bits) for bits, grid in grids.items()}
-        for name, grids in calibration.linear_grids.items()
-    }
-    fixed.__dict__["reestimated"] = {
-        name: (torch.full_like(mean, 0.25), torch.full_like(variance, 1.5))
-        for name, (mean, variance) in calibration.reestimated.items()
-    }
-    return fixed
+def images(count):
+    """Inputs that no random numbers of a machine's own make, float32 (N, 3, 16, 16)."""
+    return torch.arange(count * 3 * 256).float().view(count, 3, 16, 16).remainder(17).sub(8).div(8)
 
 
-def logits_of_random_allocations(batch):
-    calibration = fixed_network()
+def logits_in_batches(prepared, scheme):
+    """Digests of logits under random allocations, with batches of 1, 7 and 24."""
+    calibration = restore(branched(), images(40), read_prepared(Path(prepared)), parse_scheme(scheme))
     generator = np.random.default_rng(0)
     allocations = [
         Allocation.make(calibration.layers, generator.integers(1, 9, 6).tolist(), generator.choice([2, 8], 6).tolist())
-        for _ in range(12)
+        for _ in range(8)
     ]
-    network, found = IntegerNetwork(calibration), []
-    for part in torch.arange(0, 24 * 3 * 256).float().view(24, 3, 16, 16).remainder(17).sub(8).div(8).split(batch):
-        runner = PrefixRunner(network)
-        found.append(torch.stack([each.clone() for each in runner.run(part, network.settings(allocations))]))
-    return hashlib.sha256(torch.cat(found, 1).numpy().tobytes()).hexdigest()
-
-
-def logits_in_batches():
-    return [logits_of_random_allocations(batch) for batch in (1, 7, 24)]
-
-
-def digits_evaluations():
-    task = get_task("digits")
-    evaluator = PTQEvaluator(task)
-    rng = np.random.default_rng(1)
-    allocations = [Allocation.make(task.layers, rng.integers(1, 9, 8).tolist(), 8) for _ in range(40)]
     found = []
-    for evaluator.batch in (1, 64, 500):
-        found.append(
-            [[e.correct, e.loss] for e in evaluator.evaluate(allocations[: 4 if evaluator.batch == 1 else 40])]
-        )
-    assert found[1] == found[2]
-    assert found[0] == found[1][:4]
-    return found[2]
+    for batch in (1, 7, 24):
+        network, parts = IntegerNetwork(calibration), []
+        for part in images(24).split(batch):
+            outputs = PrefixRunner(network).run(part, network.settings(allocations))
+            parts.append(torch.stack([each.clone() for each in outputs]))
+        found.append(hashlib.sha256(torch.cat(parts, 1).numpy().tobytes()).hexdigest())
+    return found
 
 
-def test_every_machine_computes_the_same_bits():
-    found = answers(logits_in_batches, machines=FEW)["logits_in_batches"]
-    digests = same_everywhere(found)
-    assert len(set(digests)) == 1
+def test_every_machine_computes_the_same_bits(tmp_path):
+    scheme, path = "linear+bias+batch-norm", tmp_path / "prepared.safetensors"
+    write_prepared(prepare(calibrated(scheme)), path)
+    found = answers(logits_in_batches, prepared=str(path), scheme=scheme)["logits_in_batches"]
+    assert len(set(same_everywhere(found))) == 1
