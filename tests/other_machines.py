@@ -128,7 +128,7 @@ def limits(loops: str | None) -> dict[str, str]:
 def _child(loops: str | None) -> subprocess.Popen[str]:
     """Starts the process that plays machines with these loops; it ends with the tests."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    environment["OMP_WAIT_POLICY"] = "PASSIVE"  # two threads that spin, on cores that others use, take ten times as long
+    environment["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that spin on cores that others use take ten times as long
     environment["PYTHONHASHSEED"] = str(LOOPS.index(loops))  # sets of strings come in another order in each
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.other_machines"],

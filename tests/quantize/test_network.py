@@ -37,16 +37,19 @@ def outputs_by_hand(calibration, allocation, inputs):
             if n.op == "call_module" and n.target in weight_bits:
                 (x,), _ = self.fetch_args_kwargs_from_env(n)
                 layer = calibration.graph.get_submodule(n.target)
-                x = quantize(x, calibration.site_grids[calibration.site_of(n.target).node][activation_bits[n.target]])
+                read = calibration.site_grids[calibration.site_of(n.target).node][activation_bits[n.target]]
+                x = quantize(x, read)
                 # The same memory format, so that both sums run in the same order and no rounding tie falls differently.
                 weight = layer.weight.contiguous(
                     memory_format=torch.channels_last if layer.weight.dim() == 4 else torch.contiguous_format
                 )
-                weight = quantize(weight, calibration.weight_grids[n.target][weight_bits[n.target]])
+                grid = calibration.weight_grids[n.target][weight_bits[n.target]]
+                weight, unit = quantize(weight, grid), grid.scale.flatten().double() * read.scale.double()
+                bias = ((layer.bias / unit).round() * unit).float()  # on the grid of the accumulators
                 if isinstance(layer, nn.Linear):
-                    value = F.linear(x, weight, layer.bias)
+                    value = F.linear(x, weight, bias)
                 else:
-                    value = F.conv2d(x, weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+                    value = F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
             else:
                 value = super().run_node(n)
             if n.name in sites:

@@ -11,10 +11,12 @@ from torch import nn
 
 from quantenv.allocation import Allocation
 from quantenv.quantize import QuantizedNetwork, calibrate, parse_scheme
-from quantenv.quantize.accumulators import EXACT, FloatAccumulators, whole_weights
+from quantenv.quantize.accumulators import FloatAccumulators, whole_weights
 from quantenv.quantize.corrections import EPSILON
-from quantenv.quantize.integer import IntegerNetwork, KernelAccumulators
-from quantenv.quantize.reestimation import ChannelSums, EstimatedLayer
+from quantenv.quantize.integer import IntegerNetwork
+from quantenv.quantize.integer_layer import IntegerLayer
+from quantenv.quantize.reestimation import ChannelSums
+from quantenv.quantize.requantization import EXACT
 from quantenv.quantize.switched import SwitchedLayer
 from tests.networks import BACKENDS, branched
 
@@ -92,23 +94,23 @@ def test_squares_of_the_largest_numbers_overflow_nothing():
 def test_maps_are_those_of_whole_numbers_summed_in_numpy(backend, bits, monkeypatch):
     seen = {}
 
-    def accumulate(layer, codes):
-        seen.setdefault(layer, []).append(codes)
-        return original(layer, codes)
+    def sums(layer, held):
+        seen.setdefault(layer, []).append(layer._storage.numbers(held, layer._stored or layer._input))
+        return original(layer, held)
 
-    original = EstimatedLayer.accumulate
-    monkeypatch.setattr(EstimatedLayer, "accumulate", accumulate)
+    original = IntegerLayer.sums
+    monkeypatch.setattr(IntegerLayer, "sums", sums)
     calibration = calibrate(network_of(2, False, 2), INPUTS, SCHEME)
     network = backend(calibration)
     seen.clear()
     network._reestimation._latest = [], []  # those of 8 bits, which it begins with
     (maps,) = network.maps([Allocation.make(calibration.layers, *bits)])
     assert [layer.name for layer in seen] == list(maps) == ["0", "3", "8"]
-    for layer, codes in seen.items():
+    for layer, held in seen.items():
         module = calibration.graph.get_submodule(layer.name)
         stored = calibration.site_grids[calibration.site_of(layer.name).node][bits[1]]
         grid = calibration.linear_grids[layer.name][bits[0]]
-        numbers = torch.cat(codes).long() + stored.low
+        numbers = torch.cat(held).long()
         weights = torch.where(module.weight >= 0, 1, -1) if bits[0] == 1 else (module.weight / grid.scale).round()
         weights = weights.clamp(grid.low, grid.high).long()
         if isinstance(module, nn.Conv2d):
@@ -236,38 +238,25 @@ def test_accumulators_beyond_single_precision_are_rounded_to_a_power_of_two(posi
     restored = exact * unit * expected["0"].gain + expected["0"].bias
     torch.testing.assert_close(restored.mean(0), mean.double(), rtol=0, atol=1e-6 * float((exact * unit).abs().max()))
     torch.testing.assert_close(restored.var(0, correction=0), variance.double(), rtol=1e-3, atol=0)
-    if IntegerNetwork in BACKENDS:
-        assert_equal(IntegerNetwork(calibration).maps(allocation)[0], expected)
+    assert_equal(IntegerNetwork(calibration).maps(allocation)[0], expected)
 
 
 def test_accumulators_are_exact():
     calibration = calibrate(branched(), INPUTS, SCHEME)
-    layers = [each for each in QuantizedNetwork(calibration).module.modules() if isinstance(each, SwitchedLayer)]
-    kernels = (
-        [each for each in IntegerNetwork(calibration)._switched if each.name]
-        if IntegerNetwork in BACKENDS
-        else [None] * len(layers)
-    )
-    assert len(kernels) == len(layers)
-    for layer, kernel in zip(layers, kernels, strict=True):
+    for layer in (each for each in QuantizedNetwork(calibration).module.modules() if isinstance(each, SwitchedLayer)):
         channels = layer.float_weight.shape[1] * (layer.convolution or [1])[-1]
         drawn = torch.randint(0, 256, (4, channels, 9, 9))
         drawn = drawn if layer.convolution is not None else drawn[..., 0, 0]
         for weight_bits, activation_bits in itertools.product((1, 4, 8), (1, 3, 8)):
-            codes = (drawn % 2**activation_bits if activation_bits > 1 else drawn % 2 * 2).to(torch.uint8)
-            numbers = codes.double() + layer.source.grids[activation_bits].low
+            codes = drawn % 2**activation_bits if activation_bits > 1 else drawn % 2 * 2
+            numbers = (codes + layer.source.grids[activation_bits].low).float()
             weight = whole_weights(layer, weight_bits).double()  # sums of whole numbers below 2**53 are exact
             if layer.convolution is None:
-                expected = F.linear(numbers, weight)
+                expected = F.linear(numbers.double(), weight)
             else:
                 stride, padding, dilation, groups = layer.convolution
-                expected = F.conv2d(numbers, weight, None, stride, padding, dilation, groups)
+                expected = F.conv2d(numbers.double(), weight, None, stride, padding, dilation, groups)
             assert expected.abs().max() < EXACT
             in_float = FloatAccumulators(layer)
-            in_float.select(weight_bits, activation_bits)
-            assert torch.equal(in_float(codes).double(), expected)
-            if kernel is not None:
-                in_kernel = KernelAccumulators(kernel)
-                in_kernel.select(weight_bits, activation_bits)
-                assert torch.equal(in_kernel(codes).double(), expected)
-                assert torch.equal(in_kernel.unit, in_float.unit)
+            in_float.select(weight_bits, layer.source.grids[activation_bits])
+            assert torch.equal(in_float(numbers).double(), expected)

@@ -1,18 +1,21 @@
 """What is prepared computes what the user's network does: whatever differs before anything is rounded is refused."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
+from quantenv.allocation import Allocation
 from quantenv.errors import QuantenvError, UnsupportedLayerError
 from quantenv.evaluate.ptq import PTQEvaluator
 from quantenv.quantize import calibrate
-from quantenv.quantize.integer import IntegerLayer, IntegerNetwork, integer_obstacle
+from quantenv.quantize.integer import IntegerNetwork
 from quantenv.quantize.naming import name_of
 from quantenv.quantize.network import rewire
 from quantenv.quantize.switched import SwitchedLayer
 from quantenv.quantize.tracing import trace
-from quantenv.quantize.verification import check_kernels, check_rewritten, check_trace
+from quantenv.quantize.verification import check_integers, check_rewritten, check_trace
 from quantenv.tasks import Split, Task, get_task
 from tests.networks import branched
 
@@ -99,33 +102,32 @@ def test_operations_are_named_by_the_layer_in_front_of_them():
 
 
 @pytest.mark.parametrize("layer", ["stem", "head"])
-def test_kernels_that_compute_something_else_are_refused(layer, monkeypatch):
+def test_integers_that_compute_something_else_are_refused(layer, monkeypatch):
     calibration = calibrate(branched(), INPUTS)
-    if integer_obstacle() is not None:
-        with pytest.raises(QuantenvError, match="The integer backend cannot run here"):
-            IntegerNetwork(calibration)
-        return
-    network = IntegerNetwork(calibration)
-    check_kernels(network)
-    shape = network.calibration.graph.get_submodule(layer).weight.shape
+    check_integers(IntegerNetwork(calibration))
+    right = SwitchedLayer.scales
 
-    def pack(self, weight_bits, activation_bits):
-        packed, scales = right(self, weight_bits, activation_bits)
-        return packed, scales * (1.5 if self.layer.float_weight.shape == shape else 1)
+    def scales(self, *bits):
+        found = right(self, *bits)
+        return replace(found, weight_scale=found.weight_scale * 1.5, unit=found.unit * 1.5) if wrong(self) else found
 
-    right = IntegerLayer._pack
-    monkeypatch.setattr(IntegerLayer, "_pack", pack)
-    broken = IntegerNetwork(network.calibration)
+    def wrong(self):
+        return self.name == layer
+
+    broken = IntegerNetwork(calibration)
+    monkeypatch.setattr(SwitchedLayer, "scales", scales)
+    broken._selected = [None] * len(broken._selected)  # so that all are chosen again
+    broken.select(Allocation.make(calibration.layers, 8, 8))
+    monkeypatch.setattr(SwitchedLayer, "scales", right)
     with pytest.raises(UnsupportedLayerError, match=f"'{layer}' puts out something else than the same rounding"):
-        check_kernels(broken)
+        check_integers(broken)
 
 
-def test_evaluators_on_kernels_check_them(monkeypatch):
-    monkeypatch.setattr("quantenv.evaluate.ptq.integer_obstacle", lambda: None)
-    monkeypatch.setattr("quantenv.quantize.integer.integer_obstacle", lambda: None)
+@pytest.mark.parametrize("kernels", ["float32", "auto"])
+def test_evaluators_in_integers_check_them(kernels, monkeypatch):
     checked = []
-    monkeypatch.setattr("quantenv.evaluate.ptq.check_kernels", checked.append)
-    evaluator = PTQEvaluator(get_task("digits"), "integer")
+    monkeypatch.setattr("quantenv.evaluate.ptq.check_integers", checked.append)
+    evaluator = PTQEvaluator(get_task("digits"), "integer", kernels)
     assert checked == [evaluator.network]
 
 
