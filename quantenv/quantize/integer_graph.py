@@ -109,6 +109,7 @@ class _Rewriting:
         self.moving = {node.name for node in seen.moving}
         self.constant = {node.name for node in seen.constants}
         self.shapes = _shapes(self.calibration)
+        self.originals = {node.name: node for node in self.calibration.graph.graph.nodes}
         for node in self.source.graph.nodes:
             if node not in self.values:  # else an operator in front has done its work
                 self.values[node] = self._rewritten(node)
@@ -133,7 +134,7 @@ class _Rewriting:
         if node.name not in self.constant and node.op not in ("placeholder", "output", "get_attr"):
             free = node.name in self.moving or is_relu(node, self.modules)
             if not free:
-                self.in_float.append(name_of(node, self.calibration.graph))
+                self.in_float.append(name_of(self.originals[node.name], self.calibration.graph))
         return self.graph.node_copy(node, lambda n: self._decoded(self.values[n]))
 
     def _operator(
