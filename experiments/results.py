@@ -167,26 +167,26 @@ def _make(
     outdated: set[str] = set()
     left: list[str] = []
     for recorded in table:
-        reasons = place.moved(recorded, known)
+        moved = place.moved(recorded, known)
         inputs = [f"{name} is stale" for name in recorded.reads if name in outdated]
-        wanted = recorded in chosen if asked else bool(reasons or inputs)
-        if wanted and not reasons and not inputs and not again:
+        reasons = moved or ([] if asked else inputs)
+        if asked and recorded in chosen and not reasons:
             say(f"{recorded.name} is fresh.")
-            continue
-        hindrance = obstacle(recorded, place.root, place.data) if wanted else None
-        if wanted and hindrance is None and inputs and not asked:
-            hindrance = f"{', '.join(inputs)} and could not be made"
-        if wanted and hindrance is None:
-            say(f"{recorded.name}: {', '.join(reasons or inputs) or 'again'}.")
-            try:
-                known = _made(place, recorded, table, known)
-                continue
-            except CommandFailed as error:
-                hindrance = str(error)
-        if wanted:
+            reasons = ["again"] if again else []
+        if reasons and (recorded in chosen or not asked):
+            hindrance = obstacle(recorded, place.root, place.data)
+            if hindrance is None and inputs and not asked:
+                hindrance = f"{', '.join(inputs)} and could not be made"
+            if hindrance is None:
+                say(f"{recorded.name}: {', '.join(reasons)}.")
+                try:
+                    known = _made(place, recorded, table, known)
+                    continue
+                except CommandFailed as error:
+                    hindrance = str(error)
             say(f"{recorded.name} is left out: {hindrance}.")
             left.append(recorded.name)
-        if reasons or inputs:
+        if moved or inputs:
             outdated |= set(recorded.files)
     if left:
         say(f"Left out: {', '.join(left)}.")

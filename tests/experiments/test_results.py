@@ -212,10 +212,15 @@ sys.exit(results._main())
 
 def test_some_can_be_made_alone_and_again(made, capsys):
     (made / "quantenv/numbers.py").write_text("FACTOR = 3")
-    assert main(["--only=second"], made, MADE) == 0  # of what it reads as it is
+    assert main(["--only=second"], made, MADE) == 0  # fresh, of what it reads as it is
+    assert runs(made) == []
     assert main(["--only=second", "--again"], made, MADE) == 0
+    (made / "experiments" / "second.py").write_text((made / "experiments" / "second.py").read_text() + "MORE = 1\n")
+    assert main(["--only=second"], made, MADE) == 0
     assert runs(made) == ["second", "second"]
     assert [line.split()[0] for line in check(made, capsys)[1]] == ["first", "second"]
+    assert main([], made, MADE) == 0
+    assert runs(made) == ["first", "second"]
     assert main(["--only=part"], made, TABLE) == 0
     assert json.loads((made / "out" / "parts.json").read_text()) == {"a": 1, "b": 1}
     with pytest.raises(QuantenvError, match="Did you mean 'second'"):
