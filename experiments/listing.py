@@ -18,7 +18,7 @@ class TasksOptions(SourceOptions):
     """Lists the tasks."""
 
     task: str | None = None
-    """Show this task's quantizable layers instead; its network is trained if that was never done."""
+    """Show this task's quantizable layers instead; its network is made for that."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from quantenv.errors import QuantenvError
 from quantenv.evaluate.ptq import PTQEvaluator
 from quantenv.evaluate.table import EvaluationTable
 from quantenv.evaluate.tables import resolve_task
-from quantenv.quantize.prepared import PreparedNetwork, read_prepared, with_about, write_prepared
+from quantenv.quantize.prepared import PreparedNetwork, read_prepared, write_prepared
 from quantenv.quantize.preparing import bringing, check_key, find_prepared, make_prepared
 from quantenv.sensitivity.divergence import SHOWN, measured_sensitivity
 from quantenv.sensitivity.kinds import Settings
@@ -80,7 +80,7 @@ def with_sensitivities(task: Task, prepared: PreparedNetwork) -> PreparedNetwork
         found = measured_outputs(evaluator, settings, show)
     found[SHOWN] = measured_sensitivity(evaluator).tolist()
     measured = {**prepared.about.sensitivities, identity_of(evaluator, settings): found}
-    return with_about(prepared, msgspec.structs.replace(prepared.about, sensitivities=measured))
+    return dataclasses.replace(prepared, about=msgspec.structs.replace(prepared.about, sensitivities=measured))
 
 
 def differences(one: PreparedNetwork, other: PreparedNetwork) -> list[str]:

@@ -23,7 +23,7 @@ from quantenv.tasks import Task, TaskSource
 
 
 def check_names(options: TrainOptions) -> None:
-    """Looks up what can be looked up at once, before a task's network is trained for the first time.
+    """Looks up what can be looked up at once, before a task's network is prepared.
 
     Raises:
         QuantenvError: If the agent, one of its options or the device is unknown, or an option is out of range.
@@ -48,7 +48,7 @@ def find_task(
         QuantenvError: If a name is unknown, a table was made under another scheme, or the task cannot be made.
     """
     if scheme is not None:
-        parse_scheme(scheme)  # before a network is trained
+        parse_scheme(scheme)  # before a network is prepared
     if allocation is not None and allocation.channels:
         task = find_task(name, scheme, None if source is None else source.whole)
         assert isinstance(task, Task)  # of which no table holds channel groups

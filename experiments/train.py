@@ -68,7 +68,7 @@ def train(options: TrainOptions, earlier: RunFolder | None) -> int:
     check_names(options)
     check_processes(options.qat.processes, options.qat.compute)
     say.print(f"Preparing task {options.task!r} with {options.threads} thread{'s' * (options.threads > 1)}.")
-    torch.set_num_threads(options.threads)  # before a network is trained
+    torch.set_num_threads(options.threads)  # before a network is prepared
     task = find_task(options.task, options.scheme, options.source)
     check_fine_tuning(options, task)
 

@@ -19,7 +19,7 @@ from quantenv.evaluate.tables import get_table, is_table
 
 
 def check_source(options: TrainOptions) -> None:
-    """Looks at once whether the run to start from can be, before a task's network is trained for the first time.
+    """Looks at once whether the run to start from can be, before a task's network is prepared.
 
     Raises:
         QuantenvError: If it is no finished run, or of an agent that has nothing to hand on or is another one.

@@ -6,8 +6,8 @@ the same prepared network give the same numbers, and ones that prepared their ow
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated
@@ -26,7 +26,7 @@ from quantenv.tensor_file import read_tensors, write_tensors
 FORMAT = "quantenv-prepared-1"
 REMEDY = "Make it again with `quantenv prepare`."
 BITS = range(1, 9)
-_SITE_SCALE, _SITE_BOUNDS = "sites/scale", "sites/bounds"
+SITE_SCALE, SITE_BOUNDS = "sites/scale", "sites/bounds"
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Text = Annotated[str, msgspec.Meta(max_length=2000)]
@@ -108,22 +108,22 @@ class PreparedNetwork:
         tensors: dict[str, torch.Tensor] = {}
         for name, of_bits in codes.items():
             kind = "indices" if isinstance(rounding[name][0], Codebook) else "codes"
-            tensors[_of(name, kind)] = torch.stack(tuple(of_bits))
+            tensors[name_of(name, kind)] = torch.stack(tuple(of_bits))
             if kind == "indices":
                 books = [book for book in rounding[name] if isinstance(book, Codebook)]
-                tensors[_of(name, "scale")] = books[0].scale.flatten()
-                tensors[_of(name, "values")] = torch.cat([book.values for book in books])
+                tensors[name_of(name, "scale")] = books[0].scale.flatten()
+                tensors[name_of(name, "values")] = torch.cat([book.values for book in books])
             else:
-                tensors[_of(name, "scale")] = torch.stack([grid.scale.flatten() for grid in rounding[name]])
+                tensors[name_of(name, "scale")] = torch.stack([grid.scale.flatten() for grid in rounding[name]])
             if biases[name]:
-                tensors[_of(name, "bias")] = torch.stack(tuple(biases[name]))
+                tensors[name_of(name, "bias")] = torch.stack(tuple(biases[name]))
             if name in reestimated:
-                tensors[_of(name, "mean")], tensors[_of(name, "variance")] = reestimated[name]
+                tensors[name_of(name, "mean")], tensors[name_of(name, "variance")] = reestimated[name]
             if name in gains:
-                tensors[_of(name, "gain")] = gains[name]
-        tensors[_SITE_SCALE] = torch.stack([torch.stack([grid.scale for grid in grids]) for grids in sites.values()])
+                tensors[name_of(name, "gain")] = gains[name]
+        tensors[SITE_SCALE] = torch.stack([torch.stack([grid.scale for grid in grids]) for grids in sites.values()])
         bounds = [[(grid.low, grid.high) for grid in grids] for grids in sites.values()]
-        tensors[_SITE_BOUNDS] = torch.tensor(bounds, dtype=torch.int16)
+        tensors[SITE_BOUNDS] = torch.tensor(bounds, dtype=torch.int16)
         # Copies: pieces of a training graph, or views of larger tensors, are not to stay alive in them.
         plain = {name: value.detach().contiguous().clone() for name, value in tensors.items()}
         return cls(tuple(codes), tuple(sites), plain)
@@ -137,7 +137,7 @@ class PreparedNetwork:
     @cached_property
     def site_grids(self) -> dict[str, dict[int, Grid]]:
         """By site node and bits."""
-        scales, bounds = self.tensors[_SITE_SCALE], self.tensors[_SITE_BOUNDS].tolist()
+        scales, bounds = self.tensors[SITE_SCALE], self.tensors[SITE_BOUNDS].tolist()
         return {
             node: {bits: Grid(bits, scales[index, bits - 1], *bounds[index][bits - 1]) for bits in BITS}
             for index, node in enumerate(self.sites)
@@ -148,11 +148,11 @@ class PreparedNetwork:
         """By layer and bits, where weights lie on grids."""
         return {
             name: {
-                bits: Grid(bits, self.tensors[_of(name, "scale")][bits - 1].view(self._broadcast(codes)), *bounds)
+                bits: Grid(bits, self.tensors[name_of(name, "scale")][bits - 1].view(self._broadcast(codes)), *bounds)
                 for bits, bounds in zip(BITS, map(weight_bounds, BITS), strict=True)
             }
             for name in self.layers
-            if (codes := self.tensors.get(_of(name, "codes"))) is not None
+            if (codes := self.tensors.get(name_of(name, "codes"))) is not None
         }
 
     @cached_property
@@ -160,9 +160,9 @@ class PreparedNetwork:
         """By layer and bits, where weights are indices of codebooks."""
         found = {}
         for name in self.layers:
-            if (indices := self.tensors.get(_of(name, "indices"))) is not None:
-                scale = self.tensors[_of(name, "scale")].view(self._broadcast(indices))
-                values = self.tensors[_of(name, "values")].split([2**bits for bits in BITS])
+            if (indices := self.tensors.get(name_of(name, "indices"))) is not None:
+                scale = self.tensors[name_of(name, "scale")].view(self._broadcast(indices))
+                values = self.tensors[name_of(name, "values")].split([2**bits for bits in BITS])
                 found[name] = {bits: Codebook(bits, scale, part) for bits, part in zip(BITS, values, strict=True)}
         return found
 
@@ -170,7 +170,7 @@ class PreparedNetwork:
     def reestimated(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """By layer whose batch norm is estimated again: mean and variance, (O,) each, that its outputs are to have."""
         means = self._by_layer("mean")
-        return {name: (mean, self.tensors[_of(name, "variance")]) for name, mean in means.items()}
+        return {name: (mean, self.tensors[name_of(name, "variance")]) for name, mean in means.items()}
 
     @cached_property
     def gains(self) -> dict[str, torch.Tensor]:
@@ -179,12 +179,12 @@ class PreparedNetwork:
 
     def codes(self, layer: str, bits: int) -> torch.Tensor:
         """Returns a layer's weights as whole numbers, int8, or as indices, uint8."""
-        found = self.tensors.get(_of(layer, "codes"))
-        return (self.tensors[_of(layer, "indices")] if found is None else found)[bits - 1]
+        found = self.tensors.get(name_of(layer, "codes"))
+        return (self.tensors[name_of(layer, "indices")] if found is None else found)[bits - 1]
 
     def bias(self, layer: str, bits: int) -> torch.Tensor | None:
         """Returns a layer's bias under weights of some bits, (O,); None if it has none."""
-        found = self.tensors.get(_of(layer, "bias"))
+        found = self.tensors.get(name_of(layer, "bias"))
         return None if found is None else found[bits - 1]
 
     def check_fits(self, shapes: Mapping[str, torch.Size], sites: Sequence[str]) -> None:
@@ -205,7 +205,7 @@ class PreparedNetwork:
             raise QuantenvError(f"The prepared network is of another network: {what}. {REMEDY}")
 
     def _by_layer(self, kind: str) -> dict[str, torch.Tensor]:
-        return {name: self.tensors[_of(name, kind)] for name in self.layers if _of(name, kind) in self.tensors}
+        return {name: self.tensors[name_of(name, kind)] for name in self.layers if name_of(name, kind) in self.tensors}
 
     def _broadcast(self, codes: torch.Tensor) -> tuple[int, ...]:
         return (codes.shape[1],) + (1,) * (codes.dim() - 2)
@@ -223,97 +223,20 @@ def read_prepared(path: Path) -> PreparedNetwork:
     Raises:
         QuantenvError: If the file is missing, damaged, of another version, or holds what no prepared network has.
     """
+    from quantenv.quantize.prepared_soundness import problems  # which says what is wrong of one
+
     description, tensors = read_tensors(path, FORMAT, "a prepared network", REMEDY)
     where = f"The prepared network {path}"
     said = fit(description, _Description, where)
     about = About(**{name: getattr(said, name) for name in About.__struct_fields__})
     prepared = PreparedNetwork(tuple(said.layers), tuple(said.sites), tensors, about)
-    for problem in _problems(prepared):
+    for problem in problems(prepared):
         raise QuantenvError(f"{where} is not sound: {problem}. {REMEDY}")
     if prepared.content_hash != said.content:
         raise QuantenvError(f"{where} is not sound: its numbers have another hash than it says. {REMEDY}")
     return prepared
 
 
-def with_about(prepared: PreparedNetwork, about: About) -> PreparedNetwork:
-    """Returns the same numbers with something else said of them."""
-    return replace(prepared, about=about)
-
-
-def _of(layer: str, kind: str) -> str:
+def name_of(layer: str, kind: str) -> str:
+    """Returns the name of a layer's numbers of some kind."""
     return f"layers/{layer}/{kind}"
-
-
-def _problems(prepared: PreparedNetwork) -> Iterator[str]:
-    """Yields what is wrong in a file's content, as far as it can be told without the network."""
-    for split, reference in prepared.about.references.items():
-        if reference.correct > reference.samples or not abs(reference.loss) < float("inf"):
-            yield f"its reference on the split {split[:80]!r} cannot be"
-    known = {_SITE_SCALE, _SITE_BOUNDS}
-    if len(set(prepared.layers)) < len(prepared.layers) or len(set(prepared.sites)) < len(prepared.sites):
-        yield "it names a layer or site twice"
-    for name in prepared.layers:
-        known |= {_of(name, kind) for kind in _KINDS}
-        yield from (f"{problem} of layer {name[:80]!r}" for problem in _layer_problems(prepared, name))
-    yield from (f"it holds the unknown {name[:80]!r}" for name in prepared.tensors.keys() - known)
-    yield from _site_problems(prepared)
-
-
-#: What a layer may have.
-_KINDS = ("codes", "indices", "scale", "values", "bias", "mean", "variance", "gain")
-
-
-def _layer_problems(prepared: PreparedNetwork, name: str) -> Iterator[str]:
-    given = {kind: prepared.tensors[_of(name, kind)] for kind in _KINDS if _of(name, kind) in prepared.tensors}
-    grids = "codes" in given
-    if grids == ("indices" in given) or ("values" in given) == grids:
-        yield "it lacks or doubles the weights"
-        return
-    codes = given["codes" if grids else "indices"]
-    if codes.dtype != (torch.int8 if grids else torch.uint8) or codes.dim() < 3 or len(codes) != len(BITS):
-        yield "it does not hold eight options of the weights"
-        return
-    channels = codes.shape[1]
-    shapes = {"scale": (8, channels) if grids else (channels,), "values": (2**9 - 2,), "bias": (8, channels)}
-    for kind, value in given.items():
-        if kind not in ("codes", "indices") and not _is_real(value, shapes.get(kind, (channels,))):
-            yield f"it has no sound {kind}"
-            return
-    if "scale" not in given or ("mean" in given) != ("variance" in given):
-        yield "it lacks numbers"
-        return
-    if (given["scale"] < 0).any() or (grids and (given["scale"][1:] == 0).any()):
-        yield "a scale is not positive"
-    if any((given[kind] < 0).any() for kind in ("variance",) if kind in given) or (
-        "gain" in given and (given["gain"] <= 0).any()
-    ):
-        yield "a variance or gain is negative"
-    for bits, each in zip(BITS, codes, strict=True):
-        low, high = weight_bounds(bits) if grids else (0, 2**bits - 1)
-        if each.numel() and not low <= int(each.min()) <= int(each.max()) <= high:
-            yield f"a weight does not lie on the grid of {bits} bits"
-    if grids and (codes[0] == 0).any():
-        yield "a weight does not lie on the grid of 1 bits"
-
-
-def _site_problems(prepared: PreparedNetwork) -> Iterator[str]:
-    scale, bounds = (prepared.tensors.get(name) for name in (_SITE_SCALE, _SITE_BOUNDS))
-    shape = (len(prepared.sites), len(BITS))
-    if scale is None or bounds is None or not _is_real(scale, shape):
-        yield "it lacks the grids of stored tensors"
-    elif bounds.dtype != torch.int16 or bounds.shape != (*shape, 2):
-        yield "it lacks the bounds of stored tensors"
-    else:
-        low, high = bounds.long().unbind(2)
-        levels = torch.tensor([2**bits - 1 for bits in BITS])
-        sign = torch.zeros(shape, dtype=torch.bool)
-        sign[:, 0] = (low[:, 0] == -1) & (high[:, 0] == 1)
-        if not (sign | ((low <= 0) & (high >= 0) & (high - low == levels))).all() or not (sign | (scale > 0)).all():
-            yield "a grid of a stored tensor is none"
-        if (scale < 0).any():
-            yield "a scale of a stored tensor is negative"
-
-
-def _is_real(value: torch.Tensor, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor of single or double precision has a shape, and finite numbers only."""
-    return value.dtype in (torch.float32, torch.float64) and value.shape == shape and bool(value.isfinite().all())

@@ -1,6 +1,7 @@
 """Where a task's prepared network comes from: given, shipped, kept from before, or made now and kept."""
 
 import copy
+import dataclasses
 import functools
 import logging
 import math
@@ -27,7 +28,6 @@ from quantenv.quantize.prepared import (
     PreparedNetwork,
     Reference,
     read_prepared,
-    with_about,
     write_prepared,
 )
 from quantenv.quantize.schemes import parse_scheme
@@ -91,7 +91,8 @@ def find_prepared(task: "Task") -> PreparedNetwork:
         if (found := _in_folder(kept, task)) is not None:  # another process has made it meanwhile
             return found
         made = make_prepared(task)
-        write_prepared(made, kept / file_name(task))
+        with _writable(kept):
+            write_prepared(made, kept / file_name(task))
     return made
 
 
@@ -137,7 +138,7 @@ def make_prepared(task: "Task") -> PreparedNetwork:
         notes=[] if note is None else [note],
         made={"torch": str(torch.__version__), "instructions": torch.backends.cpu.get_cpu_capability()},
     )
-    return with_about(prepared, about)
+    return dataclasses.replace(prepared, about=about)
 
 
 def check_key(prepared: PreparedNetwork, task: "Task") -> None:
@@ -203,11 +204,25 @@ def _in_folder(folder: Path, task: "Task") -> PreparedNetwork | None:
 @contextmanager
 def _alone(folder: Path, key: str) -> Iterator[None]:
     """Keeps other processes from preparing the same while it is entered, after they have finished doing so."""
-    try:
+    with _writable(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(folder / f".{key}.lock")
-        with lock:
-            yield
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            logger.warning("Another process prepares the same network; waiting for it.")
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    """Says in a sentence what the system raises within."""
+    try:
+        yield
     except OSError as error:
         raise QuantenvError(
             f"Cannot keep the prepared network in {folder}: {error.strerror}. Set {STORE_VARIABLE} to a path in a "

@@ -708,12 +708,12 @@ def _read_shipped(path: Path) -> Any:
 def _make_prepared(folder: Path, parts: Parts) -> Path:
     from quantenv.quantize import calibrate, parse_scheme
     from quantenv.quantize.calibration import prepare
-    from quantenv.quantize.prepared import About, Reference, with_about, write_prepared
+    from quantenv.quantize.prepared import About, Reference, write_prepared
 
     inputs = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     prepared = prepare(calibrate(_network().eval(), inputs, parse_scheme("linear+bias+batch-norm")))
     about = About("key", "task", "linear", {"search": Reference(1, 2, 0.5)}, {"id": {"x": [1.0]}}, ["note"])
-    write_prepared(with_about(prepared, about), folder / "prepared.safetensors")
+    write_prepared(dataclasses.replace(prepared, about=about), folder / "prepared.safetensors")
     return folder / "prepared.safetensors"
 
 

@@ -16,7 +16,7 @@ from quantenv.errors import QuantenvError
 from quantenv.quantize import QuantizedNetwork, calibrate, parse_scheme, quantize
 from quantenv.quantize.calibrating import restore
 from quantenv.quantize.calibration import folded_weight, prepare
-from quantenv.quantize.prepared import About, Reference, read_prepared, with_about, write_prepared
+from quantenv.quantize.prepared import About, Reference, read_prepared, write_prepared
 from quantenv.tensor_file import read_tensors, write_tensors
 from tests.networks import branched
 
@@ -47,7 +47,7 @@ def test_what_is_read_is_what_was_measured_to_the_bit(scheme, channels, tmp_path
         channels = {}
     parsed, network = parse_scheme(scheme), branched()
     measured = calibrate(network, INPUTS, parsed, channels)
-    path = written(tmp_path, with_about(prepare(measured), ABOUT))
+    path = written(tmp_path, dataclasses.replace(prepare(measured), about=ABOUT))
     found = read_prepared(path)
     assert found.about == ABOUT
     restored = restore(network, INPUTS, found, parsed, channels)
@@ -105,7 +105,7 @@ def test_mixtures_have_each_group_s_own_numbers():
 
 def test_every_number_is_in_the_hash_and_what_is_said_of_it_is_not():
     prepared = prepare(calibrate(branched(), INPUTS, parse_scheme("linear+bias+batch-norm")))
-    assert with_about(prepared, ABOUT).content_hash == prepared.content_hash
+    assert dataclasses.replace(prepared, about=ABOUT).content_hash == prepared.content_hash
     hashes = {prepared.content_hash}
     for name, tensor in prepared.tensors.items():
         changed = tensor.clone()
@@ -235,7 +235,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space"):
-        write_prepared(with_about(prepared, ABOUT), path)
+        write_prepared(dataclasses.replace(prepared, about=ABOUT), path)
     monkeypatch.undo()
     assert read_prepared(path).about == About()
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
