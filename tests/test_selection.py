@@ -95,7 +95,7 @@ def test_only_test_fast_leaves_anything_out():
     assert "fast" not in (ROOT / ".ci" / "run").read_text()
     # What is not collected without --fast either are tests of clients that are not installed: the run says so.
     ignored = [path for path in (ROOT / "tests").rglob("conftest.py") if "collect_ignore" in path.read_text()]
-    assert {path.parent.name for path in ignored} - {"quantize"} == {"clients"}
+    assert {path.parent.name for path in ignored} == {"clients"}
     assert set(NEEDS) == {path.name for path in (ROOT / "tests" / "clients").glob("test_*.py")}
 
 
