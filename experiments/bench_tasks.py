@@ -16,6 +16,8 @@ from quantenv.tasks.training import TrainingRecipe, train_float
 
 #: What takes the stand-in to 90-95% accuracy, in seconds.
 RECIPE = TrainingRecipe(epochs=4, batch_size=32, learning_rate=0.01, seed=0)
+#: Height and width of random images.
+SIZE = 32
 
 
 def tasks_at_hand(names: Sequence[str]) -> tuple[list[Task], list[str]]:
@@ -62,7 +64,7 @@ def random_resnet20(images: int) -> Task:
     sizes = {"train": 64, "calibration": 64, "search": images, "test": 64}
     splits = {
         name: Split(
-            torch.randn(size, 3, 32, 32, generator=generator), torch.randint(0, 10, (size,), generator=generator)
+            torch.randn(size, 3, SIZE, SIZE, generator=generator), torch.randint(0, 10, (size,), generator=generator)
         )
         for name, size in sizes.items()
     }

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import bench, bench_activation_cache, bench_enumeration, bench_pools, bench_store
+from experiments import bench, bench_activation_cache, bench_enumeration, bench_pools, bench_store, bench_tasks
 from experiments.activation_cache import CachedRunner, allocation_of, decision_cuts, replay
 from experiments.bench_activation_cache import remaining
 from experiments.bench_evaluator import HAQEvaluator
@@ -22,6 +22,7 @@ from quantenv.errors import QuantenvError
 from quantenv.evaluate.ptq import PTQEvaluator
 from quantenv.quantize.prefix import PrefixRunner
 from quantenv.tasks import get_task
+from quantenv.tasks.resnet20 import DATA_VARIABLE
 from tests.synthetic import synthetic_layers
 
 TINY = (
@@ -71,7 +72,17 @@ def no_server():
     yield
 
 
-def test_every_part_is_measured_and_written(tmp_path, capsys, monkeypatch):
+@pytest.fixture
+def small_images(monkeypatch):
+    """ResNet-20's stand-in on images of 8x8, whatever data are here: every network is timed, none for long."""
+    monkeypatch.delenv(DATA_VARIABLE, raising=False)
+    monkeypatch.setattr(bench_tasks, "SIZE", 8)
+    bench_tasks.timed_resnet20.cache_clear()
+    yield
+    bench_tasks.timed_resnet20.cache_clear()
+
+
+def test_every_part_is_measured_and_written(tmp_path, capsys, monkeypatch, small_images):
     monkeypatch.setattr(bench_store, "postgres_server", no_server)
     monkeypatch.setattr(bench_activation_cache, "AGENTS", ("random",))
     names = [name for name in bench.PARTS if name not in ("agreement", "enumeration", "workers")]
