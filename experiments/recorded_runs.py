@@ -133,9 +133,9 @@ def _move_aside(recorded: Recorded, root: Path, own: Path) -> list[str]:
 
 
 def _copy(root: Path, pattern: str, target: Path) -> None:
-    """Copies the one file that a command left under a name."""
-    found = sorted(root.glob(pattern))
-    if len(found) != 1:
-        raise CommandFailed(f"its command left {len(found)} files {pattern}; expected one")
-    content = found[0].read_bytes()
+    """Copies the file that a command left under a name, the newest if it was stopped before and has left several."""
+    found = sorted(root.glob(pattern), key=lambda path: path.stat().st_mtime_ns)
+    if not found:
+        raise CommandFailed(f"its command left no file {pattern}")
+    content = found[-1].read_bytes()
     write_atomically(target, lambda file: file.write(content))
