@@ -9,7 +9,7 @@ from torch import fx, nn
 from quantenv.layers import LayerSpec
 from quantenv.quantize.corrections import EPSILON
 from quantenv.quantize.network import Calibration, Site, rewire
-from quantenv.quantize.quantizers import Grid, LSQQuantizer
+from quantenv.quantize.quantizers import Codebook, Grid, LSQQuantizer, Rounding
 
 
 class MixedLayer(nn.Module):
@@ -17,7 +17,8 @@ class MixedLayer(nn.Module):
 
     One convolution serves all options: of quantized weights, and of roundings of the input, the weighed sum is taken.
     The weights are those of post-training quantization and are not trained. Where the scheme estimates a batch norm
-    again, every batch is normalised by its own statistics, as batch norms in training are.
+    again, every batch is normalised by its own statistics, as batch norms in training are. A bias is rounded to whole
+    multiples of each pair of options' steps, as the quantized network has it, and the weighed sum of these is added.
 
     Attributes:
         weight_share: Share of each weight option, (W,).
@@ -29,6 +30,7 @@ class MixedLayer(nn.Module):
         layer: nn.Module,
         weights: torch.Tensor,
         biases: torch.Tensor | None,
+        units: torch.Tensor,
         inputs: Sequence[LSQQuantizer],
         moments: tuple[torch.Tensor, torch.Tensor] | None,
     ) -> None:
@@ -38,6 +40,8 @@ class MixedLayer(nn.Module):
             layer: The folded float layer.
             weights: Its quantized weights by option, (W, ...).
             biases: Its bias under each of them, (W, O), or None.
+            units: What biases are multiples of under each of them and each rounding of the input, (W, A, O); 0 for
+                those that are multiples of nothing.
             inputs: Quantizers of its input by option, length A.
             moments: Mean and variance by channel, (O,), that its outputs are to have; None leaves them as they are.
         """
@@ -45,7 +49,7 @@ class MixedLayer(nn.Module):
         assert isinstance(layer, nn.Conv2d | nn.Linear)
         self.weights = weights
         self.inputs = nn.ModuleList(inputs)
-        self.biases, self.moments = biases, moments
+        self.biases, self.units, self.moments = biases, units.double(), moments
         self.convolution = (
             (layer.stride, layer.padding, layer.dilation, layer.groups) if isinstance(layer, nn.Conv2d) else None
         )
@@ -60,7 +64,9 @@ class MixedLayer(nn.Module):
         else:
             x = sum(share * each for share, each in zip(self.input_share, rounded, strict=True))
         weight = torch.tensordot(self.weight_share, self.weights, dims=1)
-        bias = None if self.biases is None else self.weight_share @ self.biases
+        bias = None
+        if self.biases is not None and self.moments is None:  # which take its place
+            bias = self.weight_share @ self.biases + self._rounding(self.biases[:, None], self.units)
         if self.convolution is None:
             outputs = F.linear(x, weight, bias)
         else:
@@ -75,7 +81,16 @@ class MixedLayer(nn.Module):
         seen, centre = torch.var_mean(outputs, others, correction=0, keepdim=True)
         mean, variance = mean.view(centre.shape), variance.view(centre.shape)
         slack = (EPSILON * variance).clamp(min=torch.finfo(outputs.dtype).tiny)  # a channel of constants has gain 1
-        return (outputs - centre) * ((variance + slack) / (seen + slack)).sqrt() + mean
+        gain = ((variance + slack) / (seen + slack)).sqrt()
+        rounding = self._rounding((mean - gain * centre).flatten(), self.units * gain.flatten())
+        return (outputs - centre) * gain + mean + rounding.view(centre.shape)
+
+    def _rounding(self, bias: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
+        """Returns what rounding does to a bias, (O,) or (W, 1, O), under the shares, (O,)."""
+        with torch.no_grad():
+            whole = (bias / torch.where(units > 0, units, 1.0)).round() * units
+            change = torch.where(units > 0, whole - bias, 0.0).to(self.weights.dtype)
+        return torch.einsum("w,a,wao->o", self.weight_share, self.input_share, change)
 
 
 def mixed_network(
@@ -113,10 +128,20 @@ def mixed_network(
         weights = torch.stack([calibration.rounded(layer.name, bits) for bits in weight_bits[index]])
         biases = [calibration.bias(layer.name, bits) for bits in weight_bits[index]]
         kept = [bias for bias in biases if bias is not None]
-        inputs = [rounding(calibration.site_grids[site.node][bits], site.features) for bits in activation_bits[index]]
+        grids = [calibration.site_grids[site.node][bits] for bits in activation_bits[index]]
+        roundings = [calibration.weight_grids[layer.name][bits] for bits in weight_bits[index]]
+        units = torch.stack([torch.stack([_unit(each, grid) for grid in grids]) for each in roundings])
+        units = units * weights.flatten(2).any(2)[:, None]  # a channel of zeros has whichever unit holds its bias
+        inputs = [rounding(grid, site.features) for grid in grids]
         moments = calibration.reestimated.get(layer.name)
-        mixed.append(MixedLayer(module, weights, torch.stack(kept) if kept else None, inputs, moments))
+        mixed.append(MixedLayer(module, weights, torch.stack(kept) if kept else None, units, inputs, moments))
         return mixed[-1]
 
     network = rewire(calibration, make_site, make_layer)
     return network.eval(), mixed
+
+
+def _unit(rounding: Rounding, grid: Grid) -> torch.Tensor:
+    """Returns what a sum of 1 stands for by channel, (O,); 0 under a codebook, whose sums are no whole numbers."""
+    scale = rounding.scale.flatten()
+    return torch.zeros_like(scale) if isinstance(rounding, Codebook) else scale * grid.scale

@@ -7,8 +7,9 @@ from quantenv.quantize.corrections import rescaled
 from quantenv.quantize.grouped import parts_of
 from quantenv.quantize.norms import as_affine
 from quantenv.quantize.quantizers import Quantizer
+from quantenv.quantize.requantization import LARGEST_BIAS
 from quantenv.quantize.trained import TINY
-from quantenv.quantize.whole_numbers import LARGEST_BIAS, exact_sums, numbers_of, on_grid, summed
+from quantenv.quantize.whole_numbers import exact_sums, numbers_of, on_grid, summed
 
 
 class TrainableLayer(nn.Module):

@@ -8,12 +8,10 @@ the format holds them. So what a trained layer puts out when it is evaluated is 
 import torch
 import torch.nn.functional as F
 
-from quantenv.quantize.accumulators import EXACT
+from quantenv.quantize.requantization import EXACT, LARGEST_BIAS
 
 #: Stride, padding, dilation and groups.
 Convolution = tuple[tuple[int, ...], tuple[int, ...] | str, tuple[int, ...], int]
-#: Biases are int32 (Jacob et al. 2018, section 2.4).
-LARGEST_BIAS = 2**31 - 1
 
 
 def numbers_of(values: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
