@@ -266,9 +266,9 @@ RECORDED: tuple[Recorded, ...] = (
             "bench_peers",
             program,
             modules=("experiments.bench_peers", f"experiments.peers.{module}"),
-            arguments=(f"--programs={program}",),
+            arguments=(f"--programs={program}", "--hessian_epochs=[]"),  # whose runs take ten times as long
             minutes=minutes,
-            agents=("ilp",) if program == "quantenv" else (),
+            agents=("ilp", "ddpg") if program == "quantenv" else (),
             reads=NETWORK["resnet20"],
             data=IMAGES,
             needs=("model_compression_toolkit",),
