@@ -23,8 +23,9 @@ def coarse_ranges(monkeypatch):
     """Ranges by largest value: how they are searched is tested elsewhere, and takes minutes here."""
     ranges = importlib.import_module("quantenv.quantize.calibrate")
     monkeypatch.setattr(ranges, "RATIOS", torch.tensor([1.0]))
+    monkeypatch.setattr(ranges, "END_RATIOS", ranges.END_RATIOS[-13:])  # both ends whole, or one of them clipped
     monkeypatch.setattr(ranges, "COARSE_RATIOS", torch.tensor([1.0]))
-    monkeypatch.setattr(ranges, "REFINEMENTS", ())
+    monkeypatch.setattr(ranges, "REFINEMENTS", torch.zeros(0))
 
 
 def net(forward, **parts):
