@@ -6,14 +6,18 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 import torch
 
 from quantenv.allocation import Allocation
 from quantenv.errors import QuantenvError
 from quantenv.evaluate import make_evaluator, make_pool
+from quantenv.evaluate.base import Evaluation
+from quantenv.evaluate.ptq import PTQEvaluator
+from quantenv.evaluate.store import EvaluationStore
 from quantenv.quantize import calibrate_task, preparing
-from quantenv.quantize.prepared import read_prepared, write_prepared
+from quantenv.quantize.prepared import Reference, read_prepared, write_prepared
 from quantenv.quantize.preparing import bringing, find_prepared, key_of, make_prepared, shipped_file, ships
 from quantenv.sensitivity.divergence import layer_sensitivity
 from quantenv.tasks import get_task
@@ -167,12 +171,24 @@ def test_workers_get_the_parent_s_and_prepare_none():
         assert pool.identity == alone.identity
 
 
-@pytest.mark.parametrize("evaluator", ["finetune", "finetune-haq"])
+@pytest.mark.parametrize("evaluator", ["ptq", "finetune", "finetune-haq"])
 def test_evaluations_of_two_are_known_by_two_identities(evaluator):
     task = small_task()
     one = make_prepared(task)
     identities = [make_evaluator(evaluator, bringing(task, each), "off").identity for each in (one, changed(one), one)]
     assert identities[0] == identities[2] != identities[1]
+
+
+def test_evaluations_of_two_never_mix_in_a_store(tmp_path):
+    task, store = small_task(), str(tmp_path / "evaluations.sqlite")
+    allocations = [Allocation.make(task.layers, bits, 8) for bits in (2, 3, 8)]
+    one = make_prepared(task)
+    tasks = [bringing(task, each) for each in (one, changed(one))]
+    stored = [make_evaluator("ptq", each, store).evaluate(allocations) for each in tasks]
+    alone = [make_evaluator("ptq", each, "off").evaluate(allocations) for each in tasks]
+    assert stored == alone
+    assert stored[0] != stored[1]
+    assert len(list(EvaluationStore(store).records())) == 2 * len(allocations)
 
 
 def test_digits_ship_prepared(made):
@@ -197,6 +213,18 @@ def test_references_are_the_float_network_s():
         assert reference.samples == len(task.splits[split])
         assert abs(reference.correct - int((logits.argmax(1) == task.splits[split].labels).sum())) <= 1
         assert reference.loss == round(reference.loss, 6)
+
+
+def test_the_reference_is_the_prepared_network_s():
+    task = small_task()
+    prepared = make_prepared(task)
+    references = {"search": Reference(7, 40, 1.25)}
+    about = msgspec.structs.replace(prepared.about, references=references)
+    evaluator = PTQEvaluator(bringing(task, dataclasses.replace(prepared, about=about)))
+    assert evaluator.reference == Evaluation(7, 40, 1.25)
+    own = evaluator.float_evaluation("test")  # which it does not know
+    known = prepared.about.references["test"]
+    assert (own.correct, own.samples, own.loss) == (known.correct, known.samples, pytest.approx(known.loss, abs=1e-5))
 
 
 def test_a_network_that_puts_out_nan_on_a_split_has_no_reference_there():
@@ -228,7 +256,6 @@ def test_notes_are_said_again_when_it_is_read(kept, caplog):
 
 def test_sensitivities_are_not_measured_where_the_file_has_them(cache, monkeypatch):
     from experiments.prepare import with_sensitivities
-    from quantenv.evaluate.ptq import PTQEvaluator
     from quantenv.sensitivity import Settings, measure
     from quantenv.sensitivity.network import sensitivity_file
 
