@@ -38,7 +38,7 @@ def test_many_bits_keep_the_float_accuracy_and_few_lose_it(task, evaluators):
 
 
 def test_an_epoch_helps(task, evaluators):
-    low = [Allocation.make(task.layers, 3, 8)]
+    low = [Allocation.make(task.layers, 2, 8)]  # which leave much to be learned: at 3 bits corrections suffice
     (before,) = make_evaluator("ptq-float", task, "off").evaluate(low)
     (after,) = evaluators[0].evaluate(low)
     assert after.loss < before.loss
