@@ -9,6 +9,7 @@ from quantenv.channel_groups import Channels, split_layers
 from quantenv.errors import QuantenvError
 from quantenv.layers import LayerSpec, describe
 from quantenv.plain import plain_network
+from quantenv.quantize.addends import fitted
 from quantenv.quantize.calibrate import MAX_SAMPLES, activation_grids, spread
 from quantenv.quantize.calibration import LINEAR, Calibration, check_grouping, folded_weight
 from quantenv.quantize.graph import Site, find_sites, keep_exact
@@ -59,14 +60,15 @@ def calibrate(
                     f"{folded.name} puts out NaN or infinity on the calibration inputs"
                     f"{first_not_finite(graph, batch)}; check its weights and the inputs' normalisation."
                 )
+    grids = {
+        site.node: activation_grids(torch.cat(recorder.samples[site.node]), torch.cat(recorder.extremes[site.node]))
+        for site in sites
+    }
     calibration = Calibration(
         graph=graph,
         layers=split_layers(folded.layers, channels or {}),
         sites=sites,
-        site_grids={
-            site.node: activation_grids(torch.cat(recorder.samples[site.node]), torch.cat(recorder.extremes[site.node]))
-            for site in sites
-        },
+        site_grids=fitted(graph, sites, grids),
         inputs=inputs,
         scheme=scheme,
         gains=folded.gains,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from quantenv.errors import QuantenvError, unknown_name
 
 #: How weights are rounded, each with the version of its numbers (part of evaluators' identities).
-SCHEMES = {"linear": "linear-mse-folded-3", "k-means": "k-means-folded-3"}
+SCHEMES = {"linear": "linear-mse-folded-4", "k-means": "k-means-folded-4"}
 #: Optional post-training steps, each with the version of its numbers.
 STEPS = {
     "equalisation": "equalisation-2",
