@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from quantenv.evaluate import make_evaluator
 from quantenv.evaluate.ptq import PTQEvaluator
 from quantenv.evaluate.tables import get_table
-from quantenv.quantize.integer import integer_obstacle
 from quantenv.sensitivity import layer_sensitivity
-from quantenv.tasks import Task
+from quantenv.tasks import Task, get_task
 from quantenv.tasks.digits import SOURCE, DigitsNet, digits_splits
+from tests.other_machines import FEW, answers, same_everywhere
 
 
 @pytest.fixture(scope="module")
@@ -31,27 +32,48 @@ def test_it_holds_every_allocation_of_the_network_it_carries(table, task):
     assert table.groups == tuple((layer.name,) for layer in task.layers)
     assert table.task_identity == task.identity
     assert table.layers == task.layers
-    backend = table.provenance["backend"] if integer_obstacle() is None else "float"
-    found = layer_sensitivity(PTQEvaluator(task, backend), images=None)
+    assert table.evaluator_identity == PTQEvaluator(task).identity  # whatever machine made it
+    found = layer_sensitivity(PTQEvaluator(task), images=None)
     np.testing.assert_allclose(table.sensitivity, found, rtol=0.05, atol=1e-4)
 
 
-def test_random_rows_equal_live_evaluations(table, task):
-    backend = table.provenance["backend"]
-    exact = backend == "float" or integer_obstacle() is None
-    evaluator = PTQEvaluator(task, backend if exact else "float")
-    rows = np.random.default_rng(0).choice(table.rows, 150, replace=False)
-    for split in ("search", "test"):
-        live = evaluator.evaluate([table.allocation(int(row)) for row in rows], split)
-        counts = np.array([evaluation.correct for evaluation in live])
-        if exact:
-            assert (counts == table.correct[split][rows]).all()
-            # Losses are sums of floats, whose last digits differ from one make of CPU to another.
-            losses = np.array([evaluation.loss for evaluation in live])
-            np.testing.assert_allclose(losses, table.loss[split][rows], rtol=1e-4, atol=1e-5)
-        else:  # a CPU without int8 kernels: rounding ties may fall differently
-            difference = np.abs(counts.astype(int) - table.correct[split][rows])
-            assert difference.mean() < 0.01 * table.reference[split].samples
+def live_rows(rows, batch):
+    """Counts and losses of some rows by live evaluation, through no store."""
+    table, task = get_table("digits_table"), get_task("digits")
+    evaluator = PTQEvaluator(task)
+    evaluator.batch = batch
+    allocations = [table.allocation(row) for row in rows]
+    return {
+        split: [[each.correct, each.loss] for each in evaluator.evaluate(allocations, split)]
+        for split in ("search", "test")
+    }
+
+
+def table_rows(table, rows):
+    """The same as the table has them."""
+    splits = {split: [table.evaluation(row, split) for row in rows] for split in ("search", "test")}
+    return {split: [[each.correct, each.loss] for each in found] for split, found in splits.items()}
+
+
+def test_random_rows_equal_live_evaluations(table):
+    rows = np.random.default_rng(0).choice(table.rows, 150, replace=False).tolist()
+    assert live_rows(rows, 450) == table_rows(table, rows)
+
+
+@pytest.mark.parametrize("batch", [1, 64, 500])
+def test_random_rows_equal_live_evaluations_on_every_machine(table, batch):
+    rows = np.random.default_rng(batch).choice(table.rows, 40 if batch > 1 else 4, replace=False).tolist()
+    found = answers(live_rows, machines=FEW, rows=rows, batch=batch)["live_rows"]
+    assert same_everywhere(found) == table_rows(table, rows)
+
+
+def test_random_rows_equal_what_a_store_gives_back(table, tmp_path):
+    rows = np.random.default_rng(7).choice(table.rows, 40, replace=False).tolist()
+    allocations = [table.allocation(row) for row in rows]
+    for _ in range(2):  # computed, and from the store
+        evaluator = make_evaluator("ptq", get_task("digits"), str(tmp_path / "store.sqlite"))
+        for split, expected in table_rows(table, rows).items():
+            assert [[each.correct, each.loss] for each in evaluator.evaluate(allocations, split)] == expected
 
 
 def test_it_is_worth_searching(table):
