@@ -15,7 +15,7 @@ TRAIN_OPTIONS := $(if $(TASK),--task '$(TASK)') $(if $(AGENT),--agent '$(AGENT)'
 	$(if $(BUDGET),--budget '$(BUDGET)') $(if $(EVALUATIONS),--evaluations '$(EVALUATIONS)') $(if $(SEED),--seed '$(SEED)')
 
 .DEFAULT_GOAL := help
-.PHONY: help install train-agent finetune validate tensorboard bench bench-agents benchmark bench-regret report bench-sensitivity bench-sensitivity-images bench-channel-groups bench-fidelity bench-transfer bench-pareto bench-cifar10 bench-peers results test test-fast test-clients fuzz lint check clean
+.PHONY: help install train-agent finetune validate tensorboard bench bench-agents benchmark bench-regret report bench-sensitivity bench-sensitivity-images bench-integer bench-channel-groups bench-fidelity bench-transfer bench-pareto bench-cifar10 bench-peers results test test-fast test-clients fuzz lint check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -99,6 +99,9 @@ bench-sensitivity: $(VENV)/.installed ## how well sums of sensitivities rank all
 
 bench-sensitivity-images: $(VENV)/.installed ## how many images sensitivities need, and what they cost (minutes)
 	$(BIN)/python -m experiments.bench_sensitivity_images $(ARGS)
+
+bench-integer: $(VENV)/.installed ## simulated quantization against the integer network, layer by layer (minutes)
+	$(BIN)/python -m experiments.bench_integer $(ARGS)
 
 bench-channel-groups: $(VENV)/.installed ## what bits for each channel group are worth (minutes)
 	$(BIN)/python -m experiments.bench_channel_groups $(ARGS)

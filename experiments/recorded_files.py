@@ -184,6 +184,7 @@ RECORDED: tuple[Recorded, ...] = (
         reads=_BOTH,
         data=IMAGES,
     ),
+    _bench("bench_integer", minutes=3, kinds=("json", "md", "png"), reads=NETWORK["resnet20"], data=IMAGES),
     _bench("bench_sensitivity_images", minutes=6, reads=_BOTH, data=IMAGES),
     _bench("bench_correction", minutes=12, agents=("ilp",), reads=_BOTH, data=IMAGES, gathers=True),
     _bench("bench_fidelity", "digits", minutes=2.5, reads=NETWORK["digits"], gathers=True),
