@@ -19,10 +19,14 @@ from quantenv.hardware.memory import peak_memory
 from quantenv.layers import LayerSpec, describe, float_weights_note
 from quantenv.plain import plain_network
 from quantenv.quantize.activations import find_activations
+from quantenv.quantize.calibrating import unmeasured
+from quantenv.quantize.integer import float_operators
 from quantenv.tasks.models import make_network
 
 #: Values of one input, at most: a gibibyte.
 MOST_VALUES = 1 << 28
+#: Operators in float that are named.
+SHOWN = 6
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -39,9 +43,13 @@ def main(arguments: Sequence[str]) -> int:
         UnsupportedLayerError: If the network cannot be quantized.
     """
     options = parse_options(LayersOptions, "layers", arguments)
-    network, layers, activations = network_layers(options)
+    network, layers, activations, in_float = network_layers(options)
     if options.json:
-        content = {"layers": [dataclasses.asdict(layer) for layer in layers], **dataclasses.asdict(activations)}
+        content = {
+            "layers": [dataclasses.asdict(layer) for layer in layers],
+            **dataclasses.asdict(activations),
+            "float_operators": list(in_float),
+        }
         sys.stdout.write(json.dumps(content, indent=1) + "\n")
         return 0
     table = Table("layer", "kind", "channels", "kernel", "stride", "groups", "input", "weights", "MACs")
@@ -65,6 +73,7 @@ def main(arguments: Sequence[str]) -> int:
     table.add_row(counted, *[""] * 6, f"{sum(layer.params for layer in layers):,}", f"{macs:,}")
     results().print(table, markup=False)
     results().print(stored_note(layers, activations), markup=False, highlight=False)
+    results().print(arithmetic_note(in_float), markup=False, highlight=False)
     if note := float_weights_note(network, {layer.name for layer in layers}):
         results().print(note, markup=False)
     return 0
@@ -80,14 +89,33 @@ def stored_note(layers: Sequence[LayerSpec], activations: Activations) -> str:
     )
 
 
-def network_layers(options: LayersOptions) -> tuple[torch.nn.Module, tuple[LayerSpec, ...], Activations]:
-    """Makes the network in its plain form, runs it on one random input, and traces it."""
+def arithmetic_note(in_float: Sequence[str]) -> str:
+    """Says what of a quantized network is integer arithmetic.
+
+    Args:
+        in_float: What is not, by name.
+    """
+    if not in_float:
+        return "Quantized, all of it is integer arithmetic: evaluations are the same on every machine."
+    shown = ", ".join(in_float[:SHOWN]) + (f" and {len(in_float) - SHOWN} more" if len(in_float) > SHOWN else "")
+    return f"Quantized, these stay in float, so that last digits depend on the machine: {shown}."
+
+
+def network_layers(
+    options: LayersOptions,
+) -> tuple[torch.nn.Module, tuple[LayerSpec, ...], Activations, tuple[str, ...]]:
+    """Makes the network in its plain form, runs it on one random input, and traces it.
+
+    Returns:
+        The network, its layers, what it stores and multiplies, and what of it stays in float when it is quantized.
+    """
     if options.model is None:
         raise QuantenvError("Say which network: --model torchvision:resnet18, or --model your_module:make_network.")
     shape = _shape(options.input)
     example = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
     network = plain_network(make_network(options.model, arguments=options.model_arguments), example)
-    return network, describe(network, example), find_activations(network, example)
+    in_float = float_operators(unmeasured(network, example))
+    return network, describe(network, example), find_activations(network, example), in_float
 
 
 def _shape(text: str) -> list[int]:

@@ -10,12 +10,13 @@ from quantenv.errors import QuantenvError
 from quantenv.layers import LayerSpec, describe
 from quantenv.plain import plain_network
 from quantenv.quantize.addends import fitted
-from quantenv.quantize.calibrate import MAX_SAMPLES, activation_grids, spread
+from quantenv.quantize.calibrate import BITS, MAX_SAMPLES, activation_grids, spread
 from quantenv.quantize.calibration import LINEAR, Calibration, check_grouping, folded_weight
 from quantenv.quantize.graph import Site, find_sites, keep_exact
 from quantenv.quantize.naming import name_of
 from quantenv.quantize.passes import absorb_checked, equalise_checked
 from quantenv.quantize.prepared import PreparedNetwork
+from quantenv.quantize.quantizers import Grid, activation_bounds
 from quantenv.quantize.schemes import Scheme
 from quantenv.quantize.tracing import fold_linear_norms, trace
 from quantenv.quantize.verification import check_rewritten, check_trace, first_not_finite
@@ -115,6 +116,24 @@ def restore(
         gains=prepared.gains,
         prepared=prepared,
     )
+
+
+def unmeasured(network: nn.Module, example: torch.Tensor) -> Calibration:
+    """Returns a calibration for its structure alone: every grid has a scale of 1, and no weights have any.
+
+    Args:
+        network: Float network; not changed.
+        example: An input, shape (1, ...).
+
+    Raises:
+        UnsupportedLayerError: If a layer cannot be quantized, or the network cannot be traced.
+    """
+    folded = _fold(network, example, LINEAR, checked=False)
+    grids = {bits: Grid(bits, torch.tensor(1.0), *activation_bounds(bits, 1)) for bits in BITS}
+    site_grids = {site.node: grids for site in folded.sites}
+    calibration = Calibration(folded.graph, folded.layers, folded.sites, site_grids, example)
+    calibration.__dict__["linear_grids"] = {layer.name: {} for layer in folded.layers}  # which would be searched for
+    return calibration
 
 
 @dataclass(frozen=True)

@@ -92,3 +92,19 @@ class WithPositions(nn.Module):
 
 def with_positions():
     return WithPositions()
+
+
+@pytest.mark.parametrize(("model", "in_float"), [("resnet18", 0), ("mobilenet_v2", 0), ("mobilenet_v3_small", 28)])
+def test_it_says_what_is_integer_arithmetic(capsys, model, in_float):
+    capsys.readouterr()
+    arguments = ["layers", f"--model=torchvision:{model}", "--input=3,32,32"]
+    assert main([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["float_operators"]
+    assert (len(found) > 0) == (in_float > 0), found
+    assert main(arguments) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    if in_float:
+        assert "these stay in float" in text
+        assert found[0] in text
+    else:
+        assert "all of it is integer arithmetic" in text
