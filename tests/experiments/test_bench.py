@@ -193,7 +193,9 @@ def test_a_cache_of_activations_changes_no_result(kept):
     cuts = decision_cuts(evaluator, [0, 1, 3])
     assert cuts == sorted(set(cuts))
     inputs = evaluator.task.splits["search"].inputs
-    cached = CachedRunner(evaluator.network, cuts, kept * inputs[0].numel() * 12 * len(inputs))
+    cached = CachedRunner(
+        evaluator.network, cuts, kept * inputs[0].numel() * 12 * len(inputs) * evaluator.network.storage.value_bytes
+    )
     plain = PrefixRunner(evaluator.network)
     for batch in batches:
         settings = evaluator.network.settings([allocation_of(evaluator.layers, bits) for bits in batch])
