@@ -109,14 +109,11 @@ bench-channel-groups: $(VENV)/.installed ## what bits for each channel group are
 bench-fidelity: $(VENV)/.installed ## do cheap rewards rank allocations as full training does? (minutes)
 	$(BIN)/python -m experiments.bench_fidelity $(ARGS)
 
-# Threads that spin while they wait take the time of the processes beside them.
-test test-fast: export OMP_WAIT_POLICY := PASSIVE
-
-test: $(VENV)/.installed-dev ## run all tests, in three processes: they often wait for others
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+test: $(VENV)/.installed-dev ## run all tests, in two processes (10 minutes)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-fast: $(VENV)/.installed-dev ## the tests that do not take long: all but those of tests/slow.txt (90 seconds)
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --fast $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --fast $(ARGS)
 
 test-clients: $(CLIENTS)/.installed ## run the environments by RLlib, TorchRL, Tianshou, Minari, RL Zoo and others (minutes)
 	QUANTENV_CLIENTS=all $(CLIENTS)/bin/python -m pytest tests/clients $(ARGS)
