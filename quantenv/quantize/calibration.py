@@ -1,8 +1,10 @@
 """What is measured on a network once, before any allocation: folded weights, ranges, codebooks, statistics."""
 
+import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -282,3 +284,10 @@ def folded_weight(layer: nn.Module) -> torch.Tensor:
     weight = layer.weight
     assert isinstance(weight, torch.Tensor)
     return weight.contiguous(memory_format=torch.channels_last) if weight.dim() == 4 else weight
+
+
+def __getattr__(name: str) -> Any:
+    """Finds `calibrate` where it stood before it moved to `quantenv.quantize.calibrating`, which stands on this."""
+    if name == "calibrate":
+        return importlib.import_module("quantenv.quantize.calibrating").calibrate
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
