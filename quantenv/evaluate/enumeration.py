@@ -100,15 +100,17 @@ def enumerate_task(
             jobs.append((bits, groups, activation_bits, first, last))
             continue
         kept += last - first
-        for name, values in found.items():
-            columns[name][first:last] = values
+        for column, values in found.items():
+            columns[column][first:last] = values
     progress(kept, rows)
     for (*_, first, last), evaluated in zip(jobs, _run(evaluator, jobs, workers, pool, address), strict=True):
-        block = {name: values for split in SPLITS for name, values in _columns(split, evaluated[split], first).items()}
+        block: dict[str, np.ndarray] = {}
+        for split in SPLITS:
+            block |= _columns(split, evaluated[split], first)
         if blocks is not None:
             blocks.keep(key, first, block)
-        for name, values in block.items():
-            columns[name][first:last] = values
+        for column, values in block.items():
+            columns[column][first:last] = values
         kept += last - first
         progress(kept, rows)
     names = [layer.name for layer in task.layers]

@@ -50,9 +50,10 @@ def test_it_goes_on_where_it_was_ended(function, number, code, tmp_path, monkeyp
     assert main(arguments) == 0
     captured = capsys.readouterr()
     assert "64 of 256 rows are kept from before" in captured.err
-    assert "256 allocations of 8 groups on 2 splits, 192 evaluated" in captured.out
+    assert "256 allocations of 8 groups on 2 splits, 192 evaluated" in " ".join(captured.out.split())
     assert [path.name for path in tmp_path.iterdir()] == ["table.npz"]
     table = EvaluationTable.load(tmp_path / "table.npz")
+    assert table.name == "digits_table"
     assert main(arguments) == 0
     assert "kept from before" not in capsys.readouterr().err
     again = EvaluationTable.load(tmp_path / "table.npz")

@@ -21,7 +21,7 @@ from quantenv.quantize.calibration import prepare
 from quantenv.quantize.integer import IntegerNetwork, float_operators
 from quantenv.quantize.integer_layer import IntegerLayer
 from quantenv.quantize.integer_operators import IntegerAverage, IntegerSum
-from quantenv.quantize.kernels import KernelAccumulators, kernel_obstacle
+from quantenv.quantize.kernels import KernelAccumulators, kernel_obstacle, saturates
 from quantenv.quantize.prepared import read_prepared, write_prepared
 from quantenv.quantize.requantization import EXACT
 from quantenv.quantize.storage import CodeStorage
@@ -229,10 +229,8 @@ def test_sums_beyond_single_precision_are_exact_too(groups):
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.integers(0, 2), st.sampled_from([1, 2, 4, 7]), st.sampled_from([1, 3, 8]), st.booleans())
+@given(st.integers(0, 2), st.sampled_from([1, 2, 4, 7, 8]), st.sampled_from([1, 3, 8]), st.booleans())
 def test_int8_kernels_sum_what_float_sums(seed, weight_bits, activation_bits, biased):
-    # Without VNNI 16-bit sums of two products may saturate, but not where weights have up to 7 bits.
-    bits = 8 if weight_bits == 7 and kernel_obstacle() is None else weight_bits
     calibration = calibrated("linear", seed)
     generator = torch.Generator().manual_seed(seed)
     for layer in (each for each in QuantizedNetwork(calibration).module.modules() if isinstance(each, SwitchedLayer)):
@@ -245,7 +243,7 @@ def test_int8_kernels_sum_what_float_sums(seed, weight_bits, activation_bits, bi
         sums = []
         for kind, given_numbers in ((FloatAccumulators, numbers), (KernelAccumulators, held)):
             accumulators = kind(layer)
-            accumulators.select(bits, grid)
+            accumulators.select(weight_bits, grid)
             if biased:
                 accumulators.add_bias(torch.arange(len(layer.float_weight)).double() * 1000 - 3000)
             sums.append(accumulators(given_numbers))
@@ -261,9 +259,31 @@ def test_unknown_kernels_and_those_that_cannot_run_are_refused(kernels, monkeypa
     assert IntegerNetwork(calibrated()).kernels == "float32"
 
 
-def test_missing_cpu_flags_are_an_obstacle(monkeypatch):
+def test_kernels_without_vnni_are_not_trusted_with_large_weights(monkeypatch):
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx2": True})
-    assert "VNNI" in kernel_obstacle.__wrapped__()
+    assert saturates.__wrapped__()
+
+
+def test_kernels_that_saturate_with_half_of_the_weights_are_an_obstacle(monkeypatch):
+    monkeypatch.setattr("quantenv.quantize.kernels._exact", lambda size: False)
+    assert "saturate" in kernel_obstacle.__wrapped__()
+
+
+@pytest.mark.parametrize("code", [255, 254])
+@pytest.mark.parametrize("weight", [127, -127, 65, -65, 64])
+def test_weights_and_codes_of_the_largest_sizes_do_not_saturate(weight, code):
+    for layer in (each for each in QuantizedNetwork(calibrated()).module.modules() if isinstance(each, SwitchedLayer)):
+        grid = layer.source.grids[8]
+        numbers = torch.full_like(layer.float_weight, weight)
+        layer.numbers[8] = (numbers, numbers.double().abs().flatten(1).sum(1))
+        accumulators = KernelAccumulators(layer)
+        accumulators.select(8, grid)
+        channels = layer.float_weight.shape[1] * (layer.convolution or [1])[-1]
+        shape = (4, channels) if layer.convolution is None else (4, channels, 9, 9)
+        held = torch.full(shape, code + grid.low)
+        sums = accumulators(CodeStorage().hold(held.float(), grid))
+        inside = sums if layer.convolution is None else sums[:, :, 3, 3]
+        assert (inside == weight * (code + grid.low) * layer.float_weight[0].numel()).all()
 
 
 def test_codebooks_have_no_integer_arithmetic():
