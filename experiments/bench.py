@@ -57,6 +57,7 @@ def _part(title: str, module: str) -> Part:
 PARTS = {
     "evaluator": _part("One evaluation", "bench_evaluator"),
     "agreement": _part("Float and integer backend", "bench_agreement"),
+    "rows": _part("Rows of tables", "bench_rows"),
     "prefix": _part("Shared prefixes", "bench_prefix"),
     "enumeration": _part("Enumeration", "bench_enumeration"),
     "table_env": _part("Table environments", "bench_table_env"),

@@ -79,6 +79,7 @@ _WORKING = tuple(each for each in CARRIERS if each.startswith("quantenv.evaluate
 PARTS: dict[str, tuple[str, float, dict[str, Any]]] = {
     "evaluator": ("bench_evaluator", 0.8, {"data": IMAGES}),
     "agreement": ("bench_agreement", 0.2, {"data": IMAGES}),
+    "rows": ("bench_rows", 15, {"data": IMAGES, "reads": tuple(TABLES.values())}),
     "prefix": ("bench_prefix", 0.8, {"data": IMAGES}),
     "enumeration": ("bench_enumeration", 0.3, {"carriers": _WORKING}),
     "table_env": ("bench_table_env", 0.2, {"over_tables": True, "reads": tuple(TABLES.values())}),
