@@ -43,6 +43,8 @@ SMALL = {
     "a small swin v2": lambda: small_swin_v2(),
     "a small convnext": lambda: small("ConvNeXt", None, num_classes=5),
 }
+#: Those of which most weights are of the same few layers, with fewer of them: what is left has every layer.
+NARROW = {"vgg11_bn": lambda name: narrow_vgg(name), "vit_b_16": lambda name, **size: narrow_vit(**size)}
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
@@ -57,12 +59,34 @@ def coarse_ranges(monkeypatch):
     monkeypatch.setattr(ranges, "MAX_SAMPLES", 1 << 13)
 
 
+def named(name: str, **arguments) -> nn.Module:
+    return getattr(torchvision().models, name)(weights=None, num_classes=10, **arguments)
+
+
+def narrow_vgg(name: str) -> nn.Module:
+    with torch.device("meta"):
+        network = named(name)
+    network.classifier[0], network.classifier[3] = nn.Linear(512 * 7 * 7, 64), nn.Linear(64, 64)
+    network.classifier[6] = nn.Linear(64, 10)
+    network.features.to_empty(device="cpu")
+    for module in network.features:
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    return network
+
+
+def narrow_vit(**arguments) -> nn.Module:
+    return torchvision().models.VisionTransformer(
+        patch_size=16, num_layers=12, num_heads=12, hidden_dim=192, mlp_dim=768, num_classes=10, **arguments
+    )
+
+
 def random_network(name: str) -> nn.Module:
     """Makes a network whose every part matters: no signal fades, and nothing is multiplied by zero."""
     arguments, _ = NETWORKS[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = getattr(torchvision().models, name)(weights=None, num_classes=10, **arguments).eval()
+        network = NARROW.get(name, named)(name, **arguments).eval()
         for key, parameter in network.named_parameters():
             if "layer_scale" in key or "class_token" in key:
                 nn.init.normal_(parameter, 0.5, 0.1)  # as large as what they scale and stand beside
