@@ -1,5 +1,8 @@
 """The embedded default task: scikit-learn's bundled 8x8 digits and a small depthwise-separable network."""
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import nn
@@ -55,11 +58,9 @@ class DigitsNet(nn.Module):
 
 def digits_splits() -> dict[str, Split]:
     """Loads the digits and splits them by a fixed permutation into train, calibration, search and test."""
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    inputs = torch.tensor(data.images, dtype=torch.float32)[:, None] / 16
-    labels = torch.tensor(data.target, dtype=torch.int64)
+    images, classes = _images_and_classes()
+    inputs = torch.tensor(images, dtype=torch.float32)[:, None] / 16
+    labels = torch.tensor(classes, dtype=torch.int64)
     order = torch.from_numpy(np.random.default_rng(SPLIT_SEED).permutation(len(labels)))
     parts = {
         "train": order[:TRAIN],
@@ -68,6 +69,20 @@ def digits_splits() -> dict[str, Split]:
         "test": order[TRAIN + SEARCH :],
     }
     return {name: Split(inputs[part], labels[part]) for name, part in parts.items()}
+
+
+def _images_and_classes() -> tuple[np.ndarray, np.ndarray]:
+    """Reads the digits from scikit-learn's file: to import scikit-learn for them takes longer than all the rest."""
+    package = importlib.util.find_spec("sklearn")
+    for folder in (package.submodule_search_locations or ()) if package else ():
+        file = Path(folder, "datasets", "data", "digits.csv.gz")
+        if file.is_file():
+            numbers = np.loadtxt(file, delimiter=",")
+            return numbers[:, :-1].reshape(-1, 8, 8), numbers[:, -1].astype(np.int64)
+    from sklearn.datasets import load_digits  # from wherever another version of scikit-learn keeps them
+
+    data = load_digits()
+    return data.images, data.target
 
 
 def make_digits() -> Task:
