@@ -8,11 +8,15 @@ from experiments.recorded import CARRIERS, Recorded
 RESULTS = "experiments/results"
 #: Images of task resnet20, in ``$QUANTENV_DATA``.
 IMAGES = ("cifar10_jpeg.zip",)
+DIGITS = "quantenv/tasks/data/digits.safetensors"
 WEIGHTS = {task: f"quantenv/tasks/weights/{task}.safetensors" for task in ("digits", "resnet20")}
 #: Prepared under the tasks' own schemes; names end with a hash of what they were prepared from.
 PREPARED = {task: f"quantenv/tasks/prepared/{task}-*.safetensors" for task in ("digits", "resnet20")}
 #: What evaluations of a task's network stand on.
-NETWORK = {task: (WEIGHTS[task], PREPARED[task]) for task in WEIGHTS}
+NETWORK = {
+    "digits": (DIGITS, WEIGHTS["digits"], PREPARED["digits"]),
+    "resnet20": (WEIGHTS["resnet20"], PREPARED["resnet20"]),
+}
 TABLES = {task: f"quantenv/tables/{task}.npz" for task in ("digits", "resnet20")}
 ALLOCATION = f"{RESULTS}/resnet20_13x.json"
 #: What `quantenv benchmark` and agents of ``quantenv[search]`` import.
@@ -98,6 +102,14 @@ _LEARNERS = ("reinforce", "ppo", "ddpg", "random")
 
 #: All of them, in the order in which they are made: what one reads is made before it.
 RECORDED: tuple[Recorded, ...] = (
+    Recorded(
+        name="images of digits",
+        files=(DIGITS,),
+        arguments=("-m", "experiments.ship_images"),
+        modules=("experiments.ship_images",),
+        minutes=0.1,
+        given=True,
+    ),
     Recorded(
         name="weights of digits",
         files=(WEIGHTS["digits"],),

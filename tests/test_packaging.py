@@ -54,7 +54,6 @@ STOREYS = (
         "quantenv.compute",
         "quantenv.copies",
         "quantenv.locks",
-        "quantenv.optimizers",
         "quantenv.own_code",
         "quantenv.plain_yaml",
         "quantenv.reading",

@@ -1,6 +1,7 @@
 """The store: what was evaluated once, by any agent, seed or run, and need never be evaluated again."""
 
 import hashlib
+import importlib
 import math
 import os
 import time
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
 from quantenv.errors import QuantenvError, shown
@@ -31,6 +31,8 @@ Item = TypeVar("Item")
 
 #: Characters; those of the key's columns fit into the keys of every common server.
 _LENGTHS = {"identity": 40, "split": 20, "bits_key": 64, "task": 200}
+#: Dialects whose insert passes over rows that are there; imported when used, as half of SQLAlchemy's time is theirs.
+_UPSERTS = ("sqlite", "postgresql")
 _METADATA = sa.MetaData()
 #: The first version, ``quantenv_evaluations``, had the bits themselves for a key, of 350 layers at most.
 _TABLE = sa.Table(
@@ -133,7 +135,8 @@ class EvaluationStore:
     def __init__(self, location: str, replace_damaged: bool = True) -> None:
         self._database = Database(parse_location(location), _METADATA, replace_damaged)
         self._replace_damaged = replace_damaged
-        dialect = {"sqlite": sqlite, "postgresql": postgresql}.get(self._database.dialect)
+        name = self._database.dialect
+        dialect = importlib.import_module(f"sqlalchemy.dialects.{name}") if name in _UPSERTS else None
         self._insert = dialect.insert(_TABLE).on_conflict_do_nothing() if dialect else None
 
     def __reduce__(self) -> tuple[Any, ...]:

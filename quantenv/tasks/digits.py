@@ -1,6 +1,5 @@
 """The embedded default task: scikit-learn's bundled 8x8 digits and a small depthwise-separable network."""
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +7,14 @@ import torch
 from torch import nn
 
 from quantenv.tasks.base import Split, Task
-from quantenv.tasks.shipped import shipped_network
+from quantenv.tasks.shipped import REMEDY, shipped_network
+from quantenv.tensor_file import read_tensors
 
 #: Samples of the splits; the calibration split is the first part of train. 1,797 images in all.
 TRAIN, CALIBRATION, SEARCH = 897, 256, 450
 SPLIT_SEED = 0
+#: The images, uint8 (N, 8, 8) from 0 to 16, and labels, uint8 (N,); `experiments.ship_images` wrote them.
+IMAGES, IMAGES_FORMAT = Path(__file__).parent / "data" / "digits.safetensors", "quantenv-images-1"
 SOURCE = "scikit-learn's bundled digits: the test part of UCI's Optical Recognition of Handwritten Digits, 8x8 grey."
 
 
@@ -57,10 +59,13 @@ class DigitsNet(nn.Module):
 
 
 def digits_splits() -> dict[str, Split]:
-    """Loads the digits and splits them by a fixed permutation into train, calibration, search and test."""
-    images, classes = _images_and_classes()
-    inputs = torch.tensor(images, dtype=torch.float32)[:, None] / 16
-    labels = torch.tensor(classes, dtype=torch.int64)
+    """Loads the digits and splits them by a fixed permutation into train, calibration, search and test.
+
+    Raises:
+        QuantenvError: If the file of images is missing or damaged.
+    """
+    _, data = read_tensors(IMAGES, IMAGES_FORMAT, "the images of task 'digits'", REMEDY)
+    inputs, labels = data["images"].float()[:, None] / 16, data["labels"].long()
     order = torch.from_numpy(np.random.default_rng(SPLIT_SEED).permutation(len(labels)))
     parts = {
         "train": order[:TRAIN],
@@ -71,24 +76,10 @@ def digits_splits() -> dict[str, Split]:
     return {name: Split(inputs[part], labels[part]) for name, part in parts.items()}
 
 
-def _images_and_classes() -> tuple[np.ndarray, np.ndarray]:
-    """Reads the digits from scikit-learn's file: to import scikit-learn for them takes longer than all the rest."""
-    package = importlib.util.find_spec("sklearn")
-    for folder in (package.submodule_search_locations or ()) if package else ():
-        file = Path(folder, "datasets", "data", "digits.csv.gz")
-        if file.is_file():
-            numbers = np.loadtxt(file, delimiter=",")
-            return numbers[:, :-1].reshape(-1, 8, 8), numbers[:, -1].astype(np.int64)
-    from sklearn.datasets import load_digits  # from wherever another version of scikit-learn keeps them
-
-    data = load_digits()
-    return data.images, data.target
-
-
 def make_digits() -> Task:
     """Makes the digits task; `experiments.ship_weights` trained its float network, which ships with the package.
 
     Raises:
-        QuantenvError: If the file of weights is damaged.
+        QuantenvError: If the file of weights or of images is damaged.
     """
     return Task("digits", shipped_network("digits", DigitsNet), digits_splits(), source=SOURCE)

@@ -319,7 +319,7 @@ def test_of_tensors_only_their_numbers_count(tmp_path):
 SOURCES = SourceTree(ROOT)
 BY_NAME = {recorded.name: recorded for recorded in RECORDED}
 #: Results whose commands have no options of ours.
-SHIPPING = ("weights of digits", "weights of resnet20", "prepared networks")
+SHIPPING = ("images of digits", "weights of digits", "weights of resnet20", "prepared networks")
 
 
 def test_every_recorded_file_is_fresh_or_listed_as_of_unknown_inputs():
@@ -340,7 +340,13 @@ def test_every_recorded_file_belongs_to_a_result():
     expected = {INPUTS}
     expected |= {str(located(ROOT, name).relative_to(ROOT)) for recorded in RECORDED for name in recorded.files}
     found = set()
-    for folder in ("experiments/results", "quantenv/tables", "quantenv/tasks/weights", "quantenv/tasks/prepared"):
+    for folder in (
+        "experiments/results",
+        "quantenv/tables",
+        "quantenv/tasks/data",
+        "quantenv/tasks/weights",
+        "quantenv/tasks/prepared",
+    ):
         for path in (ROOT / folder).iterdir():
             if path.is_file() and path.suffix != ".py":
                 found.add(f"{folder}/{path.name}")

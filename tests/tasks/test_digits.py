@@ -1,10 +1,13 @@
+import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
+from experiments import ship_images
 from quantenv.allocation import Allocation
 from quantenv.errors import QuantenvError
 from quantenv.evaluate import make_evaluator
-from quantenv.tasks import get_task, task_descriptions, task_names
+from quantenv.tasks import digits, get_task, task_descriptions, task_names
 from quantenv.tasks.digits import DigitsNet, digits_splits
 from quantenv.tasks.training import TrainingRecipe, train_float
 
@@ -33,6 +36,28 @@ def test_splits_are_fixed_disjoint_and_cover_every_image(task):
     assert all(torch.equal(again[name].inputs, task.splits[name].inputs) for name in again)
     calibration = {image.numpy().tobytes() for image in task.splits["calibration"].inputs}
     assert calibration <= rows[0]
+
+
+def test_images_are_scikit_learns(task):
+    data = load_digits()
+    known = {image.astype(np.float32).tobytes(): label for image, label in zip(data.images, data.target, strict=True)}
+    for name in ("train", "search", "test"):
+        split = task.splits[name]
+        assert [known[(16 * image[0]).numpy().tobytes()] for image in split.inputs] == split.labels.tolist()
+
+
+def test_missing_and_damaged_images_say_what_to_do(tmp_path, monkeypatch):
+    damaged = tmp_path / "digits.safetensors"
+    damaged.write_bytes(digits.IMAGES.read_bytes()[:-9] + b"\1" * 9)
+    for path, sentence in ((damaged, "install quantenv again"), (tmp_path / "none", "There is no file")):
+        monkeypatch.setattr(digits, "IMAGES", path)
+        with pytest.raises(QuantenvError, match=sentence):
+            digits_splits()
+
+
+def test_the_command_writes_the_same_file(tmp_path, capsys):
+    ship_images.main([f"--output={tmp_path / 'images'}"])
+    assert (tmp_path / "images").read_bytes() == digits.IMAGES.read_bytes()
 
 
 def test_fewer_bits_hurt_and_layers_are_very_unequal(task):
