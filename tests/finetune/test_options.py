@@ -11,14 +11,14 @@ from quantenv.errors import QuantenvError
 from quantenv.evaluate.ptq import evaluate_logits
 from quantenv.finetune import FinetuneConfig, FinetuneEvaluator, compilation, finetune
 from quantenv.quantize import calibrate_task
-from quantenv.tasks import get_task
+from tests.finetune.few_digits import few_digits
 
 ONE_EPOCH = FinetuneConfig(epochs=1)
 
 
 @pytest.fixture(scope="module")
 def task():
-    return get_task("digits")
+    return few_digits()
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,14 @@ from quantenv.finetune import epochs as epochs_module
 from quantenv.finetune.session import Session
 from quantenv.parallel import Share
 from quantenv.quantize import LSQQuantizer
-from quantenv.tasks import Split, Task, get_task
+from quantenv.tasks import Split, Task
+from tests.finetune.few_digits import few_digits
 from tests.synthetic import synthetic_layers
 
 
 @pytest.fixture(scope="module")
 def task():
-    return dataclasses.replace(get_task("digits"), scheme="linear")
+    return few_digits("linear")
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +198,7 @@ def test_batch_norms_are_live_unless_a_codebook_forbids_it(task, coarse):
 
 
 def test_bad_input_is_refused(task, coarse):
-    with pytest.raises(QuantenvError, match="only 897 samples"):
+    with pytest.raises(QuantenvError, match="only 256 samples"):
         finetune(task, coarse, FinetuneConfig(batch_size=1000))
     with pytest.raises(AllocationError, match="does not fit"):
         finetune(task, Allocation.make(synthetic_layers(2), 8))
