@@ -5,6 +5,7 @@ and contiguous tensors, and takes all images at once; another one takes batches 
 """
 
 import copy
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +26,8 @@ from quantenv.tasks import Task, get_task
 
 BASE, BATCHED = "bare eager float forward", "bare eager float forward, small batches"
 HAQ, HAQ_BATCHED = "HAQ's way", "HAQ's way, small batches"
+#: Choices of weight bits of each of the last three layers, of allocations that share a prefix.
+TAIL = (2, 4, 6, 8)
 #: Most that one allocation may cost, relative to the bare forward; the simulation in float is there to compare with.
 TARGETS = {"int8": 0.3, "float32": 0.38, "simulated": 0.6}
 NAMES = {
@@ -148,8 +151,8 @@ def _time(task: Task, kernels: Sequence[str], options: BenchOptions) -> dict[str
     def together(evaluator: PTQEvaluator) -> int:
         # All choices of the last three layers: a subtree of the depth-first enumeration.
         head = rng.integers(2, 9, len(task.layers) - 3).tolist()
-        tails = [[a, b, c] for a in (2, 4, 6, 8) for b in (2, 4, 6, 8) for c in (2, 4, 6, 8)]
-        evaluator.evaluate([Allocation.make(task.layers, head + tail) for tail in tails])
+        tails = list(itertools.product(TAIL, repeat=3))
+        evaluator.evaluate([Allocation.make(task.layers, [*head, *tail]) for tail in tails])
         return len(tails)
 
     subjects: dict[str, Callable[[], int]] = {
@@ -160,7 +163,7 @@ def _time(task: Task, kernels: Sequence[str], options: BenchOptions) -> dict[str
     }
     for name, evaluator in evaluators.items():
         subjects[f"{NAMES[name]}, one allocation"] = lambda evaluator=evaluator: alone(evaluator)  # type: ignore[misc]
-        subjects[f"{NAMES[name]}, 64 sharing a prefix"] = lambda evaluator=evaluator: together(evaluator)  # type: ignore[misc]
+        subjects[f"{NAMES[name]}, {len(TAIL) ** 3} sharing a prefix"] = lambda evaluator=evaluator: together(evaluator)  # type: ignore[misc]
     subjects["simulated under bfloat16 autocast (not offered), one allocation"] = in_bf16
     seconds = interleave(subjects, options.rounds)
     return {

@@ -103,7 +103,7 @@ def measure(options: BenchOptions) -> dict[str, Any]:
     task = random_resnet20(64)
     calibration = calibrate_task(task)
     generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(options.batch, 3, 32, 32, generator=generator)
+    inputs = torch.randn(options.batch, *task.splits["search"].inputs.shape[1:], generator=generator)
     labels = torch.randint(0, 10, (options.batch,), generator=generator)
 
     def step_of(network: nn.Module, forward: Callable[..., Any], bf16: bool = False) -> Callable[[], int]:

@@ -16,8 +16,8 @@ from quantenv.tasks.training import TrainingRecipe, train_float
 
 #: What takes the stand-in to 90-95% accuracy, in seconds.
 RECIPE = TrainingRecipe(epochs=4, batch_size=32, learning_rate=0.01, seed=0)
-#: Height and width of random images.
-SIZE = 32
+#: Height and width of random images, and how many of them each split has whose images are not counted.
+SIZE, OTHERS = 32, 64
 
 
 def tasks_at_hand(names: Sequence[str]) -> tuple[list[Task], list[str]]:
@@ -61,7 +61,7 @@ def random_resnet20(images: int) -> Task:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = ResNet20()
-    sizes = {"train": 64, "calibration": 64, "search": images, "test": 64}
+    sizes = {"train": OTHERS, "calibration": OTHERS, "search": images, "test": OTHERS}
     splits = {
         name: Split(
             torch.randn(size, 3, SIZE, SIZE, generator=generator), torch.randint(0, 10, (size,), generator=generator)

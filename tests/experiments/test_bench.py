@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import bench, bench_activation_cache, bench_enumeration, bench_pools, bench_store, bench_tasks
+from experiments import (
+    bench,
+    bench_activation_cache,
+    bench_enumeration,
+    bench_evaluator,
+    bench_pools,
+    bench_prefix,
+    bench_store,
+    bench_tasks,
+)
 from experiments.activation_cache import CachedRunner, allocation_of, decision_cuts, replay
 from experiments.bench_activation_cache import remaining
 from experiments.bench_evaluator import HAQEvaluator
@@ -23,13 +32,14 @@ from quantenv.evaluate.ptq import PTQEvaluator
 from quantenv.quantize.prefix import PrefixRunner
 from quantenv.tasks import get_task
 from quantenv.tasks.resnet20 import DATA_VARIABLE
+from tests.experiments import few_digits
 from tests.synthetic import synthetic_layers
 
 TINY = (
     "--images=2",
     "--threads=1",
     "--rounds=1",
-    "--rows=8",
+    "--rows=4",
     "--episodes=6",
     "--replayed=2",
     "--num_envs=4",
@@ -74,9 +84,15 @@ def no_server():
 
 @pytest.fixture
 def small_images(monkeypatch):
-    """ResNet-20's stand-in on images of 8x8, whatever data are here: every network is timed, none for long."""
+    """Few small images and small batches, whatever data are here: every network is timed, none for long."""
+    digits = bench_tasks._first_images(get_task("digits"), 20)
+    for module in (bench_evaluator, bench_prefix):
+        monkeypatch.setattr(module, "get_task", {"digits": digits}.__getitem__)
     monkeypatch.delenv(DATA_VARIABLE, raising=False)
     monkeypatch.setattr(bench_tasks, "SIZE", 8)
+    monkeypatch.setattr(bench_tasks, "OTHERS", 8)
+    monkeypatch.setattr(bench_evaluator, "TAIL", (2, 8))
+    monkeypatch.setattr(bench_prefix, "BATCHES", (2, 3))
     bench_tasks.timed_resnet20.cache_clear()
     yield
     bench_tasks.timed_resnet20.cache_clear()
@@ -185,10 +201,14 @@ def test_a_limited_cache_never_does_worse_than_none_nor_better_than_all(bound):
     assert (found["limited cache"] == 1) == (bound == 0)
 
 
+@pytest.fixture(scope="module")
+def evaluator():
+    return PTQEvaluator(dataclasses.replace(few_digits.make_task(), scheme="linear"))
+
+
 @pytest.mark.parametrize("kept", [0, 1.5, 1000])
-def test_a_cache_of_activations_changes_no_result(kept):
-    task = dataclasses.replace(get_task("digits"), scheme="linear")
-    evaluator, rng = PTQEvaluator(task), np.random.default_rng(0)
+def test_a_cache_of_activations_changes_no_result(kept, evaluator):
+    rng = np.random.default_rng(0)
     batches = [sorted({tuple((int(b), 8) for b in rng.choice([2, 4], 8)) for _ in range(3)}) for _ in range(12)]
     cuts = decision_cuts(evaluator, [0, 1, 3])
     assert cuts == sorted(set(cuts))

@@ -2,11 +2,13 @@ import json
 
 import pytest
 
-from experiments import bench_qat
+from experiments import bench_qat, bench_tasks
 from quantenv.errors import QuantenvError
 
 
-def test_it_times_the_steps_in_turn(tmp_path, capsys):
+def test_it_times_the_steps_in_turn(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bench_tasks, "SIZE", 8)
+    monkeypatch.setattr(bench_tasks, "OTHERS", 8)
     options = ["--rounds=1", "--batch=4", "--threads=1", "--compiled=[quantizers]"]  # a network takes a minute
     assert bench_qat.main([*options, f"--output={tmp_path}"]) == 0
     content = json.loads((tmp_path / "bench_qat.json").read_text())
