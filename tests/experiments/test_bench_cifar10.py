@@ -16,7 +16,7 @@ from quantenv.tasks import get_task
 @pytest.fixture(scope="module")
 def task():
     """Stands in for ResNet-20, whose data do not ship."""
-    return reduced(get_task("digits"), train=96, search=30, test=90)
+    return reduced(get_task("digits"), train=96, calibration=32, search=30, test=90)
 
 
 @pytest.fixture

@@ -1,10 +1,11 @@
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from experiments import fidelity
+from experiments import bench_fidelity, fidelity
 from experiments.bench_fidelity import (
     DEFAULT,
     FidelityOptions,
@@ -24,14 +25,14 @@ from quantenv.tasks import get_task
 from tests.synthetic import chain_costs
 
 TINY = (
-    *("--allocations=4", "--seeds=2", "--qat.epochs=1", "--resamples=50", "--workers=1"),
-    *("--train_images=64", "--images=100", "--test_images=90"),
+    *("--allocations=3", "--seeds=2", "--qat.epochs=1", "--resamples=50", "--workers=1"),
+    *("--train_images=32", "--images=40", "--test_images=90"),
 )
 
 
 @pytest.fixture(scope="module")
 def task():
-    return reduced(get_task("digits"), train=64, search=100, test=90)
+    return reduced(get_task("digits"), train=32, calibration=32, search=40, test=90)
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,15 @@ def cache(task, tmp_path, monkeypatch):
     """A cache of its own for the journals; the task was loaded from the usual one."""
     monkeypatch.setenv("QUANTENV_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture
+def few_calibrate(task, monkeypatch):
+    """Lets a benchmark of digits prepare few images: it prepares them under every scheme."""
+    few = dataclasses.replace(
+        get_task("digits"), splits={**get_task("digits").splits, "calibration": task.splits["calibration"]}
+    )
+    monkeypatch.setattr(bench_fidelity, "get_task", {"digits": few}.__getitem__)
 
 
 def run(folder, *arguments):
@@ -59,7 +69,7 @@ def numbers(case):
     ]
 
 
-def test_rewards_can_be_chosen(tmp_path):
+def test_rewards_can_be_chosen(tmp_path, few_calibrate):
     cases = run(tmp_path, '--rewards=["ptq", "ptq, batch-norm"]')
     assert [row["reward"] for row in cases["digits, size 0.3"]["rows"]] == [
         *("ptq: accuracy", "ptq: loss", "ptq, batch-norm: accuracy", "ptq, batch-norm: loss", "mean bits"),
@@ -74,15 +84,15 @@ def test_rewards_are_checked(rewards, message):
         FidelityOptions(rewards=rewards)
 
 
-def test_a_tiny_benchmark(tmp_path, capsys, cache):
+def test_a_tiny_benchmark(tmp_path, capsys, cache, few_calibrate):
     cases = run(tmp_path)
     (case,) = cases.values()
     assert capsys.readouterr().out == (tmp_path / "bench_fidelity.md").read_text() == to_markdown(cases)
     allocations = case["allocations"]
     assert allocations[0]["weight_bits"] == [2] * 8
-    assert len({tuple(each["weight_bits"]) for each in allocations}) == 4
+    assert len({tuple(each["weight_bits"]) for each in allocations}) == 3
     assert all(each["size"] <= 0.3 + 1e-9 for each in allocations)
-    assert case["samples"] == {"train": 64, "calibration": 256, "search": 100, "test": 90}
+    assert case["samples"] == {"train": 32, "calibration": 32, "search": 40, "test": 90}
     truth = [np.mean([run["test"]["correct"] / 90 for run in each["full"]]) for each in allocations]
     rows = {row["reward"]: row for row in case["rows"]}
     assert len(rows) == 2 * len(REWARDS) + 1
@@ -134,7 +144,7 @@ def test_a_stopped_benchmark_goes_on(tmp_path, monkeypatch, task, cache):
 
 def test_workers_change_nothing(tmp_path, task):
     allocations = [Allocation.make(task.layers, bits) for bits in (2, 4)]
-    configs = [FinetuneConfig(epochs=1, seed=seed) for seed in (0, 1)]
+    configs = [FinetuneConfig(epochs=1)]
     one = train_all(task, allocations, configs, Journal(tmp_path / "one.json"), workers=1)
     two = train_all(task, allocations, configs, Journal(tmp_path / "two.json"), workers=2)
     assert [[(r.search, r.test) for r in runs] for runs in one] == [[(r.search, r.test) for r in runs] for runs in two]

@@ -13,19 +13,19 @@ from tests.synthetic_table import synthetic_table
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
     path = tmp_path_factory.mktemp("table") / "mine.npz"
-    synthetic_table(5, bits=(2, 4, 6, 8), samples=300).save(path)
+    synthetic_table(4, bits=(2, 4, 6, 8), samples=300).save(path)
     return path
 
 
 def test_every_agent_and_seed_is_held_against_the_true_front(file, tmp_path, capsys):
-    arguments = [f"--tasks=[{file}]", "--agents=[random,nsga2]", "--evaluations=40", "--seeds=2"]
+    arguments = [f"--tasks=[{file}]", "--agents=[random,nsga2]", "--evaluations=24", "--seeds=2"]
     assert bench_pareto.main([*arguments, f"--output={tmp_path}"]) == 0
     table = capsys.readouterr().out
     content = json.loads((tmp_path / "bench_pareto.json").read_text())["tasks"][str(file)]
     assert table == (tmp_path / "bench_pareto.md").read_text()
     assert table.count(f"| {file} |") == 4
     assert list(content["agents"]) == ["random", "nsga2"]
-    run = ["pareto", f"--task={file}", "--agent=random", "--evaluations=40", "--seed=1", f"--runs={tmp_path}", "--json"]
+    run = ["pareto", f"--task={file}", "--agent=random", "--evaluations=24", "--seed=1", f"--runs={tmp_path}", "--json"]
     assert main(run) == 0
     alone = json.loads(capsys.readouterr().out)
     assert content["agents"]["random"][1] == alone["mean_accuracy"]
