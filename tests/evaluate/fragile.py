@@ -1,6 +1,6 @@
 """What tests of worker pools send to workers: evaluators that note who computed what, and fail where a test wants it.
 
-It imports no torch, so that workers start quickly.
+It imports no torch, and SQLAlchemy only where there is a store, so that workers start quickly.
 """
 
 import os
@@ -12,8 +12,6 @@ import numpy as np
 
 from quantenv.allocation import Allocation
 from quantenv.errors import QuantenvError
-from quantenv.evaluate.store import EvaluationStore
-from quantenv.evaluate.stored import StoredEvaluator
 from tests.synthetic import AdditiveEvaluator
 
 #: Weight bits of the first layer that ask for a failure; others never have them here.
@@ -54,6 +52,9 @@ def fragile(**settings):
 
 
 def stored_fragile(location, **settings):
+    from quantenv.evaluate.store import EvaluationStore
+    from quantenv.evaluate.stored import StoredEvaluator
+
     return StoredEvaluator(fragile(**settings), EvaluationStore(location))
 
 

@@ -73,11 +73,14 @@ def test_backends_have_identities_of_their_own_and_nearly_the_same_numbers():
     assert make_evaluator("ptq-integer", task).identity == automatic.identity
 
 
-@pytest.mark.parametrize("batch", [1, 64, 500])
-def test_batches_and_threads_change_no_digit_of_integer_evaluations(evaluator, batch):
-    allocations = [Allocation.make(evaluator.layers, bits, 8) for bits in (2, 4, 8)]
-    expected = evaluator.evaluate(allocations)
-    other, before = PTQEvaluator(evaluator.task), torch.get_num_threads()
+@pytest.mark.parametrize(("batch", "images"), [(1, 8), (64, 70), (500, 450)])
+def test_batches_and_threads_change_no_digit_of_integer_evaluations(evaluator, batch, images):
+    search = evaluator.task.split("search")
+    splits = {**evaluator.task.splits, "search": Split(search.inputs[:images], search.labels[:images])}
+    task = dataclasses.replace(evaluator.task, splits=splits)
+    allocations = [Allocation.make(task.layers, bits, 8) for bits in (2, 4, 8)]
+    expected = PTQEvaluator(task).evaluate(allocations)
+    other, before = PTQEvaluator(task), torch.get_num_threads()
     other.batch = batch
     torch.set_num_threads(2 if before == 1 else 1)
     try:

@@ -37,22 +37,28 @@ def test_it_holds_every_allocation_of_the_network_it_carries(table, task):
     np.testing.assert_allclose(table.sensitivity, found, rtol=0.05, atol=1e-4)
 
 
-def live_rows(rows, batch):
+SPLITS = ("search", "test")
+
+
+def live_rows(rows, batch, splits=SPLITS, evaluator=None):
     """Counts and losses of some rows by live evaluation, through no store."""
-    table, task = get_table("digits_table"), get_task("digits")
-    evaluator = PTQEvaluator(task)
+    table = get_table("digits_table")
+    evaluator = evaluator or PTQEvaluator(get_task("digits"))
     evaluator.batch = batch
     allocations = [table.allocation(row) for row in rows]
-    return {
-        split: [[each.correct, each.loss] for each in evaluator.evaluate(allocations, split)]
-        for split in ("search", "test")
-    }
+    return {split: [[each.correct, each.loss] for each in evaluator.evaluate(allocations, split)] for split in splits}
 
 
-def table_rows(table, rows):
+def live_rows_by_batch(asked):
+    """The same of other rows for each size of batches: [size, rows, splits], ..."""
+    evaluator = PTQEvaluator(get_task("digits"))
+    return [live_rows(rows, batch, splits, evaluator) for batch, rows, splits in asked]
+
+
+def table_rows(table, rows, splits=SPLITS):
     """The same as the table has them."""
-    splits = {split: [table.evaluation(row, split) for row in rows] for split in ("search", "test")}
-    return {split: [[each.correct, each.loss] for each in found] for split, found in splits.items()}
+    found = {split: [table.evaluation(row, split) for row in rows] for split in splits}
+    return {split: [[each.correct, each.loss] for each in evaluations] for split, evaluations in found.items()}
 
 
 def test_random_rows_equal_live_evaluations(table):
@@ -60,11 +66,25 @@ def test_random_rows_equal_live_evaluations(table):
     assert live_rows(rows, 450) == table_rows(table, rows)
 
 
-@pytest.mark.parametrize("batch", [1, 64, 500])
-def test_random_rows_equal_live_evaluations_on_every_machine(table, batch):
-    rows = np.random.default_rng(batch).choice(table.rows, 40 if batch > 1 else 4, replace=False).tolist()
-    found = answers(live_rows, machines=FEW, rows=rows, batch=batch)["live_rows"]
-    assert same_everywhere(found) == table_rows(table, rows)
+#: Rows and splits that are evaluated in batches of each size: images one by one take long.
+BATCHES = {1: (1, ["search"]), 64: (12, SPLITS), 500: (12, SPLITS)}
+
+
+@pytest.fixture(scope="module")
+def by_machine(table):
+    """What is asked of machines for each size of batches, and what all of them answer."""
+    asked = [
+        [batch, np.random.default_rng(batch).choice(table.rows, count, replace=False).tolist(), splits]
+        for batch, (count, splits) in BATCHES.items()
+    ]
+    said = same_everywhere(answers(live_rows_by_batch, machines=FEW, asked=asked)["live_rows_by_batch"])
+    return {batch: (rows, splits, found) for (batch, rows, splits), found in zip(asked, said, strict=True)}
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_random_rows_equal_live_evaluations_on_every_machine(table, by_machine, batch):
+    rows, splits, found = by_machine[batch]
+    assert found == table_rows(table, rows, splits)
 
 
 def test_random_rows_equal_what_a_store_gives_back(table, tmp_path):
