@@ -85,15 +85,15 @@ def wrong(evaluator, allocations, expected, batch):
 def test_one_evaluator_gives_each_thread_the_numbers_of_one_alone(scheme):
     task = small(get_task("digits"), scheme=scheme)
     backend = "float" if scheme == "k-means" else "auto"
-    allocations = drawn(task.layers, 250 if scheme == "linear" else 20)
+    allocations = drawn(task.layers, 100 if scheme == "linear" else 20)
     expected = PTQEvaluator(task, backend).evaluate(allocations)
     shared = PTQEvaluator(task, backend)  # whose weights of few bits are yet to be made
     assert wrong(shared, allocations, expected, 3) == 0
 
 
-def test_the_store_holds_no_wrong_row_after_a_thousand_evaluations_of_four_threads(tmp_path):
+def test_the_store_holds_no_wrong_row_after_hundreds_of_evaluations_of_four_threads(tmp_path):
     task = small(get_task("digits"))
-    allocations = drawn(task.layers, 250, seed=1)
+    allocations = drawn(task.layers, 100, seed=1)
     expected = PTQEvaluator(task, "float").evaluate(allocations)
     location = str(tmp_path / "evaluations.sqlite")
     stored = StoredEvaluator(PTQEvaluator(task, "float"), EvaluationStore(location))
