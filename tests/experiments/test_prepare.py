@@ -94,8 +94,9 @@ def test_a_run_s_numbers_are_fine_tuned_from_under_its_scheme_only(run, tmp_path
     assert main(["finetune", f"--run={run}", "--scheme=linear", f"--output={tmp_path / 'other'}"]) == 0
 
 
-def test_what_ships_is_not_copied(finished):
-    assert not (finished / "prepared.safetensors").exists()
+def test_what_ships_is_not_copied(tmp_path):
+    run = run_train(tmp_path, "--agent=random", "--evaluations=1", "--qat.epochs=0")
+    assert not (run / "prepared.safetensors").exists()
 
 
 def test_a_file_of_another_scheme_or_none_is_refused(exported, tmp_path, refused):

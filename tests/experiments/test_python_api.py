@@ -14,6 +14,7 @@ from quantenv.allocation import Allocation
 from quantenv.errors import QuantenvError
 from quantenv.evaluate.tables import get_table
 from quantenv.tasks import task_from_datasets
+from tests.experiments.few_digits import FEW_DIGITS
 
 #: As `SHORT` of the command line.
 SHORT = {"evaluations": 40, "qat": {"epochs": 1}, "agent_options": {"hidden": 16, "layers": 1}, "top_k": 3}
@@ -46,11 +47,11 @@ def test_importing_quantenv_loads_neither_torch_nor_what_stands_above_it():
 
 def test_a_search_is_what_the_command_does(finished, tmp_path):
     seen = []
-    kept = quantenv.search("digits", runs=tmp_path, on_episode=seen.append, **SHORT)
+    kept = quantenv.search(FEW_DIGITS, runs=tmp_path, on_episode=seen.append, **SHORT)
     for name in ("episodes.jsonl", "top_k.json", "best.json", "report.json", "report.md"):
         assert (kept.folder.path / name).read_bytes() == (finished / name).read_bytes()
     assert list(kept.episodes) == seen == read_episodes(finished / "episodes.jsonl")[0]
-    unkept = quantenv.search("digits", **SHORT)
+    unkept = quantenv.search(FEW_DIGITS, **SHORT)
     assert unkept.folder is None
     assert unkept.episodes == kept.episodes
     assert unkept.best == kept.best == Allocation.load(finished / "best.json")

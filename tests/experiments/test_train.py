@@ -19,6 +19,7 @@ from quantenv.evaluate import make_evaluator
 from quantenv.hardware import Budget
 from quantenv.tasks import get_task
 from tests.experiments.conftest import SHORT, run_train
+from tests.experiments.few_digits import FEW_DIGITS
 from tests.resealing import change_json, change_lines
 
 #: Files that must be the same, to the byte, however often a run was interrupted.
@@ -32,7 +33,7 @@ def results(folder: Path) -> dict[str, bytes]:
 def cut(folder: Path, evaluations: int, torn: bytes = b"") -> None:
     """Makes a finished run look as if it had been killed after some evaluations."""
     for path in folder.iterdir():
-        if path.name not in ("config.yaml", "environment.json", "episodes.jsonl"):
+        if path.name not in ("config.yaml", "environment.json", "episodes.jsonl", "prepared.safetensors"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     lines = (folder / "episodes.jsonl").read_bytes().splitlines(keepends=True)
     (folder / "episodes.jsonl").write_bytes(b"".join(lines[:evaluations]) + torn)
@@ -62,7 +63,7 @@ def test_a_run_leaves_every_file_of_the_design(finished):
 def test_every_evaluation_is_recorded_and_true(finished):
     episodes, _ = read_episodes(finished / "episodes.jsonl")
     assert len(episodes) == 40
-    task = get_task("digits")
+    task = get_task(FEW_DIGITS)
     evaluator = make_evaluator("ptq", task)
     for episode in episodes[::8]:
         (again,) = evaluator.evaluate([episode.allocation(task.layers)])
@@ -82,7 +83,7 @@ def test_best_and_top_k_are_the_best_of_the_episodes(finished):
     assert max(episode.accuracy for episode in episodes) == top.best.accuracy
     best = Allocation.load(finished / "best.json")
     assert best.bits == top.best.bits
-    assert best.task == "digits"
+    assert best.task == FEW_DIGITS
     entries = json.loads((finished / "top_k.json").read_text())["entries"]
     assert [entry["evaluation"] for entry in entries] == [episode.evaluation for episode in top.episodes]
 
@@ -98,7 +99,7 @@ def test_the_table_has_every_row_on_the_test_split(finished):
         ("found", "post-training"),
         ("found", "QAT"),
     ]
-    task = get_task("digits")
+    task = get_task(FEW_DIGITS)
     assert {row.samples for row in report.rows} == {len(task.splits["test"])}
     assert [row.within_budget for row in report.rows[2:]] == [True] * 4
     found = report.row("found", "post-training")

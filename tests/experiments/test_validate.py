@@ -3,6 +3,7 @@ import pytest
 from experiments.cli import main
 from quantenv.allocation import Allocation
 from quantenv.tasks import get_task
+from tests.experiments.few_digits import FEW_DIGITS
 from tests.resealing import change_json, change_lines
 
 
@@ -55,7 +56,7 @@ def test_a_changed_report_is_listed(run_copy, capsys):
 
 
 def test_a_wrong_best_allocation_is_listed(run_copy, capsys):
-    Allocation.make(get_task("digits").layers, 2, task="digits").save(run_copy / "best.json")
+    Allocation.make(get_task(FEW_DIGITS).layers, 2, task=FEW_DIGITS).save(run_copy / "best.json")
     change_json(run_copy / "top_k.json", lambda content: content["entries"].pop())
     assert main(["validate", str(run_copy)]) == 1
     text = capsys.readouterr().out
