@@ -18,6 +18,7 @@ from quantenv.evaluate import Evaluation
 from quantenv.finetune.checkpoint import FORMAT
 from quantenv.tasks import get_task
 from quantenv.tensor_file import read_tensors
+from tests.experiments.few_digits import FEW_DIGITS
 from tests.resealing import change_json
 
 
@@ -41,10 +42,10 @@ def test_the_command_line_overrides_the_run_s_recipe(run_copy, tmp_path):
 
 
 def test_any_allocation_file(tmp_path, capsys):
-    task = get_task("digits")
+    task = get_task(FEW_DIGITS)
     file = tmp_path / "mine.json"
     Allocation.make(task.layers, 4).save(file)
-    arguments = ["finetune", "--allocation", str(file), "--task=digits", "--qat.epochs=1"]
+    arguments = ["finetune", "--allocation", str(file), f"--task={FEW_DIGITS}", "--qat.epochs=1"]
     assert main(arguments) == 0
     content = json.loads((tmp_path / "finetune" / "finetune.json").read_text())
     assert content["allocation"] == Allocation.load(file).to_dict()
@@ -52,10 +53,10 @@ def test_any_allocation_file(tmp_path, capsys):
 
 
 def test_quantizers_and_the_scheme_are_chosen_by_option(tmp_path, refused):
-    task = get_task("digits")
+    task = get_task(FEW_DIGITS)
     file = tmp_path / "mine.json"
-    Allocation.make(task.layers, 3, task="digits", scheme="k-means").save(file)
-    start = ["finetune", "--allocation", str(file), "--qat.epochs=0"]
+    Allocation.make(task.layers, 3, task=FEW_DIGITS, scheme="k-means").save(file)
+    start = ["finetune", "--allocation", str(file), f"--task={FEW_DIGITS}", "--qat.epochs=0"]
     assert main(start) == 0
     of_file = json.loads((tmp_path / "finetune" / "finetune.json").read_text())
     assert of_file["scheme"] == "k-means"
@@ -105,7 +106,7 @@ def test_an_interrupted_fine_tuning_goes_on_by_the_same_command(run_copy, monkey
     def check(self, *_):
         nonlocal calls
         calls += 1
-        if calls == 12:
+        if calls == 3:
             raise Interrupted(signal.SIGTERM)
 
     monkeypatch.setattr(GracefulStop, "check", check)
@@ -114,7 +115,7 @@ def test_an_interrupted_fine_tuning_goes_on_by_the_same_command(run_copy, monkey
     assert (output / "checkpoint.safetensors").exists()
     calls = 100
     assert main(["finetune", "--run", str(run_copy)]) == 0
-    assert calls - 100 == 28 - 11 + 2  # the steps that were left of the epoch, and the reports of epochs 0 and 1
+    assert calls - 100 == 5 - 2 + 2  # the steps that were left of the epoch, and the reports of epochs 0 and 1
     assert {path.name for path in output.iterdir()} == expected.keys()
     assert (output / "finetune.json").read_bytes() == expected["finetune.json"]
 
@@ -127,7 +128,7 @@ def test_a_run_interrupted_while_fine_tuning_goes_on_where_it_was(run_copy, monk
     def check(self, *episode):
         nonlocal reports_and_steps
         reports_and_steps += not episode
-        if reports_and_steps == 40:  # uniform took 28 steps and 2 reports; found is under way
+        if reports_and_steps == 10:  # uniform took 5 steps and 2 reports; found is under way
             raise Interrupted(signal.SIGINT)
 
     monkeypatch.setattr(GracefulStop, "check", check)
@@ -139,7 +140,7 @@ def test_a_run_interrupted_while_fine_tuning_goes_on_where_it_was(run_copy, monk
     }
     reports_and_steps = 100
     assert main(["train", "--resume", str(run_copy)]) == 0
-    assert reports_and_steps == 100 + 2 + 1 + 19 + 1  # both reports of uniform, which is done; the rest of found
+    assert reports_and_steps == 100 + 2 + 1 + 3 + 1  # both reports of uniform, which is done; the rest of found
     assert {name: (run_copy / name).read_bytes() for name in expected} == expected
     assert not (run_copy / "finetuning").exists()
 

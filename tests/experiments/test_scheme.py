@@ -4,8 +4,9 @@ from experiments.cli import main
 from quantenv.allocation import Allocation
 from quantenv.evaluate.tables import get_table
 from tests.experiments.conftest import run_train
+from tests.experiments.few_digits import FEW_DIGITS
 
-SHORT = ("--agent=random", "--evaluations=10", "--qat.epochs=1")
+SHORT = ("--agent=random", "--evaluations=10", "--qat.epochs=1", f"--task={FEW_DIGITS}")
 
 
 def test_a_run_under_another_scheme_is_measured_trained_and_validated_under_it(tmp_path, capsys):
