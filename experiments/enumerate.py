@@ -21,6 +21,7 @@ from quantenv.errors import QuantenvError
 from quantenv.evaluate.enumeration import enumerate_task
 from quantenv.evaluate.ptq import PTQEvaluator
 from quantenv.evaluate.row_blocks import RowBlocks
+from quantenv.files import check_place
 from quantenv.quantize.prepared import read_prepared
 from quantenv.quantize.preparing import bringing
 from quantenv.sensitivity import layer_sensitivity
@@ -41,6 +42,8 @@ def main(arguments: Sequence[str]) -> int:
     """
     options = parse_options(EnumerateOptions, "enumerate", arguments)
     bits = _bits(options.bits)
+    if options.output:
+        check_place(Path(options.output))
     torch.set_num_threads(1)
     task = get_task(options.task, dataclasses.replace(options.source, prepared=None))
     if options.source.prepared is not None:

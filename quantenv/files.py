@@ -1,5 +1,6 @@
 """Files that are never half-written, content hashes, and the folder where computed things are kept."""
 
+import errno
 import hashlib
 import os
 import tempfile
@@ -34,6 +35,29 @@ def naming(path: Path) -> Iterator[None]:
     except OSError as error:
         error.filename = str(path)
         raise
+
+
+def check_place(path: Path) -> None:
+    """Checks that a file can be written somewhere, before long work: writes an empty one beside it, and deletes it.
+
+    Args:
+        path: The file. Missing parent folders are made, and removed again.
+
+    Raises:
+        OSError: If it cannot be written; its `filename` is the path.
+    """
+    with naming(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        made = [folder for folder in path.parents if not folder.exists()]
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            os.close(handle)
+            Path(aside).unlink()
+        finally:
+            for folder in filter(Path.exists, made):
+                folder.rmdir()
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:

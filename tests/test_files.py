@@ -1,6 +1,6 @@
 import pytest
 
-from quantenv.files import cache_dir, content_hash, write_atomically, write_text
+from quantenv.files import cache_dir, check_place, content_hash, write_atomically, write_text
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -25,3 +25,13 @@ def test_hash_separates_its_parts():
 def test_cache_folder_can_be_moved(monkeypatch, tmp_path):
     monkeypatch.setenv("QUANTENV_CACHE", str(tmp_path))
     assert cache_dir() == tmp_path
+
+
+def test_a_place_is_checked_and_left_as_it_was(tmp_path):
+    check_place(tmp_path / "a" / "b" / "file")
+    (tmp_path / "file").touch()
+    for wrong in (tmp_path, tmp_path / "file" / "x", tmp_path / "a" / ("x" * 300)):
+        with pytest.raises(OSError) as caught:  # noqa: PT011
+            check_place(wrong)
+        assert caught.value.filename == str(wrong)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

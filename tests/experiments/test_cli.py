@@ -146,8 +146,10 @@ def test_ctrl_c_before_a_run_has_begun_is_exit_code_130(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("place", ["/proc/x.npz", "{file}/x.npz", "{folder}", "{folder}/" + "x" * 300])
-def test_a_place_that_cannot_be_is_one_sentence(place, tmp_path, refused):
+def test_a_place_that_cannot_be_is_one_sentence_before_anything_is_done(place, tmp_path, refused, monkeypatch):
+    monkeypatch.setattr("quantenv.tasks._make", None)
     (tmp_path / "file").touch()
     path = place.format(file=tmp_path / "file", folder=tmp_path)
     sentence = refused("enumerate", "--task=digits", "--bits=8", f"--output={path}")
     assert "Give another one" in sentence or "another --output" in sentence
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
