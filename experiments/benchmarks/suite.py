@@ -155,6 +155,12 @@ def jobs(options: BenchmarkOptions) -> list[Job]:
     Raises:
         QuantenvError: If an agent is unknown.
     """
+    agents = options.agent_list  # once, as are their options: whatever is installed is searched for agents each time
+    of_agents = {
+        (task, agent): resolved_options(agent, task, options.agent_options.get(agent, {}))
+        for task in options.tasks
+        for agent in agents
+    }
     return [
         Job(
             task=task,
@@ -166,10 +172,10 @@ def jobs(options: BenchmarkOptions) -> list[Job]:
             device=options.device,
             decisions=options.decisions,
             constraint=options.constraint,
-            agent_options=resolved_options(agent, task, options.agent_options.get(agent, {})),
+            agent_options=of_agents[task, agent],
         )
         for seed in range(options.seeds)
         for task in options.tasks
         for budget in options.budgets
-        for agent in options.agent_list
+        for agent in agents
     ]

@@ -7,6 +7,7 @@ from experiments.bench_channel_groups import RANDOM, SORTED, cut_task
 from experiments.cli import main
 from quantenv.allocation import Allocation
 from quantenv.tasks import get_task
+from tests.experiments import few_digits
 from tests.experiments.conftest import run_train
 
 SHORT = ("--agent=random", "--evaluations=4", "--qat.epochs=1", "--budget=0.5")
@@ -77,6 +78,7 @@ def test_the_control_has_groups_of_the_same_sizes():
 
 def test_the_benchmark_compares_every_way_at_equal_evaluations(tmp_path, capsys):
     arguments = ["--evaluations=2", "--seeds=1", "--budgets=[0.5]", "--groups=[1,2]", f"--output={tmp_path}"]
+    arguments.append(f"--task={few_digits.TASK}")
     assert bench_channel_groups.main(arguments) == 0
     content = json.loads((tmp_path / "bench_channel_groups.json").read_text())
     found = [(row["groups"], row["cut"], row["agent"], row["decisions"], row["length"]) for row in content["rows"]]

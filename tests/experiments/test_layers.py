@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from experiments import layers
 from experiments.cli import main
 
 FIELDS = ("name", "kind", "in_channels", "out_channels", "kernel_size", "stride", "groups", "params", "macs")
@@ -15,23 +16,36 @@ def listed(capsys, *arguments):
     return capsys.readouterr().out
 
 
+@pytest.fixture
+def one_network(monkeypatch):
+    """Makes and traces the network of a test once: what is printed of it is what the test is about."""
+    found, ours = [], layers.network_layers
+
+    def network_layers(options):
+        if not found:
+            found.append(ours(options))
+        return found[0]
+
+    monkeypatch.setattr(layers, "network_layers", network_layers)
+
+
 def test_json_holds_all_that_is_known(capsys):
-    layers = json.loads(listed(capsys, "--json"))["layers"]
-    assert len(layers) == 26
+    found = json.loads(listed(capsys, "--json"))["layers"]
+    assert len(found) == 26
     # 64 filters of 3x3x3 at stride 2 without padding: 15x15 outputs
-    assert [layers[0][field] for field in FIELDS] == [
+    assert [found[0][field] for field in FIELDS] == [
         *("features.0", "conv", 3, 64, [3, 3], [2, 2], 1),
         *(3 * 9 * 64, 3 * 9 * 64 * 15 * 15),
     ]
-    assert layers[0]["input_shape"] == [3, 32, 32]
+    assert found[0]["input_shape"] == [3, 32, 32]
 
 
-def test_the_table_lists_every_layer_and_the_totals(capsys):
-    layers = json.loads(listed(capsys, "--json"))["layers"]
+def test_the_table_lists_every_layer_and_the_totals(capsys, one_network):
+    found = json.loads(listed(capsys, "--json"))["layers"]
     table = listed(capsys)
-    assert all(layer["name"] in table for layer in layers)
-    assert f"{sum(layer['params'] for layer in layers):,}" in table
-    assert f"{sum(layer['macs'] for layer in layers):,}" in table
+    assert all(layer["name"] in table for layer in found)
+    assert f"{sum(layer['params'] for layer in found):,}" in table
+    assert f"{sum(layer['macs'] for layer in found):,}" in table
 
 
 def test_products_and_stored_tensors_are_listed_and_counted(capsys):
@@ -50,8 +64,8 @@ def test_products_and_stored_tensors_are_listed_and_counted(capsys):
 
 
 def test_arguments_reach_the_constructor(capsys):
-    layers = json.loads(listed(capsys, "--json", "--model_arguments={num_classes: 7}"))["layers"]
-    assert layers[-1]["out_channels"] == 7
+    found = json.loads(listed(capsys, "--json", "--model_arguments={num_classes: 7}"))["layers"]
+    assert found[-1]["out_channels"] == 7
 
 
 @pytest.mark.parametrize(
@@ -95,7 +109,7 @@ def with_positions():
 
 
 @pytest.mark.parametrize(("model", "in_float"), [("resnet18", 0), ("mobilenet_v2", 0), ("mobilenet_v3_small", 28)])
-def test_it_says_what_is_integer_arithmetic(capsys, model, in_float):
+def test_it_says_what_is_integer_arithmetic(capsys, one_network, model, in_float):
     capsys.readouterr()
     arguments = ["layers", f"--model=torchvision:{model}", "--input=3,32,32"]
     assert main([*arguments, "--json"]) == 0

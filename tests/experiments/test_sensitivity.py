@@ -3,13 +3,23 @@ import json
 import numpy as np
 import pytest
 
-from experiments import bench_sensitivity, bench_sensitivity_images
+from experiments import bench_sensitivity, bench_sensitivity_images, bench_tasks
 from experiments.bench_sensitivity import Correlation, correlations, plot, rank_correlation
 from experiments.cli import main
 from quantenv.sensitivity import Settings, measure
 from quantenv.sensitivity.network import sensitivity_file
 from quantenv.tasks import get_task
+from tests.experiments import few_digits
 from tests.synthetic_table import synthetic_table
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Digits with few images; no other task has its data."""
+    task = few_digits.make_task()
+    monkeypatch.delenv("QUANTENV_DATA", raising=False)
+    monkeypatch.setattr(bench_tasks, "get_task", lambda name: task if name == "digits" else get_task(name))
+    return task
 
 
 @pytest.fixture
@@ -91,14 +101,13 @@ def test_bits_are_from_1_to_8(refused):
     assert "--bits is [0, 9]" in refused("sensitivity", "--bits=0,9")
 
 
-def test_few_images_are_compared_with_all_and_timed(cache, tmp_path, capsys, monkeypatch):
-    monkeypatch.delenv("QUANTENV_DATA", raising=False)
+def test_few_images_are_compared_with_all_and_timed(cache, few, tmp_path, capsys):
     arguments = ["--images=16,32", "--allocations=8", "--schemes=linear+bias", f"--output={tmp_path}"]
     assert bench_sensitivity_images.main(arguments) == 0
     rows = json.loads((tmp_path / "bench_sensitivity_images.json").read_text())["rows"]
-    total = len(get_task("digits").splits["search"])
+    total = len(few.splits["search"])
     assert [(row["kind"], row["images"]) for row in rows] == [
-        ("fisher-output", 256),
+        ("fisher-output", total),
         ("kl", 16),
         ("kl", 32),
         ("kl", total),
@@ -132,9 +141,8 @@ def test_random_bits_are_seeded_and_weights_alone_leave_8_bit_activations():
     np.testing.assert_array_equal(bits, bench_sensitivity.random_bits(4, "weights", options))
 
 
-def test_the_benchmark_writes_what_it_prints_and_leaves_out_tasks_without_data(cache, tmp_path, capsys, monkeypatch):
-    monkeypatch.delenv("QUANTENV_DATA", raising=False)
-    arguments = ["--allocations=12", "--images=64", "--measured_images=32", "--gradient_images=4", "--probes=2"]
+def test_the_benchmark_writes_what_it_prints_and_leaves_out_tasks_without_data(cache, few, tmp_path, capsys):
+    arguments = ["--allocations=12", "--images=24", "--measured_images=8", "--gradient_images=4", "--probes=2"]
     assert bench_sensitivity.main([*arguments, "--resamples=20", f"--output={tmp_path}"]) == 0
     captured = capsys.readouterr()
     assert "resnet20 is left out: Task 'resnet20' needs data" in captured.err

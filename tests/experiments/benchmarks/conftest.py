@@ -53,8 +53,10 @@ def in_process(monkeypatch):
 
 @pytest.fixture(scope="session")
 def benchmark(table_file, tmp_path_factory) -> Path:
-    """The folder of a finished benchmark, run by two processes; not to be changed."""
-    return run_benchmark(table_file, tmp_path_factory.mktemp("benchmark"), "--workers=2")
+    """The folder of a finished benchmark, run in this process; not to be changed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "run_all", serial)
+        return run_benchmark(table_file, tmp_path_factory.mktemp("benchmark"))
 
 
 @pytest.fixture

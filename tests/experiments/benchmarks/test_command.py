@@ -69,9 +69,9 @@ def test_the_suite_runs_again_from_its_file_with_nothing_left_to_do(benchmark_co
     assert {path: path.stat().st_mtime_ns for path in (benchmark_copy / "parts").iterdir()} == times
 
 
-def test_one_worker_finds_what_two_do(benchmark, table_file, tmp_path):
-    one = run_benchmark(table_file, tmp_path / "one", "--workers=1")
-    assert repeatable(one) == repeatable(benchmark)
+def test_two_workers_find_what_one_process_does(benchmark, table_file, tmp_path):
+    two = run_benchmark(table_file, tmp_path / "two", "--workers=2")
+    assert repeatable(two) == repeatable(benchmark)
 
 
 def test_the_order_of_the_searches_does_not_matter(benchmark, table_file, tmp_path, monkeypatch):
@@ -94,7 +94,7 @@ def children(parent: int) -> set[int]:
 
 def test_a_killed_benchmark_continues_and_leaves_no_process(benchmark, table_file, tmp_path, in_process, capsys):
     output = tmp_path / "killed"
-    arguments = ["benchmark", f"--tasks=[{table_file}]", *ARGUMENTS, f"--output={output}", "--workers=2"]
+    arguments = ["benchmark", f"--tasks=[{table_file}]", *ARGUMENTS, f"--output={output}", "--workers=1"]
     process = subprocess.Popen(
         [sys.executable, "-m", "experiments.cli", *arguments], cwd=ROOT, stderr=subprocess.DEVNULL
     )
@@ -139,7 +139,7 @@ def test_a_signal_ends_it_with_what_was_found(table_file, tmp_path, monkeypatch,
 
 
 def test_sigterm_to_all_processes_is_an_interruption(table_file, tmp_path):
-    arguments = ["benchmark", f"--tasks=[{table_file}]", *ARGUMENTS, f"--output={tmp_path}", "--workers=2"]
+    arguments = ["benchmark", f"--tasks=[{table_file}]", *ARGUMENTS, f"--output={tmp_path}", "--workers=1"]
     process = subprocess.Popen(
         [sys.executable, "-m", "experiments.cli", *arguments, "--seeds=50"],
         cwd=ROOT,
