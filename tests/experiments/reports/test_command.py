@@ -6,6 +6,7 @@ from urllib.parse import unquote
 
 import pytest
 
+from tests.experiments.few_digits import FEW_DIGITS
 from tests.experiments.reports.conftest import make_report
 from tests.resealing import change_config, change_json
 
@@ -53,7 +54,7 @@ def test_a_run_of_a_network_has_everything_but_the_optimum(finished, tmp_path):
     assert [kind for kind, key in zip(kinds, page.figures, strict=True) if key.startswith(kind)] == kinds
     names = [trace["name"] for trace in page.figure("pareto")["data"]]
     assert names == ["ILP: additive proxy (kl)", "uniform allocations", "reinforce"]
-    assert "digits is no table task" in page.text
+    assert f"{FEW_DIGITS} is no table task" in page.text
     assert "one search: too few for an interval" in page.text
     assert "depthwise" in page.text
 
