@@ -11,10 +11,11 @@ from tests.experiments import few_digits
 from tests.experiments.conftest import run_train
 
 SHORT = ("--agent=random", "--evaluations=4", "--qat.epochs=1", "--budget=0.5")
+FEW = f"--task={few_digits.FEW_DIGITS}"
 
 
 def test_a_run_over_groups_is_validated_and_its_allocation_fine_tuned_from_the_file_alone(tmp_path, capsys):
-    folder = run_train(tmp_path, *SHORT, "--channel_groups=3", "--least_channels=4", "--decisions=hierarchical")
+    folder = run_train(tmp_path, FEW, *SHORT, "--channel_groups=3", "--least_channels=4", "--decisions=hierarchical")
     allocation = Allocation.load(folder / "best.json")
     assert sorted({name.partition("#")[0] for name in allocation.names}) == sorted(
         layer.name for layer in get_task("digits").layers
@@ -78,7 +79,7 @@ def test_the_control_has_groups_of_the_same_sizes():
 
 def test_the_benchmark_compares_every_way_at_equal_evaluations(tmp_path, capsys):
     arguments = ["--evaluations=2", "--seeds=1", "--budgets=[0.5]", "--groups=[1,2]", f"--output={tmp_path}"]
-    arguments.append(f"--task={few_digits.TASK}")
+    arguments.append(FEW)
     assert bench_channel_groups.main(arguments) == 0
     content = json.loads((tmp_path / "bench_channel_groups.json").read_text())
     found = [(row["groups"], row["cut"], row["agent"], row["decisions"], row["length"]) for row in content["rows"]]
