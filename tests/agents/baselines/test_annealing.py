@@ -25,7 +25,7 @@ def test_begins_with_the_answer_of_the_proxy():
 
 
 def test_finds_the_optimum_that_the_proxy_misses():
-    blind = [evaluations_to_best(AnnealingAgent, seed, 200, **BLIND) for seed in range(5)]
+    blind = [evaluations_to_best(AnnealingAgent, seed, 200) for seed in range(5)]
     assert all(count and count > 1 for count in blind)
     assert np.mean(blind) < 0.5 * len(feasible_allocations(make_env(**BLIND)))
 

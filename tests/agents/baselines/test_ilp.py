@@ -19,7 +19,7 @@ from tests.agents.baselines.knapsacks import enumerate_all, feasible_harms, knap
 HAWQ = json.loads((Path(__file__).parents[2] / "data" / "hawq_v3_resnet18.json").read_text())
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(knapsacks() | knapsacks(together=True))
 def test_optimum_is_that_of_trying_everything(problem):
     harms = feasible_harms(problem)

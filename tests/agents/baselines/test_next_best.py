@@ -11,7 +11,7 @@ from quantenv.errors import InfeasibleBudgetError
 from tests.agents.baselines.knapsacks import enumerate_all, feasible_harms, knapsacks, scale
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(knapsacks() | knapsacks(together=True), st.integers(1, 60))
 def test_order_is_that_of_trying_everything(problem, count):
     harms = feasible_harms(problem)

@@ -10,7 +10,7 @@ from quantenv.errors import InfeasibleBudgetError, QuantenvError
 from tests.agents.baselines.knapsacks import enumerate_all, feasible_harms, knapsacks, scale
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(knapsacks(budgets=1) | knapsacks(budgets=1, together=True))
 def test_front_is_that_of_trying_everything(problem):
     if not len(feasible_harms(problem)):

@@ -23,9 +23,9 @@ def test_begins_with_the_answer_of_the_proxy():
 
 
 def test_finds_the_optimum_that_the_proxy_misses_sooner_than_annealing():
-    found = [evaluations_to_best(SurrogateAgent, seed, 100, **BLIND) for seed in range(5)]
+    found = [evaluations_to_best(SurrogateAgent, seed, 100) for seed in range(5)]
     assert all(count and count > 1 for count in found)
-    assert np.mean(found) < np.mean([evaluations_to_best(AnnealingAgent, seed, 200, **BLIND) for seed in range(5)])
+    assert np.mean(found) < np.mean([evaluations_to_best(AnnealingAgent, seed, 200) for seed in range(5)])
 
 
 def test_nothing_is_evaluated_twice_before_everything_was_evaluated_once():
