@@ -20,6 +20,10 @@ from tests.sensitivity.conftest import small_task
 LAYERS = 6
 BLOCKS = 6  # of 14 deviations each, those of one layer
 FAST = Settings(gradient_images=4, probes=2)
+#: Weights of 2 and 4 bits, for tests of when something is measured: twelve deviations in two blocks.
+FEW = np.zeros((2, LAYERS, 8), dtype=bool)
+FEW[0, :, [1, 3, 7]] = True
+FEW_BLOCKS = 2
 
 
 @pytest.fixture
@@ -82,8 +86,7 @@ def everything(task):
 
 
 def test_what_is_on_offer_is_measured_and_no_more(task, calls, cache):
-    offered = np.zeros((2, LAYERS, 8), dtype=bool)
-    offered[0, :, [1, 3, 7]] = True
+    offered = FEW.copy()
     found = measure(task, offered=offered)
     whole = deviations(task.layers, offered)
     assert len(whole) == 2 * LAYERS
@@ -95,8 +98,7 @@ def test_what_is_on_offer_is_measured_and_no_more(task, calls, cache):
 
 
 def test_other_bits_read_those_that_were_measured(task, calls):
-    offered = np.zeros((2, LAYERS, 8), dtype=bool)
-    offered[0, :, [1, 3, 7]] = True
+    offered = FEW.copy()
     few = measure(task, offered=offered)
     offered[0, 2, 4] = True
     before = calls["measure"]
@@ -183,7 +185,7 @@ def test_a_killed_measurement_goes_on_to_the_same_numbers(task, calls, tmp_path,
 
 @pytest.mark.parametrize("damage", ["truncated", "changed", "emptied", "other"])
 def test_a_damaged_file_is_measured_again_with_a_message(task, calls, cache, caplog, damage):
-    first = measure(task, "kl")
+    first = measure(task, "kl", offered=FEW)
     path = file_of(cache)
     text = path.read_text()
     digit = text.index("outputs at 8 bits") + 25
@@ -195,24 +197,24 @@ def test_a_damaged_file_is_measured_again_with_a_message(task, calls, cache, cap
             "other": json.dumps([1, 2]),
         }[damage]
     )
-    again = measure(task, "kl")
+    again = measure(task, "kl", offered=FEW)
     assert "are damaged" in caplog.text
-    assert calls["measure"] == 2 * BLOCKS
+    assert calls["measure"] == 2 * FEW_BLOCKS
     np.testing.assert_array_equal(again.weights, first.weights)
     assert path.with_suffix(".damaged").exists()
     caplog.clear()
-    measure(task, "kl")
+    measure(task, "kl", offered=FEW)
     assert not caplog.text
-    assert calls["measure"] == 2 * BLOCKS
+    assert calls["measure"] == 2 * FEW_BLOCKS
 
 
 def test_whatever_it_depends_on_makes_it_anew(task, calls, monkeypatch):
-    seen = {measure(task, "kl").identity}
+    seen = {measure(task, "kl", offered=FEW).identity}
 
     def is_new(other, settings=None):
         before = calls["measure"]
-        seen.add(measure(other, "kl", settings).identity)
-        return calls["measure"] == before + BLOCKS
+        seen.add(measure(other, "kl", settings, offered=FEW).identity)
+        return calls["measure"] == before + FEW_BLOCKS
 
     assert is_new(small_task(branched(seed=1)))
     search = task.splits["search"]
