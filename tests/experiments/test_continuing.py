@@ -8,6 +8,7 @@ from experiments.run_folder import RunFolder
 from experiments.tensorboard import EVENTS
 from tests.agents.searches import SMALL, search
 from tests.experiments.conftest import SHORT, run_train
+from tests.experiments.few_digits import FEW_DIGITS
 from tests.experiments.test_train import cut, results
 
 #: A run of 40 evaluations would be played in batches of 16, 16 and 8.
@@ -63,7 +64,7 @@ def test_a_default_that_differs_from_the_run_is_refused(run_copy, refused):
 
 
 def test_an_agent_that_plans_ahead_is_refused(tmp_path, refused):
-    options = ("--agent=differentiable", "--evaluations=12", "--qat.epochs=0")
+    options = (f"--task={FEW_DIGITS}", "--agent=differentiable", "--evaluations=12", "--qat.epochs=0")
     folder = run_train(tmp_path, *options)
     assert "divides all its evaluations" in refused("train", "--resume", str(folder), "--evaluations=20")
 

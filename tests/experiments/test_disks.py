@@ -15,9 +15,11 @@ from experiments.cli import main
 from experiments.disks import DiskError, continued_by, disk_failure, quiet_threads
 from quantenv.errors import QuantenvError
 from quantenv.files import write_atomically
-from tests.experiments.conftest import SHORT
+from tests.experiments.conftest import run_train
+from tests.experiments.few_digits import FEW_DIGITS
 from tests.experiments.test_train import results
 
+QUICK = (f"--task={FEW_DIGITS}", "--agent=random", "--evaluations=8", "--qat.epochs=1", "--top_k=3")
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
@@ -78,16 +80,16 @@ class Counted:
         return self._stream.write(content)
 
 
-def test_a_disk_that_fails_at_any_write_gives_one_sentence_and_an_exact_resume(finished, tmp_path, monkeypatch, capfd):
+def test_a_disk_that_fails_at_any_write_gives_one_sentence_and_an_exact_resume(tmp_path, monkeypatch, capfd):
     disk = Disk(tmp_path, monkeypatch)
-    assert main(["train", f"--runs={tmp_path / 'whole'}", *SHORT]) == 0
+    whole = run_train(tmp_path / "whole", *QUICK)
     total = disk.writes
-    assert total > 50
-    for number, left in enumerate([0, 3, 8, 40, total - 12, total - 3, total - 1]):
+    assert total - 12 > 16 + 3  # each case in another part of the run
+    for number, left in enumerate([0, 3, 8, 16, total - 12, total - 3, total - 1]):
         capfd.readouterr()
         disk.writes, disk.left = 0, left
         runs = tmp_path / str(number)
-        assert main(["train", f"--runs={runs}", *SHORT]) == 1
+        assert main(["train", f"--runs={runs}", *QUICK]) == 1
         error = capfd.readouterr().err
         *_, sentence = error.splitlines()
         assert "Traceback" not in error
@@ -104,7 +106,7 @@ def test_a_disk_that_fails_at_any_write_gives_one_sentence_and_an_exact_resume(f
             f"{folder}`."
         )
         assert main(["train", "--resume", str(folder)]) == 0
-        assert results(folder) == results(finished)
+        assert results(folder) == results(whole)
 
 
 def raised(function):

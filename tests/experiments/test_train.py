@@ -130,7 +130,8 @@ def test_resuming_anywhere_ends_like_the_unbroken_run(finished, run_copy, evalua
 
 @pytest.mark.parametrize("agent", ["ddpg", "ppo", "random"])
 def test_every_agent_resumes(agent, tmp_path):
-    unbroken = run_train(tmp_path / "unbroken", f"--agent={agent}", "--evaluations=40", "--qat.epochs=0")
+    options = (f"--task={FEW_DIGITS}", f"--agent={agent}", "--evaluations=40", "--qat.epochs=0")
+    unbroken = run_train(tmp_path / "unbroken", *options)
     resumed = tmp_path / "resumed"
     shutil.copytree(unbroken, resumed)
     cut(resumed, 25)
@@ -237,6 +238,7 @@ def test_resuming_a_damaged_folder_is_refused(run_copy, refused, name):
 def test_nothing_feasible_is_said_and_not_an_error(tmp_path, capsys):
     run_train(
         tmp_path,
+        f"--task={FEW_DIGITS}",
         "--agent=random",
         "--evaluations=2",
         "--constraint=reject",
@@ -249,6 +251,7 @@ def test_nothing_feasible_is_said_and_not_an_error(tmp_path, capsys):
 def test_options_reach_the_environment(tmp_path):
     folder = run_train(
         tmp_path,
+        f"--task={FEW_DIGITS}",
         "--agent=random",
         "--evaluations=3",
         "--decisions=joint",
