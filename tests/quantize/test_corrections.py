@@ -1,6 +1,3 @@
-import dataclasses
-import functools
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,13 +10,9 @@ from quantenv.quantize.corrections import bias_correction, mean_inputs, output_m
 from quantenv.quantize.tracing import trace
 from quantenv.tasks import get_task
 from tests.networks import branched
+from tests.schemed import digits_under
 
 INPUTS = torch.randn(256, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-
-
-@functools.cache
-def digits(scheme):
-    return dataclasses.replace(get_task("digits"), scheme=scheme)
 
 
 def outputs_of(module, name, inputs):
@@ -128,7 +121,7 @@ def test_biases_of_layers_that_are_estimated_again_are_not_corrected():
 def test_every_step_helps_the_digits_task_at_three_bits():
     allocation = [Allocation.make(get_task("digits").layers, 3)]
     schemes = ("linear", "linear+bias", "linear+batch-norm", "k-means", "k-means+batch-norm")
-    found = {name: PTQEvaluator(digits(name), "float").evaluate(allocation)[0].accuracy for name in schemes}
+    found = {name: PTQEvaluator(digits_under(name), "float").evaluate(allocation)[0].accuracy for name in schemes}
     assert found["linear+bias"] > found["linear"] + 0.05
     assert found["linear+batch-norm"] > found["linear+bias"]
     assert found["k-means"] > found["linear"] + 0.02
@@ -136,7 +129,7 @@ def test_every_step_helps_the_digits_task_at_three_bits():
 
 
 def test_the_same_allocation_has_the_same_numbers_whatever_came_before():
-    evaluator = PTQEvaluator(digits("linear+equalisation+bias+batch-norm"), "float")
+    evaluator = PTQEvaluator(digits_under("linear+equalisation+bias+batch-norm"), "float")
     allocations = [Allocation.make(evaluator.layers, bits, bits) for bits in (3, 2, 8)]
     forwards = evaluator.evaluate(allocations)
     assert evaluator.evaluate(allocations[::-1])[::-1] == forwards
@@ -145,7 +138,7 @@ def test_the_same_allocation_has_the_same_numbers_whatever_came_before():
 
 @pytest.mark.parametrize("scheme", ["linear+equalisation+bias+batch-norm", "k-means+batch-norm"])
 def test_training_starts_from_what_the_steps_made(scheme):
-    task = digits(scheme)
+    task = digits_under(scheme)
     calibration = calibrate_task(task)
     allocation = Allocation.make(task.layers, [2, 3, 4, 5, 6, 7, 8, 3], 6)
     network = QuantizedNetwork(calibration)

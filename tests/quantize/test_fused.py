@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import torch
 
 from quantenv.allocation import Allocation
 from quantenv.quantize import LSQQuantizer, activation_grids, fused, trainable_network, weight_grids
+from quantenv.quantize.compiling import compiled
 from quantenv.quantize.fused import FusedLSQQuantizer, compiler_obstacle
 from tests.quantize.test_trainable import BITS, CALIBRATION, INPUTS
 
@@ -101,9 +103,14 @@ def test_kernels_that_compute_something_else_are_an_obstacle(monkeypatch):
     assert "compute something else" in fused.compiler_obstacle.__wrapped__()
 
 
+def waves():
+    """What a small kernel, compiled here, makes of some numbers."""
+    return compiled(lambda x: (x * 3).sin() + x)(torch.arange(300.0)).tolist()
+
+
 def test_what_was_compiled_for_other_vector_instructions_is_not_taken_over():
-    assert compiler_obstacle() is None  # its code is on disk now, if it was not
-    script = "from quantenv.quantize.fused import compiler_obstacle; print(compiler_obstacle())"
+    ours = waves()  # its code is on disk now, if it was not
+    script = "from tests.quantize.test_fused import waves; print(waves())"
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": "default"}
     found = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "None"
+    assert json.loads(found.stdout) == pytest.approx(ours, abs=1e-3)

@@ -1,5 +1,3 @@
-import dataclasses
-
 import pytest
 
 from quantenv.allocation import Allocation
@@ -11,6 +9,7 @@ from quantenv.quantize import SCHEMES, STEPS, Scheme, calibrate_task, parse_sche
 from quantenv.quantize.schemes import LEARNED
 from quantenv.sensitivity import Settings, measure
 from quantenv.tasks import get_task
+from tests.schemed import digits_under
 
 
 def test_schemes_are_read():
@@ -52,36 +51,34 @@ def test_mistakes_are_explained(text, message):
 
 
 def test_evaluators_under_different_schemes_have_different_identities():
-    task = get_task("digits")
-    tasks = [dataclasses.replace(task, scheme=scheme) for scheme in ("linear", "linear+bias", "k-means")]
+    tasks = [digits_under(scheme) for scheme in ("linear", "linear+bias", "k-means")]
     assert len({PTQEvaluator(each, "float").identity for each in tasks}) == 3
     assert len({FinetuneEvaluator(each).identity for each in tasks}) == 3
 
 
 def test_integers_take_corrected_biases_and_refuse_what_they_cannot_compute():
     task = get_task("digits")
-    other = dataclasses.replace(task, scheme="k-means")
+    other = digits_under("k-means")
     assert make_evaluator("ptq", other, "off").backend == "float"
     with pytest.raises(QuantenvError, match=r"no integer arithmetic: codebooks.* Use backend 'float'"):
         PTQEvaluator(other, "integer")
     allocations = [Allocation.make(task.layers, bits) for bits in (3, 5, 8)]
     for scheme in ("linear+equalisation+bias", "linear+bias+batch-norm"):
-        corrected = dataclasses.replace(task, scheme=scheme)
+        corrected = digits_under(scheme)
         floats, automatic = PTQEvaluator(corrected, "float"), PTQEvaluator(corrected, "auto")
         for one, other in zip(floats.evaluate(allocations), automatic.evaluate(allocations), strict=True):
             assert abs(one.correct - other.correct) <= 4
 
 
 def test_codebooks_are_fitted_once():
-    calibration = calibrate_task(dataclasses.replace(get_task("digits"), scheme="k-means"))
+    calibration = calibrate_task(digits_under("k-means"))
     assert calibration.weight_grids is calibration.weight_grids
-    first = PTQEvaluator(calibrated := dataclasses.replace(get_task("digits"), scheme="k-means"), "float")
-    second = PTQEvaluator(calibrated, "float")
+    first, second = (PTQEvaluator(digits_under("k-means"), "float") for _ in range(2))
     assert first.network.calibration.codebooks is second.network.calibration.codebooks
 
 
 def test_sensitivities_are_measured_under_the_scheme():
     settings = Settings(images=64)
-    tasks = [dataclasses.replace(get_task("digits"), scheme=scheme) for scheme in ("linear", "k-means")]
+    tasks = [digits_under(scheme) for scheme in ("linear", "k-means")]
     linear, codebooks = (measure(task, "sqnr", settings).weights for task in tasks)
     assert (codebooks[:, 1] < linear[:, 1]).mean() > 0.5  # two bits: four centroids do less harm than three steps
