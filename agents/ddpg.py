@@ -35,6 +35,7 @@ from agents.base import (
 )
 from agents.checkpoint import load_modules, save_modules
 from quantenv.env.wrappers import ContinuousBits
+from quantenv.optimizers import Adam
 
 
 @dataclass(frozen=True)
@@ -161,8 +162,8 @@ class DDPGAgent:
             torch.manual_seed(seed)
             self.actor, self.critic = Actor(features, dims, hidden), Critic(features, dims, hidden)
         self.actor_target, self.critic_target = copy.deepcopy(self.actor), copy.deepcopy(self.critic)
-        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), self.config.actor_learning_rate, fused=True)
-        self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), self.config.critic_learning_rate, fused=True)
+        self.actor_optimizer = Adam(self.actor.parameters(), self.config.actor_learning_rate, fused=True)
+        self.critic_optimizer = Adam(self.critic.parameters(), self.config.critic_learning_rate, fused=True)
         self.replay = Replay(self.config.replay_episodes * decisions, features, dims)
         self._generator = np.random.default_rng(seed)
         self._seed = seed

@@ -41,6 +41,7 @@ from agents.supernet import mixed_network
 from quantenv.allocation import MAX_BITS
 from quantenv.env.environment import QuantizationEnv
 from quantenv.errors import QuantenvError
+from quantenv.optimizers import Adam
 from quantenv.quantize import calibrate_task
 from quantenv.tasks import Task
 
@@ -94,7 +95,7 @@ class DifferentiableAgent(AskTellAgent):
         self._torch_generator = torch.Generator().manual_seed(seed)
         self._open = torch.from_numpy(self._choices.open)
         self._logits = torch.zeros(self._choices.open.shape, requires_grad=True)  # (F, P)
-        self._optimizer = torch.optim.Adam([self._logits], self.config.learning_rate)
+        self._optimizer = Adam([self._logits], self.config.learning_rate)
         self._prices = torch.from_numpy(self._choices.prices).float()  # (F, P, M)
         self._pinned = torch.from_numpy(self._choices.pinned).float()  # (M,)
         self._terms = [

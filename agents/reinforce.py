@@ -35,6 +35,7 @@ from agents.base import (
     vectorize,
 )
 from agents.checkpoint import load_modules, save_modules
+from quantenv.optimizers import Adam
 
 #: Hidden and cell state of the LSTM, each (layers, B, H).
 State = tuple[Tensor, Tensor]
@@ -137,7 +138,7 @@ class ReinforceAgent:
         with torch.random.fork_rng(devices=[]):  # initial weights come from torch's global generator
             torch.manual_seed(seed)
             self.policy = Policy(features, actions, self.config)
-        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=self.config.learning_rate, fused=True)
+        self.optimizer = Adam(self.policy.parameters(), lr=self.config.learning_rate, fused=True)
         self._generator = np.random.default_rng(seed)
         self._seed = seed
         self._episodes = 0

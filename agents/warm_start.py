@@ -30,6 +30,7 @@ from agents.baselines.proxy import measuring_cost
 from agents.ppo import PPOAgent, PPOConfig
 from agents.reinforce import ReinforceAgent, ReinforceConfig
 from quantenv.env.environment import QuantizationEnv
+from quantenv.optimizers import Adam
 
 #: Adam's step size while cloning.
 LEARNING_RATE = 3e-3
@@ -176,7 +177,7 @@ class WarmStart:
             return
         self.done = True
         observations, masks, targets = (torch.as_tensor(part) for part in self.demonstrations())
-        optimizer = torch.optim.Adam(list(parameters), LEARNING_RATE, fused=True)
+        optimizer = Adam(list(parameters), LEARNING_RATE, fused=True)
         loss = torch.zeros(())
         for _ in range(self._config.cloning_steps):
             log_probabilities = policy(observations, masks).clamp(min=-1e4)  # closed options: 0 times finite

@@ -54,6 +54,7 @@ STOREYS = (
         "quantenv.compute",
         "quantenv.copies",
         "quantenv.locks",
+        "quantenv.optimizers",
         "quantenv.own_code",
         "quantenv.plain_yaml",
         "quantenv.reading",

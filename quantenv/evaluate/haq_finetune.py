@@ -18,6 +18,7 @@ from quantenv.evaluate.base import Evaluation
 from quantenv.evaluate.ptq import evaluate_float, evaluate_logits, numerics
 from quantenv.files import content_hash
 from quantenv.locks import Lock
+from quantenv.optimizers import SGD
 from quantenv.quantize import calibrate_task, parse_scheme, trainable_network
 from quantenv.quantize.activations import activations_of
 from quantenv.quantize.norms import check_statistics
@@ -88,7 +89,7 @@ class HAQFinetuneEvaluator:
         network = trainable_network(calibrate_task(self.task), allocation, weights, "linear")
         if len(self._train) % DATA_BSIZE == 1:
             check_statistics(network, self._train.inputs[:1])
-        optimizer = torch.optim.SGD(network.parameters(), FINETUNE_LR, MOMENTUM, weight_decay=WEIGHT_DECAY)
+        optimizer = SGD(network.parameters(), FINETUNE_LR, MOMENTUM, weight_decay=WEIGHT_DECAY)
         correct, total = 0, 0.0
         batches = zip(self._train.inputs.split(DATA_BSIZE), self._train.labels.split(DATA_BSIZE), strict=True)
         for inputs, labels in batches:

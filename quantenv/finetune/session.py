@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from quantenv.errors import QuantenvError
 from quantenv.evaluate.base import Evaluation
 from quantenv.finetune.config import FinetuneConfig
+from quantenv.optimizers import SGD
 from quantenv.parallel import Share
 from quantenv.quantize import Quantizer
 
@@ -33,7 +34,7 @@ class Session:
         self.batch_size, self.batches, self.rate = config.batch_size, batches, config.learning_rate
         self.clip, self.choose_from = config.clip, config.choose_from
         self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
-        self.optimizer = torch.optim.SGD(
+        self.optimizer = SGD(
             parameter_groups(network, config), config.learning_rate, config.momentum, nesterov=config.momentum > 0
         )
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, max(1, config.epochs * batches))

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from quantenv.optimizers import Adam
 from quantenv.quantize.adaround import (
     WARM_UP,
     adaround,
@@ -138,7 +139,7 @@ def reconstruct(calibration: "Calibration", block: Block, bits: int, moments: In
 def _learn(runner: "_Runner", block: Block, inputs: torch.Tensor, targets: torch.Tensor, unit: float) -> None:
     """Minimises the squared error of outputs, divided by a unit, and the regulariser of eq. 24."""
     values = [layer.values.requires_grad_() for layer in runner.layers.values()]
-    optimizer = torch.optim.Adam(values, LEARNING_RATE)
+    optimizer = Adam(values, LEARNING_RATE)
     generator = torch.Generator().manual_seed(0)
     order: list[torch.Tensor] = []
     for step in range(1, STEPS + 1):

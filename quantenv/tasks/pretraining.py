@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from quantenv.errors import QuantenvError
+from quantenv.optimizers import SGD
 from quantenv.parallel import Processes, ProcessShare, Share, check_processes
 from quantenv.tasks.augmentation import augment
 from quantenv.tasks.base import Split
@@ -54,7 +55,7 @@ class Pretraining:
         rest = [p for p in network.parameters() if p.dim() <= 1]
         groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest}]
         momentum = config.momentum
-        self._optimizer = torch.optim.SGD(groups, config.learning_rate, momentum, nesterov=momentum > 0)
+        self._optimizer = SGD(groups, config.learning_rate, momentum, nesterov=momentum > 0)
         self._forward = self._share.prepare(self.network)
         self.epoch = 0
         """Epochs done."""

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from quantenv.optimizers import AdamW
 from quantenv.tasks.base import Split
 
 
@@ -52,7 +53,7 @@ def train_float(make_network: Callable[[], nn.Module], split: Split, recipe: Tra
 
 def _train(network: nn.Module, split: Split, recipe: TrainingRecipe) -> nn.Module:
     batches = len(split) // recipe.batch_size
-    optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    optimizer = AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=recipe.epochs * batches)
     network.train()
     for _ in range(recipe.epochs):
