@@ -137,7 +137,7 @@ def test_what_ships_of_tasks_is_package_data():
     patterns = PROJECT["tool"]["setuptools"]["package-data"]["quantenv.tasks"]
     shipped = {path for pattern in patterns for path in (ROOT / "quantenv" / "tasks").glob(pattern)}
     assert shipped == set((ROOT / "quantenv").rglob("*.safetensors"))
-    assert {path.parent.name for path in shipped} == {"prepared", "weights"}
+    assert {path.parent.name for path in shipped} == {"data", "prepared", "weights"}
 
 
 def test_every_import_is_a_declared_dependency():
