@@ -209,7 +209,6 @@ MAY_PARSE = {
     "quantenv/weights.py": "weights without pickled objects, within bounds",
     "quantenv/parallel.py": "what processes of one training hand each other",
     "quantenv/evaluate/pool.py": "what a process hands those it starts",
-    "quantenv/tasks/digits.py": "numbers alone, of a file that scikit-learn ships and reads by the same call",
     "experiments/bench_rows.py": "what it and the process that it starts hand each other",
     "experiments/episodes.py": "the last line of a file that was read before",
     "experiments/folder_lock.py": "a note of 4,096 bytes that is only shown",
