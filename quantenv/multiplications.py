@@ -1,5 +1,6 @@
 """Weights that a network multiplies by outside of its layers, where no quantizer could reach them."""
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -52,16 +53,23 @@ class Multiplications(TorchFunctionMode):
         for name, module in network.named_modules():
             for parameter in module.parameters(recurse=False):
                 self._weights[parameter] = name, type(module).__name__
-        self._running = 0
+        self._running, self._thread = 0, threading.get_ident()
 
     def hooks(self, layer: nn.Module) -> Iterator[Any]:
-        """Tells of a layer that its own multiplication is seen; returns handles that take this back."""
+        """Tells of a layer that its own multiplication is seen; returns handles that take this back.
+
+        Another thread may run the layer meanwhile, and be within it when this begins: only this thread's calls count.
+        """
+
+        def count(calls: int) -> None:
+            if threading.get_ident() == self._thread:
+                self._running += calls
 
         def before(_module: nn.Module, _arguments: Any) -> None:
-            self._running += 1
+            count(1)
 
         def after(_module: nn.Module, _arguments: Any, _output: Any) -> None:
-            self._running -= 1
+            count(-1)
 
         yield layer.register_forward_pre_hook(before)
         yield layer.register_forward_hook(after)
