@@ -109,7 +109,7 @@ bench-channel-groups: $(VENV)/.installed ## what bits for each channel group are
 bench-fidelity: $(VENV)/.installed ## do cheap rewards rank allocations as full training does? (minutes)
 	$(BIN)/python -m experiments.bench_fidelity $(ARGS)
 
-test: $(VENV)/.installed-dev ## run all tests, in two processes (10 minutes)
+test: $(VENV)/.installed-dev ## run all tests, in two processes (10 to 20 minutes)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-fast: $(VENV)/.installed-dev ## the tests that do not take long: all but those of tests/slow.txt (90 seconds)
