@@ -178,9 +178,14 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
 
 
+#: Variables of the Makefile, which make hands down to what it runs.
+VARIABLES = ("ARGS", "TASK", "AGENT", "METRIC", "BUDGET", "EVALUATIONS", "SEED", "RUN")
+
+
 def make(*arguments: str) -> str:
-    # The tests themselves may run under make, whose flags and level would change what this one prints.
-    plain = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    # The tests themselves may run under make, whose flags, level and variables would change what this one prints.
+    handed = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES", *VARIABLES}
+    plain = {key: value for key, value in os.environ.items() if key not in handed}
     return subprocess.run(["make", *arguments], cwd=ROOT, check=True, capture_output=True, text=True, env=plain).stdout
 
 

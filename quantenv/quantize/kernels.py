@@ -54,6 +54,12 @@ def _exact(size: int) -> bool:
     return True
 
 
+@functools.cache
+def _unscaled(channels: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns scales and zeros of weights that are whole numbers."""
+    return torch.ones(channels), torch.zeros(channels, dtype=torch.int32)
+
+
 def _pack(weight: torch.Tensor, zero: int, geometry: Geometry | None) -> torch.Tensor:
     """Lays out int8 weights for codes whose zero is given; without a geometry they are a linear layer's."""
     if geometry is None:
@@ -70,7 +76,7 @@ def _sums(
     channels: int,
 ) -> torch.Tensor:
     """Computes accumulators in float32, which each of them must fit."""
-    inputs = (codes, 1.0, zero, packed, torch.ones(channels), torch.zeros(channels, dtype=torch.int32), bias)
+    inputs = (codes, 1.0, zero, packed, *_unscaled(channels), bias)
     if geometry is None:
         return torch.ops.onednn.qlinear_pointwise(*inputs, 1.0, 0, torch.float32, "none", [], "")
     return torch.ops.onednn.qconv2d_pointwise(*inputs, *geometry, 1.0, 0, torch.float32, "none", [], "")

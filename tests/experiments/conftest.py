@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from experiments.cli import main
-from tests.experiments.few_digits import FEW_DIGITS
+from tests.digits import FEW_DIGITS
 
 #: A run that takes about two seconds.
 SHORT = (

@@ -32,7 +32,7 @@ from quantenv.evaluate.ptq import PTQEvaluator
 from quantenv.quantize.prefix import PrefixRunner
 from quantenv.tasks import get_task
 from quantenv.tasks.resnet20 import DATA_VARIABLE
-from tests.experiments import few_digits
+from tests.digits import few_digits_task
 from tests.synthetic import synthetic_layers
 
 TINY = (
@@ -203,7 +203,7 @@ def test_a_limited_cache_never_does_worse_than_none_nor_better_than_all(bound):
 
 @pytest.fixture(scope="module")
 def evaluator():
-    return PTQEvaluator(dataclasses.replace(few_digits.make_task(), scheme="linear"))
+    return PTQEvaluator(dataclasses.replace(few_digits_task(), scheme="linear"))
 
 
 @pytest.mark.parametrize("kept", [0, 1.5, 1000])

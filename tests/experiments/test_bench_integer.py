@@ -10,7 +10,7 @@ from experiments.bench_integer import difference, layer_sites, naive_simulation,
 from quantenv.errors import QuantenvError
 from quantenv.quantize import calibrate, quantize
 from quantenv.tasks.resnet20 import DATA_VARIABLE
-from tests.experiments import few_digits
+from tests.digits import few_digits_task
 from tests.networks import branched
 
 INPUTS = torch.randn(40, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -18,7 +18,7 @@ INPUTS = torch.randn(40, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 def test_it_writes_a_table_and_a_plot_of_every_layer(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv(DATA_VARIABLE, raising=False)
-    monkeypatch.setattr(bench_tasks, "digits_splits", lambda: few_digits.make_task().splits)
+    monkeypatch.setattr(bench_tasks, "digits_splits", lambda: few_digits_task().splits)
     assert bench_integer.main(["--networks=[resnet20]", "--images=40", "--bits=[8,2]", f"--output={tmp_path}"]) == 0
     content = json.loads((tmp_path / "bench_integer.json").read_text())
     rows = content["rows"]

@@ -4,7 +4,7 @@ import json
 
 from experiments import agents_vs_uniform, bench_correction, bench_tasks
 from quantenv.tasks import get_task
-from tests.experiments import few_digits
+from tests.digits import few_digits_task
 
 
 def test_agents_vs_uniform_writes_a_row_for_every_search(tmp_path, capsys):
@@ -24,7 +24,7 @@ def test_agents_vs_uniform_writes_a_row_for_every_search(tmp_path, capsys):
 
 def test_bench_correction_has_a_row_for_every_scheme_and_leaves_out_tasks_without_data(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("QUANTENV_DATA", raising=False)
-    few = few_digits.make_task()
+    few = few_digits_task()
     monkeypatch.setattr(bench_tasks, "get_task", lambda name: few if name == "digits" else get_task(name))
     schemes = ["linear", "linear+bias"]
     assert bench_correction.main(["--images=30", f"--schemes=[{','.join(schemes)}]", f"--output={tmp_path}"]) == 0

@@ -7,11 +7,11 @@ from experiments.bench_channel_groups import RANDOM, SORTED, cut_task
 from experiments.cli import main
 from quantenv.allocation import Allocation
 from quantenv.tasks import get_task
-from tests.experiments import few_digits
+from tests.digits import FEW_DIGITS
 from tests.experiments.conftest import run_train
 
 SHORT = ("--agent=random", "--evaluations=4", "--qat.epochs=1", "--budget=0.5")
-FEW = f"--task={few_digits.FEW_DIGITS}"
+FEW = f"--task={FEW_DIGITS}"
 
 
 def test_a_run_over_groups_is_validated_and_its_allocation_fine_tuned_from_the_file_alone(tmp_path, capsys):

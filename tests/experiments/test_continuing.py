@@ -7,8 +7,8 @@ from experiments.episodes import read_episodes
 from experiments.run_folder import RunFolder
 from experiments.tensorboard import EVENTS
 from tests.agents.searches import SMALL, search
+from tests.digits import FEW_DIGITS
 from tests.experiments.conftest import SHORT, run_train
-from tests.experiments.few_digits import FEW_DIGITS
 from tests.experiments.test_train import cut, results
 
 #: A run of 40 evaluations would be played in batches of 16, 16 and 8.

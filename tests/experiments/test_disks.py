@@ -15,8 +15,8 @@ from experiments.cli import main
 from experiments.disks import DiskError, continued_by, disk_failure, quiet_threads
 from quantenv.errors import QuantenvError
 from quantenv.files import write_atomically
+from tests.digits import FEW_DIGITS
 from tests.experiments.conftest import run_train
-from tests.experiments.few_digits import FEW_DIGITS
 from tests.experiments.test_train import results
 
 QUICK = (f"--task={FEW_DIGITS}", "--agent=random", "--evaluations=8", "--qat.epochs=1", "--top_k=3")

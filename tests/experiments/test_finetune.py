@@ -18,7 +18,7 @@ from quantenv.evaluate import Evaluation
 from quantenv.finetune.checkpoint import FORMAT
 from quantenv.tasks import get_task
 from quantenv.tensor_file import read_tensors
-from tests.experiments.few_digits import FEW_DIGITS
+from tests.digits import FEW_DIGITS
 from tests.resealing import change_json
 
 

@@ -14,7 +14,7 @@ from quantenv.allocation import Allocation
 from quantenv.errors import QuantenvError
 from quantenv.evaluate.tables import get_table
 from quantenv.tasks import task_from_datasets
-from tests.experiments.few_digits import FEW_DIGITS
+from tests.digits import FEW_DIGITS
 
 #: As `SHORT` of the command line.
 SHORT = {"evaluations": 40, "qat": {"epochs": 1}, "agent_options": {"hidden": 16, "layers": 1}, "top_k": 3}

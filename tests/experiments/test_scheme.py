@@ -3,8 +3,8 @@ import json
 from experiments.cli import main
 from quantenv.allocation import Allocation
 from quantenv.evaluate.tables import get_table
+from tests.digits import FEW_DIGITS
 from tests.experiments.conftest import run_train
-from tests.experiments.few_digits import FEW_DIGITS
 
 SHORT = ("--agent=random", "--evaluations=10", "--qat.epochs=1", f"--task={FEW_DIGITS}")
 

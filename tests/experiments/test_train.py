@@ -18,8 +18,8 @@ from quantenv.allocation import Allocation
 from quantenv.evaluate import make_evaluator
 from quantenv.hardware import Budget
 from quantenv.tasks import get_task
+from tests.digits import FEW_DIGITS
 from tests.experiments.conftest import SHORT, run_train
-from tests.experiments.few_digits import FEW_DIGITS
 from tests.resealing import change_json, change_lines
 
 #: Files that must be the same, to the byte, however often a run was interrupted.

@@ -3,7 +3,7 @@ import pytest
 from experiments.cli import main
 from quantenv.allocation import Allocation
 from quantenv.tasks import get_task
-from tests.experiments.few_digits import FEW_DIGITS
+from tests.digits import FEW_DIGITS
 from tests.resealing import change_json, change_lines
 
 

@@ -13,7 +13,7 @@ from quantenv.evaluate.ptq import evaluate_logits
 from quantenv.finetune import FinetuneConfig, FinetuneEvaluator, compilation, finetune
 from quantenv.quantize import calibrate_task
 from quantenv.tasks.training import TrainingRecipe, train_float
-from tests.finetune.few_digits import few_digits
+from tests.digits import few_digits
 
 ONE_EPOCH = FinetuneConfig(epochs=1)
 

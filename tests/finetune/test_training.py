@@ -15,7 +15,7 @@ from quantenv.finetune.session import Session
 from quantenv.parallel import Share
 from quantenv.quantize import LSQQuantizer
 from quantenv.tasks import Split, Task
-from tests.finetune.few_digits import few_digits
+from tests.digits import few_digits
 from tests.synthetic import synthetic_layers
 
 

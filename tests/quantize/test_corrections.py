@@ -9,8 +9,8 @@ from quantenv.quantize import QuantizedNetwork, calibrate, calibrate_task, parse
 from quantenv.quantize.corrections import bias_correction, mean_inputs, output_moments, reestimate
 from quantenv.quantize.tracing import trace
 from quantenv.tasks import get_task
+from tests.digits import digits_under
 from tests.networks import branched
-from tests.schemed import digits_under
 
 INPUTS = torch.randn(256, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 

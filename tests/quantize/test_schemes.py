@@ -9,7 +9,7 @@ from quantenv.quantize import SCHEMES, STEPS, Scheme, calibrate_task, parse_sche
 from quantenv.quantize.schemes import LEARNED
 from quantenv.sensitivity import Settings, measure
 from quantenv.tasks import get_task
-from tests.schemed import digits_under
+from tests.digits import digits_under
 
 
 def test_schemes_are_read():

@@ -6,7 +6,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from tests.experiments.few_digits import FEW_DIGITS
+from tests.digits import FEW_DIGITS
 from tests.experiments.reports.conftest import make_report
 from tests.resealing import change_config, change_json
 
