@@ -9,7 +9,6 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
 
 import torch
 
@@ -24,6 +23,8 @@ from experiments.search import make_env
 from experiments.top_k import TopK
 from quantenv.errors import QuantenvError
 from quantenv.evaluate import make_evaluator
+from quantenv.processes import handed_on, process_context, take
+from quantenv.signals import ENDING
 from quantenv.tasks import get_task
 
 NAME = "agents_vs_uniform"
@@ -144,7 +145,7 @@ def main(arguments: Sequence[str]) -> int:
     jobs += [(a, b, s) for b in options.budgets for a in options.agents for s in options.seeds]
     say = announcements()
     results = []
-    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(options.workers, process_context(), take, (handed_on(), *ENDING)) as pool:
         for result in pool.map(search, [options] * len(jobs), *zip(*jobs, strict=True)):
             results.append(result)
             say.print(

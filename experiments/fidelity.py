@@ -5,7 +5,6 @@ where it was.
 """
 
 import dataclasses
-import multiprocessing
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -29,9 +28,11 @@ from quantenv.files import cache_dir, content_hash
 from quantenv.finetune import FinetuneConfig, finetune
 from quantenv.hardware import Budget, CostTable, check_feasible
 from quantenv.hardware.budget import TOLERANCE
+from quantenv.processes import handed_on, process_context, take
 from quantenv.quantize import parse_scheme
 from quantenv.reading import Schema, fit
 from quantenv.records import read_record, write_record
+from quantenv.signals import ENDING
 from quantenv.tasks import Split, Task
 
 #: Cheap evaluations by name: a registered evaluator, and the post-training steps that are added to the task's scheme.
@@ -304,14 +305,13 @@ def _each(task: Task, jobs: Sequence[Work], workers: int, threads: int, stack: E
     """Trains in this process, or in others that get the task once."""
     if workers == 1 or not jobs:
         return (_train_one(task, job) for job in jobs)
-    pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), _start_worker, (with_prepared(task), threads)
-    )
+    pool = ProcessPoolExecutor(workers, process_context(), _start_worker, (with_prepared(task), threads, handed_on()))
     stack.callback(pool.shutdown, cancel_futures=True)
     return pool.map(_train_job, jobs)
 
 
-def _start_worker(task: Task, threads: int) -> None:
+def _start_worker(task: Task, threads: int, variables: dict[str, str]) -> None:
+    take(variables, *ENDING)
     global _task
     _task = task
     torch.set_num_threads(threads)

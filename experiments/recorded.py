@@ -57,6 +57,7 @@ CARRIERS = (
     "quantenv.locks",
     "quantenv.own_code",
     "quantenv.plain_yaml",
+    "quantenv.processes",
     "quantenv.reading",
     "quantenv.records",
     "quantenv.schema_errors",

@@ -10,7 +10,6 @@ not survive, and `accelerate launch` starts scripts. Like them, this one starts 
 
 import importlib.util
 import io
-import multiprocessing
 import os
 import pickle
 import signal
@@ -20,7 +19,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -32,6 +31,7 @@ from torch import nn
 
 from quantenv.compute import DEVICES
 from quantenv.errors import QuantenvError
+from quantenv.processes import handed_on, process_context, take
 from quantenv.signals import ENDING, blocked
 
 if TYPE_CHECKING:
@@ -145,11 +145,11 @@ class Processes:
                     f"The training cannot be sent to other processes: {error}. Its network must be of a class that a "
                     "module defines."
                 ) from error
-            context = multiprocessing.get_context("spawn")
+            context, variables = process_context(), handed_on()
             with blocked(*ENDING):
                 for rank in range(self._count):
                     ours, theirs = context.Pipe()
-                    setting = rank, self._count, self._compute, torch.get_num_threads(), str(folder), theirs
+                    setting = rank, self._count, self._compute, torch.get_num_threads(), str(folder), theirs, variables
                     process = context.Process(target=_run, args=setting, daemon=True)
                     process.start()
                     theirs.close()
@@ -256,7 +256,16 @@ def check_processes(processes: int, compute: str) -> None:
 # In one of the processes -----------------------------------------------------------------------------------
 
 
-def _run(rank: int, count: int, compute: str, threads: int, folder: str, connection: Connection) -> None:
+def _run(
+    rank: int,
+    count: int,
+    compute: str,
+    threads: int,
+    folder: str,
+    connection: Connection,
+    variables: Mapping[str, str],
+) -> None:
+    take(variables)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # where signals cannot be blocked from outside
     stop = threading.Event()
     threading.Thread(target=_listen, args=(connection, stop), daemon=True).start()

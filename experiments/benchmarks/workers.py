@@ -9,13 +9,14 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context, parent_process
+from multiprocessing import parent_process
 from typing import Any
 
 from experiments.benchmarks.jobs import Record, Refusal, run_job
 from experiments.benchmarks.suite import Job
 from experiments.signals import GracefulStop, Interrupted
 from quantenv.errors import QuantenvError
+from quantenv.processes import handed_on, one_thread_each, pin_threads, process_context, take
 from quantenv.signals import blocked
 
 Outcome = Record | Refusal
@@ -24,8 +25,6 @@ Outcome = Record | Refusal
 PATIENCE = 0.5
 #: How often Ray runs a search again whose machine was lost.
 RETRIES = 3
-#: Numeric libraries read these when they are loaded: one thread for each process.
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def attempt(job: Job, store: str | None) -> Outcome:
@@ -65,9 +64,8 @@ def _in_processes(
     waiting = iter(jobs)
     running: dict[Future[Outcome], Job] = {}
     workers = min(workers, max(1, len(jobs)))
-    with blocked(signal.SIGINT, signal.SIGHUP):  # multiprocessing's own tracker of semaphores starts here
-        executor = ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker)
-    with _one_thread_each(), executor as pool:
+    context = process_context()
+    with one_thread_each(), ProcessPoolExecutor(workers, context, _begin_worker, (handed_on(),)) as pool:
 
         def fill() -> None:
             while len(running) < workers + 1 and (job := next(waiting, None)) is not None:
@@ -146,23 +144,10 @@ def _begin_ray(ray: Any, workers: int) -> None:
         signal.signal(signal.SIGTERM, on_terminate)  # Ray puts its own in its place
 
 
-@contextlib.contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Lets the processes that are started meanwhile compute with one thread."""
-    before = {name: os.environ.get(name) for name in THREADS}
-    os.environ.update(dict.fromkeys(THREADS, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-def _begin_worker() -> None:
+def _begin_worker(variables: dict[str, str]) -> None:
     """Leaves what reaches all processes of a terminal to the first one, and ends when that one does."""
+    take(variables, signal.SIGTERM)
+    pin_threads(1)
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import cached_property
-from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -18,8 +17,9 @@ from quantenv.activations import Activations
 from quantenv.allocation import Allocation, fitting
 from quantenv.errors import QuantenvError
 from quantenv.evaluate.base import Evaluation, Evaluator, known_activations
-from quantenv.evaluate.workers import Facts, Make, Workers, huge_pages, keep_freed_memory, pin_threads
+from quantenv.evaluate.workers import Facts, Make, Workers, keep_freed_memory
 from quantenv.locks import Lock
+from quantenv.processes import handed_on, pin_threads, process_context, take
 from quantenv.signals import ENDING, blocked
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class PoolEvaluator:
 
 
 class ProcessWorkers(Workers):
-    """Workers that are processes of this machine, started by spawning; see `Workers`."""
+    """Workers that are processes of this machine; see `Workers`."""
 
     death = (BrokenProcessPool,)
 
@@ -121,10 +121,10 @@ class _ProcessWorker:
     """
 
     def __init__(self, payload: bytes, threads: int) -> None:
-        context = get_context("spawn")
+        context = process_context()
         end, self._lifeline = context.Pipe(duplex=False)
-        with blocked(*ENDING), huge_pages():  # multiprocessing's own tracker of semaphores starts here, too
-            self._executor = ProcessPoolExecutor(1, context, _live, (end,))
+        with blocked(*ENDING):
+            self._executor = ProcessPoolExecutor(1, context, _live, (end, handed_on()))
             self.facts: Future[Facts] = self._executor.submit(_prepare, payload, threads)
         end.close()
         self._owed: Future[Any] = self.facts
@@ -177,7 +177,8 @@ def without_training(task: "Task") -> "Task":
 _evaluator: Evaluator  # set by `_prepare`
 
 
-def _live(lifeline: Connection) -> None:
+def _live(lifeline: Connection, variables: dict[str, str]) -> None:
+    take(variables)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # where signals cannot be blocked from outside
 
     def watch() -> None:

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 from quantenv.errors import QuantenvError
-from quantenv.evaluate.workers import Facts, Make, Workers, keep_freed_memory, pin_threads
+from quantenv.evaluate.workers import Facts, Make, Workers, keep_freed_memory
+from quantenv.processes import pin_threads
 
 try:
     import ray

@@ -9,12 +9,10 @@ import importlib
 import logging
 import os
 import platform
-import sys
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import SimpleQueue
 from types import TracebackType
@@ -34,11 +32,6 @@ POOLS = {
     "processes": "quantenv.evaluate.pool:ProcessWorkers",
     "ray": "quantenv.evaluate.ray_pool:RayWorkers",
 }
-#: Environment variables that number the threads of the libraries a worker loads.
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-
-#: Environment variable and setting that make glibc's malloc ask for huge pages ("The GNU C Library", tunables).
-_TUNABLES, _HUGE_PAGES = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
 #: Parameters of glibc's mallopt, from malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
@@ -266,13 +259,6 @@ def threads_each(workers: int) -> int:
     return max(1, cores // max(1, workers))
 
 
-def pin_threads(threads: int) -> None:
-    """Lets torch, and libraries that this process loads later, use so many threads."""
-    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(threads)))
-    if "torch" in sys.modules:  # otherwise it reads the variables when it is imported, if it is
-        sys.modules["torch"].set_num_threads(threads)
-
-
 def keep_freed_memory() -> None:
     """Lets this process keep the memory that tensors free, for the next ones, where its C library is glibc.
 
@@ -283,27 +269,6 @@ def keep_freed_memory() -> None:
         library = ctypes.CDLL(None)
         library.mallopt(_MMAP_THRESHOLD, 32 << 20)  # the most that is documented to be accepted
         library.mallopt(_TRIM_THRESHOLD, 512 << 20)
-
-
-@contextmanager
-def huge_pages() -> Iterator[None]:
-    """Lets processes that are started within use huge pages for tensors, where the C library is glibc 2.35 or newer.
-
-    Fewer misses when addresses are translated: an evaluation of digits took 0.95, one of ResNet-20 0.96 of the time.
-    Only the variable of a process that is yet to start can say it, as glibc reads it first of all.
-    """
-    before = os.environ.get(_TUNABLES)
-    if _HUGE_PAGES.partition("=")[0] in (before or ""):  # the user has said what to do
-        yield
-        return
-    os.environ[_TUNABLES] = f"{before}:{_HUGE_PAGES}" if before else _HUGE_PAGES
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[_TUNABLES]
-        else:
-            os.environ[_TUNABLES] = before
 
 
 def _reason(error: BaseException) -> str:

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from quantenv import processes
 from quantenv.evaluate import workers
 
 SCRIPT = """
@@ -59,7 +60,7 @@ def test_processes_started_within_are_asked_to_use_huge_pages(monkeypatch, befor
         monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     else:
         monkeypatch.setenv("GLIBC_TUNABLES", before)
-    with workers.huge_pages():
+    with processes.huge_pages():
         command = [sys.executable, "-c", "import os; print(os.environ['GLIBC_TUNABLES'])"]
         assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == within
     assert os.environ.get("GLIBC_TUNABLES") == before

@@ -86,10 +86,14 @@ def test_ray_finds_what_processes_do(benchmark, table_file, tmp_path):
     assert repeatable(run_benchmark(table_file, tmp_path / "ray", "--pool=ray", "--workers=1")) == repeatable(benchmark)
 
 
-def children(parent: int) -> set[int]:
+def descendants(parent: int) -> set[int]:
     listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
     pairs = [tuple(map(int, line.split())) for line in listed.splitlines()]
-    return {child for child, of in pairs if of == parent}
+    found, new = set(), {parent}
+    while new:
+        new = {child for child, of in pairs if of in new}
+        found |= new
+    return found
 
 
 def test_a_killed_benchmark_continues_and_leaves_no_process(benchmark, table_file, tmp_path, in_process, capsys):
@@ -101,7 +105,7 @@ def test_a_killed_benchmark_continues_and_leaves_no_process(benchmark, table_fil
     while not len(list(output.glob("parts/*.sha256"))) >= 2:
         assert process.poll() is None
         time.sleep(0.02)
-    workers = children(process.pid)
+    workers = descendants(process.pid)
     process.send_signal(signal.SIGKILL)
     process.wait()
     done = len(list(output.glob("parts/*.sha256")))
