@@ -20,7 +20,7 @@ from quantenv.allocation import Allocation
 from quantenv.evaluate.ptq import PTQEvaluator
 from quantenv.quantize.calibrating import CALIBRATION_BATCH
 from quantenv.quantize.integer import KERNELS
-from quantenv.quantize.kernels import kernel_obstacle
+from quantenv.quantize.kernels import kernel_obstacle, saturates
 from quantenv.quantize.quantizers import weight_bounds
 from quantenv.tasks import Task, get_task
 
@@ -29,6 +29,7 @@ HAQ, HAQ_BATCHED = "HAQ's way", "HAQ's way, small batches"
 #: Choices of weight bits of each of the last three layers, of allocations that share a prefix.
 TAIL = (2, 4, 6, 8)
 #: Most that one allocation may cost, relative to the bare forward; the simulation in float is there to compare with.
+#: Without VNNI instructions int8 kernels are held to what float32 kernels are.
 TARGETS = {"int8": 0.3, "float32": 0.38, "simulated": 0.6}
 NAMES = {
     "int8": "exact integers on int8 kernels",
@@ -109,6 +110,7 @@ def measure(options: BenchOptions) -> dict[str, Any]:
         "rounds": options.rounds,
         "threads": options.threads,
         "kernel_obstacle": obstacle,
+        "saturates": obstacle is None and saturates(),
         "networks": {
             name: {
                 "source": source(task),
@@ -181,7 +183,8 @@ def claims(measured: dict[str, Any]) -> list[Claim]:
     network = measured["networks"]["resnet20"]
     where = f"ResNet-20, {network['images']:,} images ({network['source']}), {measured['threads']} threads"
     rows = []
-    for name, target in TARGETS.items():
+    targets = TARGETS | ({"int8": TARGETS["float32"]} if measured["saturates"] else {})
+    for name, target in targets.items():
         subject = network["subjects"].get(f"{NAMES[name]}, one allocation")
         claim = f"{NAMES[name]}, one evaluation relative to a bare float forward of all images at once; {where}"
         if subject is None:

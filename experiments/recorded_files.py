@@ -137,6 +137,7 @@ RECORDED: tuple[Recorded, ...] = (
         reads=tuple(WEIGHTS.values()),
         data=IMAGES,
         variables=_AVX2,
+        given=True,  # corrected biases are float sums, whose last bits differ between CPUs: the artifact is what counts
     ),
     _enumeration("digits", 0.3, ()),
     _enumeration("resnet20", 120, IMAGES),
@@ -159,34 +160,11 @@ RECORDED: tuple[Recorded, ...] = (
     ),
     _bench(
         "bench_transfer",
-        "tables",
         minutes=6,
         agents=("reinforce", "ppo"),
         reads=tuple(TABLES.values()),
         over_tables=True,
         gathers=True,
-    ),
-    *(
-        _bench(
-            "bench_transfer",
-            network,
-            arguments=(
-                "--pairs=[resnet20_table:imagefolder]",
-                "--data={data}/cifar",
-                "--image_size=32",
-                "--max_images=500",
-                f"--model=quantenv.tasks.cifar_networks:{network}",
-                f"--weights={{data}}/{network}.pt",
-                "--bits=[2,4,6,8]",
-                f"--evaluations={evaluations}",
-            ),
-            minutes=minutes,
-            agents=("reinforce", "ppo"),
-            reads=(TABLES["resnet20"],),
-            data=(f"{network}.pt",),
-            gathers=True,
-        )
-        for network, evaluations, minutes in (("resnet32", 300, 15), ("resnet56", 200, 20))
     ),
     _bench("agents_vs_uniform", minutes=10, agents=_LEARNERS, reads=NETWORK["digits"]),
     _bench("bench_channel_groups", minutes=9, agents=("annealing", "reinforce"), reads=NETWORK["digits"]),

@@ -416,14 +416,14 @@ def test_the_folder_of_data_is_called_as_the_task_calls_it():
         ("quantenv.env.masks", ["benchmark", "regret", "agents_vs_uniform", "bench table_env"], ["table of digits"]),
         (
             "agents.ppo",
-            ["benchmark", "regret", "bench_pareto", "bench_transfer tables"],
+            ["benchmark", "regret", "bench_pareto", "bench_transfer"],
             ["bench_correction", "bench store"],
         ),
         ("agents.baselines.gp", ["benchmark"], ["regret", "bench_pareto"]),
         ("agents.baselines.knapsack", ["benchmark", "bench_correction", "allocation for bench_cifar10"], ["regret"]),
         ("quantenv.hardware.costs", ["benchmark", "bench_pareto", "bench_fidelity digits"], ["bench_qat"]),
         ("quantenv.sensitivity.divergence", ["bench_sensitivity", "bench_channel_groups"], ["bench_fidelity digits"]),
-        ("experiments.benchmarks.leaderboard", ["benchmark", "regret"], ["bench_transfer tables"]),
+        ("experiments.benchmarks.leaderboard", ["benchmark", "regret"], ["bench_transfer"]),
         ("experiments.reports.charts", [], list(BY_NAME)),
         ("experiments.progress", [], list(BY_NAME)),
         ("quantenv.errors", [], list(BY_NAME)),
@@ -441,5 +441,5 @@ def modules_of(name):
 
 
 def test_results_over_tables_depend_on_their_rows():
-    for name in ("benchmark", "regret", "bench_pareto", "bench_transfer tables"):
+    for name in ("benchmark", "regret", "bench_pareto", "bench_transfer"):
         assert set(BY_NAME[name].reads) == {"quantenv/tables/digits.npz", "quantenv/tables/resnet20.npz"}
