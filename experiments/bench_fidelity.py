@@ -3,10 +3,10 @@
 `make bench-fidelity` runs it on the digits task. Different allocations at one size budget are evaluated by each cheap
 reward on the search split, and trained by the full recipe with several seeds; Spearman's rank correlation of each
 reward with the mean test accuracy after that, and what each costs. Other tasks need a recipe that suits them; on
-ResNet-20 fine-tuning takes two hours of a core even if it is short:
+ResNet-20 fine-tuning takes most of an hour of a core even if it is short:
 
-    python -m experiments.bench_fidelity --task resnet20 --activation_bits 4 --train_images 20000 --seeds 2
-        --rewards '["ptq", "ptq, batch-norm", "finetune-haq, 1 epoch"]' --qat.epochs 2 --qat.batch_size 128
+    python -m experiments.bench_fidelity --task resnet20 --activation_bits 4 --train_images 10000 --allocations 16
+        --seeds 2 --rewards '["ptq", "ptq, batch-norm", "finetune-haq, 1 epoch"]' --qat.epochs 2 --qat.batch_size 128
         --qat.learning_rate 0.04 --qat.step_learning_rate 1.0 --qat.weight_quantizer mid-rise --qat.norms live
         --qat.compile network --qat.bf16 true --qat.crop 4 --qat.flip true
 
