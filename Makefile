@@ -15,7 +15,7 @@ TRAIN_OPTIONS := $(if $(TASK),--task '$(TASK)') $(if $(AGENT),--agent '$(AGENT)'
 	$(if $(BUDGET),--budget '$(BUDGET)') $(if $(EVALUATIONS),--evaluations '$(EVALUATIONS)') $(if $(SEED),--seed '$(SEED)')
 
 .DEFAULT_GOAL := help
-.PHONY: help install train-agent finetune validate tensorboard bench bench-agents benchmark bench-regret report bench-sensitivity bench-sensitivity-images bench-integer bench-channel-groups bench-fidelity bench-transfer bench-pareto bench-cifar10 bench-peers results test test-fast test-clients fuzz lint check clean
+.PHONY: help install train-agent finetune validate tensorboard bench benchmark bench-regret report bench-sensitivity bench-sensitivity-images bench-integer bench-channel-groups bench-fidelity bench-transfer bench-pareto bench-cifar10 bench-peers results test test-fast test-clients fuzz lint check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -66,9 +66,6 @@ tensorboard: $(VENV)/.installed ## look at the runs' curves in a browser
 bench: $(VENV)/.installed ## evaluation, enumeration, table environments, the store, workers: all claims (half an hour)
 	$(BIN)/python -m experiments.bench $(ARGS)
 	$(BIN)/python -m experiments.bench_ilp
-
-bench-agents: $(VENV)/.installed ## what each agent finds against the best uniform allocation (minutes)
-	$(BIN)/python -m experiments.agents_vs_uniform $(ARGS)
 
 benchmark: $(VENV)/.installed-benchmark ## every agent on the table tasks, and the leaderboard (9 minutes)
 	$(BIN)/quantenv benchmark $(ARGS)

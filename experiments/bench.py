@@ -63,7 +63,6 @@ PARTS = {
     "table_env": _part("Table environments", "bench_table_env"),
     "store": _part("The store", "bench_store"),
     "workers": _part("Workers", "bench_pools"),
-    "activation_cache": _part("A cache of activations in searches", "bench_activation_cache"),
 }
 
 

@@ -23,10 +23,6 @@ class BenchOptions:
     """Rows of the digits enumeration that are walked depth first and one by one."""
     live_rows: int = 40
     """Rows of each shipped table that are evaluated again under each of several settings."""
-    episodes: int = 300
-    """Evaluations of the searches in which prefixes are counted."""
-    replayed: int = 128
-    """Images on which searches are replayed with and without a cache of activations."""
     enumerations: int = 1
     """Runs of the whole enumeration of digits."""
     workers: int = os.cpu_count() or 1
@@ -53,16 +49,5 @@ class BenchOptions:
         require_within(self, 1, MOST_THREADS, "threads")
         require_within(self, 1, MOST_WORKERS, "workers")
         require_within(self, 0, MOST_SEED, "seed")
-        counts = (
-            "images",
-            "rounds",
-            "rows",
-            "live_rows",
-            "episodes",
-            "replayed",
-            "enumerations",
-            "num_envs",
-            "kills",
-            "stored",
-        )
+        counts = ("images", "rounds", "rows", "live_rows", "enumerations", "num_envs", "kills", "stored")
         require_within(self, 0, math.inf, "seconds", "evaluations", *counts)

@@ -89,11 +89,6 @@ PARTS: dict[str, tuple[str, float, dict[str, Any]]] = {
     "table_env": ("bench_table_env", 0.2, {"over_tables": True, "reads": tuple(TABLES.values())}),
     "store": ("bench_store", 1.5, {"over_tables": True, "reads": (), "carriers": _WORKING}),
     "workers": ("bench_pools", 10.3, {"data": IMAGES, "carriers": _WORKING}),
-    "activation_cache": (
-        "bench_activation_cache",
-        2.9,
-        {"data": IMAGES, "agents": ("reinforce", "ppo", "ddpg", "random")},
-    ),
 }
 _BOTH = (*NETWORK["digits"], *NETWORK["resnet20"])
 #: Holds torch to instructions that every x86 machine of ten years has, so that the same bits come out.
@@ -166,7 +161,6 @@ RECORDED: tuple[Recorded, ...] = (
         over_tables=True,
         gathers=True,
     ),
-    _bench("agents_vs_uniform", minutes=10, agents=_LEARNERS, reads=NETWORK["digits"]),
     _bench("bench_channel_groups", minutes=9, agents=("annealing", "reinforce"), reads=NETWORK["digits"]),
     _bench(
         "bench_sensitivity",

@@ -57,6 +57,7 @@ STOREYS = (
         "quantenv.optimizers",
         "quantenv.own_code",
         "quantenv.plain_yaml",
+        "quantenv.processes",
         "quantenv.reading",
         "quantenv.records",
         "quantenv.schema_errors",

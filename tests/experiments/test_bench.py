@@ -1,18 +1,15 @@
 """`make bench` runs, part by part, and keeps what it has measured. The figures themselves are not tested."""
 
-import dataclasses
 import importlib.metadata
 import itertools
 import json
 from contextlib import contextmanager
 
-import numpy as np
 import pytest
 import torch
 
 from experiments import (
     bench,
-    bench_activation_cache,
     bench_enumeration,
     bench_evaluator,
     bench_pools,
@@ -20,28 +17,20 @@ from experiments import (
     bench_store,
     bench_tasks,
 )
-from experiments.activation_cache import CachedRunner, allocation_of, decision_cuts, replay
-from experiments.bench_activation_cache import remaining
 from experiments.bench_evaluator import HAQEvaluator
 from experiments.bench_options import BenchOptions
 from experiments.benchmark import Claim, NotMeasured, interleave, ratio, spread
 from experiments.postgres_server import NotInstalledError
 from quantenv.allocation import Allocation
 from quantenv.errors import QuantenvError
-from quantenv.evaluate.ptq import PTQEvaluator
-from quantenv.quantize.prefix import PrefixRunner
 from quantenv.tasks import get_task
 from quantenv.tasks.resnet20 import DATA_VARIABLE
-from tests.digits import few_digits_task
-from tests.synthetic import synthetic_layers
 
 TINY = (
     "--images=2",
     "--threads=1",
     "--rounds=1",
     "--rows=4",
-    "--episodes=6",
-    "--replayed=2",
     "--num_envs=4",
     "--seconds=0.01",
     "--kills=1",
@@ -100,7 +89,6 @@ def small_images(monkeypatch):
 
 def test_every_part_is_measured_and_written(tmp_path, capsys, monkeypatch, small_images):
     monkeypatch.setattr(bench_store, "postgres_server", no_server)
-    monkeypatch.setattr(bench_activation_cache, "AGENTS", ("random",))
     names = [name for name in bench.PARTS if name not in ("agreement", "rows", "enumeration", "workers")]
     parts = run(tmp_path, f"--only={','.join(reversed(names))}")
     assert list(parts) == names
@@ -114,7 +102,6 @@ def test_every_part_is_measured_and_written(tmp_path, capsys, monkeypatch, small
     assert capsys.readouterr().out == table
     assert table.count("\n## ") == len(names)
     assert "| resnet20 | HAQ's way |" in table
-    assert "Decision: a cache saves" in table
     assert "PostgreSQL was not measured: there is none." in table
 
 
@@ -173,57 +160,6 @@ def test_haqs_way_starts_from_the_float_weights_every_time():
     with torch.no_grad():
         expected = task.network(inputs)
     assert (first.argmax(1) == expected.argmax(1)).float().mean() > 0.97
-
-
-def test_what_remains_to_be_computed_is_counted_as_by_hand():
-    layers = [
-        dataclasses.replace(layer, macs=macs) for layer, macs in zip(synthetic_layers(3), (1, 10, 100), strict=True)
-    ]
-
-    def shares(*batches):
-        coded = [[tuple((int(digit), 8) for digit in code) for code in batch] for batch in batches]
-        return remaining(coded, layers, [0, 1, 2], float("inf"))
-
-    found = shares(["222", "224"], ["244", "444"], ["242"])
-    # 222: all; 224: the last layer; 244: its first layer was computed two evaluations before; 444: all; 242: the last
-    assert found["within a batch"] == pytest.approx((111 + 100 + 111 + 111 + 111) / 555)
-    assert found["with the last one"] == pytest.approx((111 + 100 + 110 + 111 + 111) / 555)
-    assert found["everything"] == pytest.approx((111 + 100 + 110 + 111 + 100) / 555)
-    assert found["limited cache"] == found["everything"]  # without a limit
-
-
-@pytest.mark.parametrize("bound", [0, 40, 1e9])
-def test_a_limited_cache_never_does_worse_than_none_nor_better_than_all(bound):
-    layers, rng = synthetic_layers(5), np.random.default_rng(0)
-    batches = [[tuple((int(bits), 8) for bits in rng.choice([2, 4], 5))] for _ in range(60)]
-    found = remaining(batches, layers, [0, 2, 4], bound)
-    assert found["everything"] <= found["limited cache"] <= found["within a batch"] == 1
-    assert (found["limited cache"] == 1) == (bound == 0)
-
-
-@pytest.fixture(scope="module")
-def evaluator():
-    return PTQEvaluator(dataclasses.replace(few_digits_task(), scheme="linear"))
-
-
-@pytest.mark.parametrize("kept", [0, 1.5, 1000])
-def test_a_cache_of_activations_changes_no_result(kept, evaluator):
-    rng = np.random.default_rng(0)
-    batches = [sorted({tuple((int(b), 8) for b in rng.choice([2, 4], 8)) for _ in range(3)}) for _ in range(12)]
-    cuts = decision_cuts(evaluator, [0, 1, 3])
-    assert cuts == sorted(set(cuts))
-    inputs = evaluator.task.splits["search"].inputs
-    cached = CachedRunner(
-        evaluator.network, cuts, kept * inputs[0].numel() * 12 * len(inputs) * evaluator.network.storage.value_bytes
-    )
-    plain = PrefixRunner(evaluator.network)
-    for batch in batches:
-        settings = evaluator.network.settings([allocation_of(evaluator.layers, bits) for bits in batch])
-        expected = [output.clone() for output in plain.run(inputs, settings)]
-        assert all(map(torch.equal, cached.run(inputs, settings), expected))
-        assert cached.used <= cached.bound
-    assert (cached.used > 0) == (kept > 0)
-    assert replay(evaluator, batches, [0, 1, 3], 1e9)["total"] > 0
 
 
 def test_the_enumeration_is_run_as_users_run_it():

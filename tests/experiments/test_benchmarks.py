@@ -2,24 +2,9 @@
 
 import json
 
-from experiments import agents_vs_uniform, bench_correction, bench_tasks
+from experiments import bench_correction, bench_tasks
 from quantenv.tasks import get_task
 from tests.digits import few_digits_task
-
-
-def test_agents_vs_uniform_writes_a_row_for_every_search(tmp_path, capsys):
-    arguments = ["--agents=[random]", "--budgets=[0.5]", "--seeds=[0,1]", "--evaluations=3", "--workers=1"]
-    assert agents_vs_uniform.main([*arguments, f"--output={tmp_path}"]) == 0
-    content = json.loads((tmp_path / "agents_vs_uniform.json").read_text())
-    assert [(row["agent"], row["seed"]) for row in content["results"]] == [
-        ("best uniform", None),
-        ("random", 0),
-        ("random", 1),
-    ]
-    assert all(row["cost_ratio"] <= 0.5 for row in content["results"])
-    table = (tmp_path / "agents_vs_uniform.md").read_text()
-    assert capsys.readouterr().out == table
-    assert table.count("| 0.5 |") == 2
 
 
 def test_bench_correction_has_a_row_for_every_scheme_and_leaves_out_tasks_without_data(tmp_path, capsys, monkeypatch):

@@ -413,7 +413,7 @@ def test_the_folder_of_data_is_called_as_the_task_calls_it():
             ["benchmark", "regret", "bench_pareto", "bench store"],
         ),
         ("quantenv.finetune.training", ["bench_fidelity digits", "bench_cifar10"], ["table of digits", "benchmark"]),
-        ("quantenv.env.masks", ["benchmark", "regret", "agents_vs_uniform", "bench table_env"], ["table of digits"]),
+        ("quantenv.env.masks", ["benchmark", "regret", "bench table_env"], ["table of digits"]),
         (
             "agents.ppo",
             ["benchmark", "regret", "bench_pareto", "bench_transfer"],
