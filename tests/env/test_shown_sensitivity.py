@@ -15,6 +15,7 @@ from quantenv.evaluate.ptq import PTQEvaluator
 from quantenv.sensitivity import Settings, layer_sensitivity
 from quantenv.sensitivity import divergence as measuring
 from quantenv.tasks import get_task
+from tests.digits import digits_under
 from tests.env.synthetic_env import highest, make_env, play
 from tests.synthetic_table import synthetic_table
 
@@ -24,7 +25,7 @@ SEARCHING = ("annealing", "greedy-up", "ilp", "random", "surrogate", "uniform")
 @pytest.fixture
 def task():
     """Digits under a scheme that does not ship with sensitivities."""
-    return dataclasses.replace(get_task("digits"), scheme="linear+bias")
+    return digits_under("linear+bias")
 
 
 @pytest.fixture
