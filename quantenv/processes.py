@@ -34,9 +34,10 @@ def process_context() -> "ForkServerContext | SpawnContext":
     """Returns how to start processes, after the server is started if there is to be one.
 
     Processes that come from the server never receive what ends a program (`quantenv.signals.ENDING`), unless they
-    unblock it. Elsewhere, and in a process that was itself forked from one with a server, they are spawned.
+    unblock it. Where no server can be started, they are spawned, which gives the same results later.
     """
-    if sys.platform != "linux":
+    # Python 3.11.0 lets any user of the machine send the server what to unpickle (CVE-2022-42919).
+    if sys.platform != "linux" or sys.version_info < (3, 11, 1):
         return get_context("spawn")
     with blocked(*ENDING):
         resource_tracker.ensure_running()  # first, as it unblocks signals when it has started
@@ -44,7 +45,7 @@ def process_context() -> "ForkServerContext | SpawnContext":
         forkserver.set_forkserver_preload(list(PRELOADED))
         try:
             forkserver.ensure_running()
-        except ChildProcessError:  # the server is this process's parent's
+        except OSError:  # this process is a fork of one with a server; or $TMPDIR is too long for a socket's name
             return get_context("spawn")
     return get_context("forkserver")
 

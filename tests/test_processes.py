@@ -91,6 +91,20 @@ def test_a_fork_of_a_process_with_a_server_spawns():
     process.join()
 
 
+def test_a_long_temporary_directory_spawns(tmp_path):
+    folder = tmp_path / ("long" * 25)
+    folder.mkdir()
+    program = "from quantenv.processes import process_context; print(process_context().get_start_method())"
+    variables = os.environ | {"TMPDIR": str(folder), "PYTHONPATH": str(Path(processes.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", program], env=variables, capture_output=True, text=True, check=True)
+    assert done.stdout == "spawn\n"
+
+
+def test_a_python_whose_server_anybody_may_talk_to_spawns(monkeypatch):
+    monkeypatch.setattr(sys, "version_info", (3, 11, 0))
+    assert process_context().get_start_method() == "spawn"
+
+
 PROGRAM = """
 import sys
 from concurrent.futures import ProcessPoolExecutor
