@@ -28,7 +28,7 @@ from quantenv.files import cache_dir, content_hash
 from quantenv.finetune import FinetuneConfig, finetune
 from quantenv.hardware import Budget, CostTable, check_feasible
 from quantenv.hardware.budget import TOLERANCE
-from quantenv.processes import handed_on, process_context, take
+from quantenv.processes import end_with_parent, handed_on, process_context, take
 from quantenv.quantize import parse_scheme
 from quantenv.reading import Schema, fit
 from quantenv.records import read_record, write_record
@@ -312,6 +312,7 @@ def _each(task: Task, jobs: Sequence[Work], workers: int, threads: int, stack: E
 
 def _start_worker(task: Task, threads: int, variables: dict[str, str]) -> None:
     take(variables, *ENDING)
+    end_with_parent()
     global _task
     _task = task
     torch.set_num_threads(threads)

@@ -12,9 +12,10 @@ imports no torch, so that a new process can pin its threads first.
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from multiprocessing import forkserver, get_context, resource_tracker
+from multiprocessing import forkserver, get_context, parent_process, resource_tracker
 from typing import TYPE_CHECKING
 
 from quantenv.signals import ENDING, blocked
@@ -66,6 +67,19 @@ def take(variables: Mapping[str, str], *received: signal.Signals) -> None:
     os.environ.update(variables)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, received)
+
+
+def end_with_parent() -> None:
+    """Has this process end when the one that started it is killed: a pool's workers would wait for work for ever."""
+    parent = parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 def pin_threads(threads: int) -> None:

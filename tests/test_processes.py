@@ -2,13 +2,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
 from quantenv import processes
-from quantenv.processes import handed_on, pin_threads, process_context, take
+from quantenv.processes import end_with_parent, handed_on, pin_threads, process_context, take
 from quantenv.signals import ENDING
 
 linux = sys.platform == "linux"
@@ -89,6 +90,34 @@ def test_a_fork_of_a_process_with_a_server_spawns():
     process.start()
     assert ours.recv() == "spawn"
     process.join()
+
+
+def report_and_wait(connection):
+    end_with_parent()
+    connection.send(os.getpid())
+    time.sleep(600)
+
+
+def start_and_die(connection):
+    process = get_context("spawn").Process(target=report_and_wait, args=(connection,), daemon=False)
+    process.start()
+    time.sleep(600)
+
+
+def test_a_process_ends_when_the_one_that_started_it_is_killed():
+    context = process_context()
+    ours, theirs = context.Pipe()
+    parent = context.Process(target=start_and_die, args=(theirs,))
+    parent.start()
+    child = ours.recv()
+    parent.kill()
+    parent.join()
+    for _ in range(500):
+        status = Path(f"/proc/{child}/stat")
+        if not status.exists() or status.read_text().split()[2] == "Z":
+            return
+        time.sleep(0.02)
+    raise AssertionError("it lives on")
 
 
 def test_a_long_temporary_directory_spawns(tmp_path):

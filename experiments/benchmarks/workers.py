@@ -5,18 +5,16 @@ import importlib
 import logging
 import os
 import signal
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import parent_process
 from typing import Any
 
 from experiments.benchmarks.jobs import Record, Refusal, run_job
 from experiments.benchmarks.suite import Job
 from experiments.signals import GracefulStop, Interrupted
 from quantenv.errors import QuantenvError
-from quantenv.processes import handed_on, one_thread_each, pin_threads, process_context, take
+from quantenv.processes import end_with_parent, handed_on, one_thread_each, pin_threads, process_context, take
 from quantenv.signals import blocked
 
 Outcome = Record | Refusal
@@ -150,12 +148,4 @@ def _begin_worker(variables: dict[str, str]) -> None:
     pin_threads(1)
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Ends this process when the one that started it was killed: nothing else would tell it."""
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    end_with_parent()
