@@ -62,7 +62,9 @@ def test_two_processes_give_what_one_gives(task, tmp_path, norms):
     assert "accelerate" not in sys.modules  # what evaluates has no part in it
     finetune(task, allocation, FinetuneConfig(**recipe), lambda _, metrics: continued.append(metrics), together)
     assert continued[:2] == epochs
-    assert continued[2] == pytest.approx(expected[2], abs=5e-3)
+    # Sums in another order tip a few codes, and the difference grows with every step; how many steps two processes took
+    # before they were stopped is chance.
+    assert continued[2] == pytest.approx(expected[2], abs=2e-2)
     start = trainable_network(calibrate_task(task), allocation, live_norms=norms == "live").state_dict()
     for part in ("network", "average"):
         ours, theirs = state(together, part), state(alone, part)
