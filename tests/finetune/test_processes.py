@@ -62,7 +62,7 @@ def test_two_processes_give_what_one_gives(task, tmp_path, norms):
     assert "accelerate" not in sys.modules  # what evaluates has no part in it
     finetune(task, allocation, FinetuneConfig(**recipe), lambda _, metrics: continued.append(metrics), together)
     assert continued[:2] == epochs
-    # How many steps two processes took before they were stopped is chance. Once, on AVX2 instructions, the loss differed
+    # How many steps two processes took before they were stopped is chance. Once, on AVX2 instructions, losses differed
     # by 0.009 here; that sums in another order do it is likely and was not shown.
     assert continued[2] == pytest.approx(expected[2], abs=2e-2)
     start = trainable_network(calibrate_task(task), allocation, live_norms=norms == "live").state_dict()
