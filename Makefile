@@ -63,7 +63,7 @@ validate: $(VENV)/.installed ## evaluate what a run recorded again and compare: 
 tensorboard: $(VENV)/.installed ## look at the runs' curves in a browser
 	$(BIN)/tensorboard --logdir $(or $(RUN),runs) --host localhost $(ARGS)
 
-bench: $(VENV)/.installed ## evaluation, enumeration, table environments, the store, workers: all claims (half an hour)
+bench: $(VENV)/.installed ## evaluation, enumeration, table environments and the store: all claims (half an hour)
 	$(BIN)/python -m experiments.bench $(ARGS)
 	$(BIN)/python -m experiments.bench_ilp
 

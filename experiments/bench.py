@@ -1,4 +1,4 @@
-"""`make bench`: everything that is claimed of evaluation, table environments, the store and workers, measured.
+"""`make bench`: everything that is claimed of evaluation, table environments and the store, measured.
 
 Writes one JSON file and one Markdown table. Each part is written as soon as it is measured, with the versions and the
 machine it was measured on, so that an interrupted run keeps what it has, and `--only` brings single parts up to date.
@@ -62,7 +62,6 @@ PARTS = {
     "enumeration": _part("Enumeration", "bench_enumeration"),
     "table_env": _part("Table environments", "bench_table_env"),
     "store": _part("The store", "bench_store"),
-    "workers": _part("Workers", "bench_pools"),
 }
 
 

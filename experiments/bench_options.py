@@ -9,7 +9,7 @@ from quantenv.typed import MOST_SEED, MOST_THREADS, MOST_WORKERS, check_fields, 
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """Measures everything that is claimed of evaluation, table environments, the store and workers."""
+    """Measures everything that is claimed of evaluation, table environments and the store."""
 
     only: str = ""
     """Parts to measure, as evaluator,store; all by default. What else the results hold stays as it is."""

@@ -88,7 +88,6 @@ PARTS: dict[str, tuple[str, float, dict[str, Any]]] = {
     "enumeration": ("bench_enumeration", 0.3, {"carriers": _WORKING}),
     "table_env": ("bench_table_env", 0.2, {"over_tables": True, "reads": tuple(TABLES.values())}),
     "store": ("bench_store", 1.5, {"over_tables": True, "reads": (), "carriers": _WORKING}),
-    "workers": ("bench_pools", 10.3, {"data": IMAGES, "carriers": _WORKING}),
 }
 _BOTH = (*NETWORK["digits"], *NETWORK["resnet20"])
 #: Holds torch to instructions that every x86 machine of ten years has, so that the same bits come out.

@@ -12,7 +12,6 @@ from experiments import (
     bench,
     bench_enumeration,
     bench_evaluator,
-    bench_pools,
     bench_prefix,
     bench_store,
     bench_tasks,
@@ -89,7 +88,7 @@ def small_images(monkeypatch):
 
 def test_every_part_is_measured_and_written(tmp_path, capsys, monkeypatch, small_images):
     monkeypatch.setattr(bench_store, "postgres_server", no_server)
-    names = [name for name in bench.PARTS if name not in ("agreement", "rows", "enumeration", "workers")]
+    names = [name for name in bench.PARTS if name not in ("agreement", "rows", "enumeration")]
     parts = run(tmp_path, f"--only={','.join(reversed(names))}")
     assert list(parts) == names
     for part in parts.values():
@@ -185,19 +184,3 @@ def test_a_store_that_loses_something_does_not_meet_its_claim():
     for name, change in itertools.product(("completed_lost", "evaluated_again", "wrong", "stored"), (1,)):
         assert met(sound | {name: sound[name] + change}, writers) == [False, True]
     assert met(sound, writers | {"stored": 6}) == [True, False]
-
-
-def test_speed_ups_of_workers_are_held_against_their_targets():
-    def row(one, cores):
-        quartiles = {"over_one_thread_quartiles": [1, 2], "over_all_cores_quartiles": [1, 2]}
-        return {"over_one_thread": one, "over_all_cores": cores, **quartiles}
-
-    rows = {"one process, one thread": row(1, 1), "one process, all cores": row(1.8, 1)}
-    rows |= {"2 processes, one thread each": row(1.95, 0.9), "2 Ray actors, one thread each": row(1.8, 1.1)}
-    claims = bench_pools.claims({"tasks": {"digits": {"rows": rows}}, "not_measured": {}})
-    assert [(claim.target, claim.met) for claim in claims] == [
-        (">= 1.9", True),
-        (">= 1.0", False),
-        (">= 1.7", True),
-        (">= 1.0", True),
-    ]
