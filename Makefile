@@ -31,13 +31,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -c constraints.txt -e .
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -c constraints.txt -e '.[dev]'
-	@touch $@
+	@touch $(VENV)/.installed $@
 
-$(VENV)/.installed-benchmark: $(VENV)/.installed
+$(VENV)/.installed-benchmark: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -c constraints.txt -e '.[benchmark,search]'
-	@touch $@
+	@touch $(VENV)/.installed $@
 
 $(CLIENTS)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(PYTHON) -m venv $(CLIENTS)
@@ -105,6 +105,9 @@ bench-channel-groups: $(VENV)/.installed ## what bits for each channel group are
 
 bench-fidelity: $(VENV)/.installed ## do cheap rewards rank allocations as full training does? (minutes)
 	$(BIN)/python -m experiments.bench_fidelity $(ARGS)
+
+# Every process that the tests start would compile our modules again.
+test test-fast: export PYTHONDONTWRITEBYTECODE :=
 
 test: $(VENV)/.installed-dev ## run all tests, in two processes (8 to 20 minutes)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)

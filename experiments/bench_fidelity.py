@@ -8,7 +8,7 @@ ResNet-20 fine-tuning takes most of an hour of a core even if it is short:
     python -m experiments.bench_fidelity --task resnet20 --activation_bits 4 --train_images 10000 --allocations 16
         --seeds 2 --rewards '["ptq", "ptq, batch-norm", "finetune-haq, 1 epoch"]' --qat.epochs 2 --qat.batch_size 128
         --qat.learning_rate 0.04 --qat.step_learning_rate 1.0 --qat.weight_quantizer mid-rise --qat.norms live
-        --qat.compile network --qat.bf16 true --qat.crop 4 --qat.flip true
+        --qat.compile network --qat.crop 4 --qat.flip true
 
 A benchmark that was stopped goes on where it was. Results of other tasks and budgets in the JSON file are kept.
 """
