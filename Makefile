@@ -106,8 +106,10 @@ bench-channel-groups: $(VENV)/.installed ## what bits for each channel group are
 bench-fidelity: $(VENV)/.installed ## do cheap rewards rank allocations as full training does? (minutes)
 	$(BIN)/python -m experiments.bench_fidelity $(ARGS)
 
-# Every process that the tests start would compile our modules again.
+# Every process that the tests start would compile our modules again; and threads that wait for each other in a loop
+# take the cores from the other process.
 test test-fast: export PYTHONDONTWRITEBYTECODE :=
+test test-fast: export OMP_WAIT_POLICY := PASSIVE
 
 test: $(VENV)/.installed-dev ## run all tests, in two processes (8 to 20 minutes)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)

@@ -87,13 +87,19 @@ def describe(network: "nn.Module", example: "torch.Tensor") -> tuple[LayerSpec, 
             network does not run on the example, if no quantizable layer ran, if the output is no tensor, or if a
             parameter holds NaN or infinity.
     """
+    from quantenv.plain import plain_network
+
+    return describe_plain(plain_network(network, example), example)
+
+
+def describe_plain(network: "nn.Module", example: "torch.Tensor") -> tuple[LayerSpec, ...]:
+    """Describes a network as `describe` does, if it is in its plain form already."""
     import torch
     from torch import nn
 
     from quantenv.multiplications import Multiplications
-    from quantenv.plain import plain_network
 
-    network, example = plain_network(network, example), example[:1]
+    example = example[:1]
     _check_modules(network)
     calls: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = {}
     thread = threading.get_ident()

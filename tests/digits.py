@@ -4,6 +4,8 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 
+from quantenv.quantize.prepared import PreparedNetwork
+from quantenv.quantize.preparing import bringing, make_prepared
 from quantenv.tasks import Split, Task, get_task
 from quantenv.tasks.digits import DigitsNet, digits_splits
 from quantenv.tasks.shipped import shipped_network
@@ -23,8 +25,17 @@ def digits_under(scheme: str) -> Task:
 
 
 def few_digits_task() -> Task:
-    """Makes a task to be searched."""
+    """Makes a task to be searched, which brings its prepared network along."""
+    return bringing(_few_digits(), _prepared())
+
+
+def _few_digits() -> Task:
     return Task("digits", shipped_network("digits", DigitsNet), _cut(digits_splits(), SEARCHED))
+
+
+@functools.cache
+def _prepared() -> PreparedNetwork:
+    return make_prepared(_few_digits())
 
 
 def few_digits(scheme: str | None = None) -> Task:

@@ -18,6 +18,7 @@ from quantenv.quantize import PrefixRunner, QuantizedNetwork, calibrate_task, pa
 from quantenv.quantize.activations import activations_of
 from quantenv.quantize.calibration import Calibration
 from quantenv.quantize.integer import IntegerNetwork, float_operators
+from quantenv.quantize.preparing import split_digest
 from quantenv.quantize.verification import check_integers
 from quantenv.tasks import Split, Task
 
@@ -234,15 +235,16 @@ def evaluation(correct: int, losses: np.ndarray) -> Evaluation:
 def evaluate_float(task: Task, split: str, batch: int = 256) -> Evaluation:
     """Evaluates a task's float network on a split, once: what quantized ones are compared with.
 
-    Where the prepared network knows it, it is that, on every machine.
+    Where the prepared network knows it of this very split, it is that, on every machine.
 
     Raises:
         QuantenvError: If it puts out NaN or infinity, of which int8 kernels would make numbers.
     """
-    prepared = calibrate_task(task).prepared
-    if prepared is not None and (known := prepared.about.references.get(split)) is not None:
+    prepared, data = calibrate_task(task).prepared, task.split(split)
+    known = None if prepared is None else prepared.about.references.get(split)
+    if known is not None and known.digest == split_digest(data):
         return Evaluation(known.correct, known.samples, known.loss)
-    evaluation = evaluate_logits(task.network, task.split(split), batch)
+    evaluation = evaluate_logits(task.network, data, batch)
     if math.isfinite(evaluation.loss):
         return evaluation
     with torch.inference_mode():

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx import _symbolic_trace
 
 from quantenv.attention import WindowBias, WindowPartition, WindowReverse
 
@@ -79,7 +80,7 @@ class Tracer(fx.Tracer):
                 for key, hook in hooks.items():
                     hooks[key] = self._guarded(hook, network, module)
         _give_one_input(network, self.traced_func_name)
-        with _recorded_sizes(), _recorded_lengths(network):
+        with _recorded_sizes(), _recorded_lengths(network), _marked_where_used(network):
             graph = self.trace(network)
         for module in network.modules():
             module._forward_hooks.clear()
@@ -224,6 +225,24 @@ def _globals_of(module: nn.Module) -> dict[str, Any]:
     forward = module.forward
     found: dict[str, Any] = getattr(getattr(forward, "__func__", forward), "__globals__", {})
     return found
+
+
+@contextmanager
+def _marked_where_used(network: nn.Module) -> Iterator[None]:
+    """Has torch.fx look for functions that `fx.wrap` marked only in modules, and in code of this network's graphs.
+
+    Code that it generates of a graph marks its functions again, every time, and is never forgotten: after thousands of
+    graphs most of a trace's time would go into all their code.
+    """
+    marked: dict[tuple[int, str], dict[str, Any]] = getattr(_symbolic_trace, "_wrapped_fns_to_patch", {})
+    used = {id(_globals_of(module)) for module in network.modules()}
+    others = {key: names for key, names in marked.items() if "__name__" not in names and id(names) not in used}
+    for key in others:
+        del marked[key]
+    try:
+        yield
+    finally:
+        marked.update(others)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import torch
 from torch import fx, nn
 
 from quantenv.activations import Activations, Product, StoredTensor
-from quantenv.layers import describe
+from quantenv.layers import describe_plain
 from quantenv.locks import PREPARING
 from quantenv.plain import plain_network
 from quantenv.plain.products import operands
@@ -55,8 +55,8 @@ def find_activations(network: nn.Module, example: torch.Tensor) -> Activations:
         UnsupportedLayerError: If the network cannot be traced.
     """
     network = plain_network(network, example)
+    layers = describe_plain(network, example)
     example = example[:1]
-    layers = describe(network, example)
     graph = trace(network)
     fold_linear_norms(graph, example)
     keep_exact(graph, example)

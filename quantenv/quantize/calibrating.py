@@ -7,7 +7,7 @@ from torch import fx, nn
 
 from quantenv.channel_groups import Channels, split_layers
 from quantenv.errors import QuantenvError
-from quantenv.layers import LayerSpec, describe
+from quantenv.layers import LayerSpec, describe_plain
 from quantenv.plain import plain_network
 from quantenv.quantize.addends import fitted
 from quantenv.quantize.calibrate import BITS, MAX_SAMPLES, activation_grids, spread
@@ -157,7 +157,7 @@ def _fold(network: nn.Module, inputs: torch.Tensor, scheme: Scheme, checked: boo
         checked: Whether to see that the trace computes what the network does, on all inputs.
     """
     network = plain_network(network, inputs)
-    layers = describe(network, inputs[:1])
+    layers = describe_plain(network, inputs)
     graph = trace(network)
     fold_linear_norms(graph, inputs[:1])
     _check_folded(graph)

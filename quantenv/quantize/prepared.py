@@ -39,6 +39,8 @@ class Reference(Schema, frozen=True):
     samples: Annotated[int, msgspec.Meta(ge=1)]
     loss: float
     """Mean cross-entropy in nats, rounded to 1e-6."""
+    digest: Text = ""
+    """Hash of the split: what was prepared of a network serves other splits, too, of which this says nothing."""
 
 
 class About(Schema, frozen=True):

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from quantenv.errors import QuantenvError
 from quantenv.files import STORE_OFF, STORE_VARIABLE, content_hash, data_dir
 from quantenv.locks import PREPARING
+from quantenv.plain.identity import tensor_digest
 from quantenv.quantize.calibrating import calibrate, restore
 from quantenv.quantize.calibration import Calibration, prepare
 from quantenv.quantize.input_rounding import note_of_rounded_inputs
@@ -184,7 +185,14 @@ def _reference(task: "Task", split: "Split") -> Reference | None:
         correct += int((logits.argmax(1) == labels).sum())
         loss += float(F.cross_entropy(logits, labels, reduction="sum"))
     loss /= len(split)
-    return Reference(correct, len(split), round(loss, DIGITS)) if math.isfinite(loss) else None
+    if not math.isfinite(loss):
+        return None
+    return Reference(correct, len(split), round(loss, DIGITS), split_digest(split))
+
+
+def split_digest(split: "Split") -> str:
+    """Returns what tells a split from others: a hash of its inputs and labels."""
+    return content_hash([tensor_digest(split.inputs), tensor_digest(split.labels)])
 
 
 def _in_folder(folder: Path, task: "Task") -> PreparedNetwork | None:

@@ -14,7 +14,7 @@ from quantenv.channel_groups import Channels, split_layers, whole
 from quantenv.copies import copy_of
 from quantenv.errors import QuantenvError, unknown_name
 from quantenv.files import content_hash
-from quantenv.layers import LayerSpec, describe, float_weights_note
+from quantenv.layers import LayerSpec, describe_plain, float_weights_note
 from quantenv.plain import plain_network
 from quantenv.plain.identity import network_content, tensor_digest
 from quantenv.tasks.outputs import count_classes
@@ -162,7 +162,7 @@ class Task:
     @cached_property
     def layers(self) -> tuple[LayerSpec, ...]:
         """The quantizable layers, in execution order; in place of a layer its channel groups, where it has any."""
-        layers = describe(self.network, self.splits["calibration"].inputs[:1])
+        layers = describe_plain(self.network, self.splits["calibration"].inputs)
         return split_layers(layers, self.channel_groups)
 
     @property

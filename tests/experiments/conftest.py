@@ -4,8 +4,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from experiments import tensorboard
 from experiments.cli import main
 from tests.digits import FEW_DIGITS
 
@@ -26,6 +28,12 @@ def run_train(runs: Path, *arguments: str) -> Path:
     assert main(["train", f"--runs={runs}", *arguments]) == 0
     (folder,) = set(runs.glob("*/*/*")) - before
     return folder
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves out drawing, which takes as long as a short search: `test_tensorboard` and `finished` do draw."""
+    monkeypatch.setattr(tensorboard, "figure_pixels", lambda _figure: np.zeros((1, 1, 3), np.uint8))
 
 
 @pytest.fixture(scope="session")

@@ -3,15 +3,15 @@ from contextlib import nullcontext
 
 import pytest
 
-from experiments import bench_qat, bench_tasks
+from experiments import bench_qat
 from quantenv.errors import QuantenvError
+from tests.digits import few_digits
 
 
 def test_it_times_the_steps_in_turn(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bench_qat, "compiler_obstacle", lambda: None)  # which compiles the kernels, too
     monkeypatch.setattr("torch._inductor.utils.fresh_cache", nullcontext)  # what other tests have compiled will do
-    monkeypatch.setattr(bench_tasks, "SIZE", 8)
-    monkeypatch.setattr(bench_tasks, "OTHERS", 8)
+    monkeypatch.setattr(bench_qat, "random_resnet20", lambda _images: few_digits())  # of which all is prepared
     options = ["--rounds=1", "--batch=4", "--threads=1", "--compiled=[quantizers]"]  # a network takes a minute
     assert bench_qat.main([*options, f"--output={tmp_path}"]) == 0
     content = json.loads((tmp_path / "bench_qat.json").read_text())

@@ -14,7 +14,7 @@ def no_images(monkeypatch):
 
 
 def test_rows_are_evaluated_again(monkeypatch):
-    settings = (Setting("AVX2", AVX2, 2, 1, "float32", store=True), Setting("this CPU", OWN, 1, 500))
+    settings = (Setting("AVX2", AVX2, 1, 1, "float32", store=True), Setting("this CPU", OWN, 1, 500))
     monkeypatch.setattr(bench_rows, "SETTINGS", settings)
     measured = measure(BenchOptions(live_rows=22))
     assert [(each["equal"], each["rows"]) for each in measured["digits_table"]["settings"]] == [(1, 1), (22, 22)]
@@ -22,7 +22,7 @@ def test_rows_are_evaluated_again(monkeypatch):
     digits, resnet20 = claims(measured)
     assert (digits.met, digits.measured) == (True, "23 of 23 in 2 settings")
     assert (resnet20.met, resnet20.measured) == (None, "not measured: its images are not at hand")
-    assert "| digits_table | AVX2 | 2 | 1 | float32 | read back | 1 of 1 |" in to_markdown(measured)
+    assert "| digits_table | AVX2 | 1 | 1 | float32 | read back | 1 of 1 |" in to_markdown(measured)
 
 
 @pytest.mark.parametrize("moved", [(1, 0.0), (0, 1e-6)])

@@ -2,6 +2,7 @@ import dataclasses
 import json
 
 import numpy as np
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
@@ -18,6 +19,11 @@ from tests.synthetic import synthetic_layers
 
 LAYERS = synthetic_layers(2)
 BUDGETS = (Budget("size", 241.0),)
+
+
+@pytest.fixture(autouse=True)
+def no_pictures():
+    """They are drawn here."""
 
 
 def episodes(count):

@@ -14,11 +14,19 @@ from quantenv.allocation import Allocation
 from quantenv.errors import QuantenvError
 from quantenv.evaluate import make_evaluator, make_pool
 from quantenv.evaluate.base import Evaluation
-from quantenv.evaluate.ptq import PTQEvaluator
+from quantenv.evaluate.ptq import PTQEvaluator, evaluate_logits
 from quantenv.evaluate.store import EvaluationStore
 from quantenv.quantize import calibrate_task, preparing
 from quantenv.quantize.prepared import Reference, read_prepared, write_prepared
-from quantenv.quantize.preparing import bringing, find_prepared, key_of, make_prepared, shipped_file, ships
+from quantenv.quantize.preparing import (
+    bringing,
+    find_prepared,
+    key_of,
+    make_prepared,
+    shipped_file,
+    ships,
+    split_digest,
+)
 from quantenv.sensitivity.divergence import layer_sensitivity
 from quantenv.tasks import get_task
 from quantenv.tasks.digits import make_digits
@@ -213,18 +221,34 @@ def test_references_are_the_float_network_s():
         assert reference.samples == len(task.splits[split])
         assert abs(reference.correct - int((logits.argmax(1) == task.splits[split].labels).sum())) <= 1
         assert reference.loss == round(reference.loss, 6)
+        assert reference.digest == split_digest(task.splits[split])
 
 
 def test_the_reference_is_the_prepared_network_s():
     task = small_task()
     prepared = make_prepared(task)
-    references = {"search": Reference(7, 40, 1.25)}
+    references = {"search": Reference(7, 40, 1.25, split_digest(task.splits["search"]))}
     about = msgspec.structs.replace(prepared.about, references=references)
     evaluator = PTQEvaluator(bringing(task, dataclasses.replace(prepared, about=about)))
     assert evaluator.reference == Evaluation(7, 40, 1.25)
     own = evaluator.float_evaluation("test")  # which it does not know
     known = prepared.about.references["test"]
     assert (own.correct, own.samples, own.loss) == (known.correct, known.samples, pytest.approx(known.loss, abs=1e-5))
+
+
+@pytest.mark.parametrize("changed", ["inputs", "labels"])
+def test_a_reference_counts_for_its_own_split_alone(kept, changed):
+    first = small_task()
+    assert PTQEvaluator(first).reference == PTQEvaluator(small_task()).reference
+    split = first.splits["search"]
+    values = {"inputs": split.inputs + 0.5} if changed == "inputs" else {"labels": (split.labels + 1) % 5}
+    other = dataclasses.replace(first, splits={**first.splits, "search": dataclasses.replace(split, **values)})
+    found = PTQEvaluator(other).reference
+    assert len(files(kept)) == 1  # both have the same prepared network
+    assert find_prepared(other).about.references["search"].digest == split_digest(split)
+    expected = evaluate_logits(other.network, other.splits["search"])
+    assert (found.correct, found.loss) == (expected.correct, pytest.approx(expected.loss, abs=1e-5))
+    assert found != PTQEvaluator(first).reference
 
 
 def test_a_network_that_puts_out_nan_on_a_split_has_no_reference_there():
