@@ -10,8 +10,9 @@ from quantenv.tasks import Split, Task, get_task
 from quantenv.tasks.digits import DigitsNet, digits_splits
 from quantenv.tasks.shipped import shipped_network
 
-#: `few_digits_task` as the name of a task, for commands.
+#: `few_digits_task` and `few_digits_of_any_scheme` as names of tasks, for commands.
 FEW_DIGITS = "tests.digits:few_digits_task"
+ANY_SCHEME = "tests.digits:few_digits_of_any_scheme"
 #: Images of its splits. A batch of fine-tuning has 32: an epoch has five steps.
 SEARCHED = {"train": 160, "calibration": 32, "search": 64, "test": 64}
 #: Images for fine-tuning alone. Of calibration all are kept: the prepared network that ships was made from them.
@@ -26,16 +27,17 @@ def digits_under(scheme: str) -> Task:
 
 def few_digits_task() -> Task:
     """Makes a task to be searched, which brings its prepared network along."""
-    return bringing(_few_digits(), _prepared())
+    return bringing(few_digits_of_any_scheme(), _prepared())
 
 
-def _few_digits() -> Task:
+def few_digits_of_any_scheme() -> Task:
+    """Makes the same task without what was prepared under its scheme."""
     return Task("digits", shipped_network("digits", DigitsNet), _cut(digits_splits(), SEARCHED))
 
 
 @functools.cache
 def _prepared() -> PreparedNetwork:
-    return make_prepared(_few_digits())
+    return make_prepared(few_digits_of_any_scheme())
 
 
 def few_digits(scheme: str | None = None) -> Task:

@@ -4,12 +4,12 @@ import json
 
 from experiments import bench_correction, bench_tasks
 from quantenv.tasks import get_task
-from tests.digits import few_digits_task
+from tests.digits import few_digits_of_any_scheme
 
 
 def test_bench_correction_has_a_row_for_every_scheme_and_leaves_out_tasks_without_data(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("QUANTENV_DATA", raising=False)
-    few = few_digits_task()
+    few = few_digits_of_any_scheme()
     monkeypatch.setattr(bench_tasks, "get_task", lambda name: few if name == "digits" else get_task(name))
     schemes = ["linear", "linear+bias"]
     assert bench_correction.main(["--images=30", f"--schemes=[{','.join(schemes)}]", f"--output={tmp_path}"]) == 0

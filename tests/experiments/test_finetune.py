@@ -18,7 +18,7 @@ from quantenv.evaluate import Evaluation
 from quantenv.finetune.checkpoint import FORMAT
 from quantenv.tasks import get_task
 from quantenv.tensor_file import read_tensors
-from tests.digits import FEW_DIGITS
+from tests.digits import ANY_SCHEME, FEW_DIGITS
 from tests.resealing import change_json
 
 
@@ -53,10 +53,10 @@ def test_any_allocation_file(tmp_path, capsys):
 
 
 def test_quantizers_and_the_scheme_are_chosen_by_option(tmp_path, refused):
-    task = get_task(FEW_DIGITS)
+    task = get_task(ANY_SCHEME)
     file = tmp_path / "mine.json"
-    Allocation.make(task.layers, 3, task=FEW_DIGITS, scheme="k-means").save(file)
-    start = ["finetune", "--allocation", str(file), f"--task={FEW_DIGITS}", "--qat.epochs=0"]
+    Allocation.make(task.layers, 3, task=ANY_SCHEME, scheme="k-means").save(file)
+    start = ["finetune", "--allocation", str(file), f"--task={ANY_SCHEME}", "--qat.epochs=0"]
     assert main(start) == 0
     of_file = json.loads((tmp_path / "finetune" / "finetune.json").read_text())
     assert of_file["scheme"] == "k-means"

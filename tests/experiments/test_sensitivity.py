@@ -9,14 +9,14 @@ from experiments.cli import main
 from quantenv.sensitivity import Settings, measure
 from quantenv.sensitivity.network import sensitivity_file
 from quantenv.tasks import get_task
-from tests.digits import few_digits_task
+from tests.digits import few_digits_of_any_scheme
 from tests.synthetic_table import synthetic_table
 
 
 @pytest.fixture
 def few(monkeypatch):
     """Digits with few images; no other task has its data."""
-    task = few_digits_task()
+    task = few_digits_of_any_scheme()
     monkeypatch.delenv("QUANTENV_DATA", raising=False)
     monkeypatch.setattr(bench_tasks, "get_task", lambda name: task if name == "digits" else get_task(name))
     return task

@@ -46,6 +46,18 @@ def test_ranges_are_never_worse_than_max_abs(tensor):
         assert errors(x, grids)[bits - 1] <= float(max_abs) * (1 + 1e-5) + 1e-12
 
 
+@settings(max_examples=25, deadline=None)
+@given(TENSORS, st.sampled_from([1, 7, 3000]), st.integers(-30, 30), st.booleans())
+def test_ranges_are_those_of_trying_every_candidate(tensor, size, exponent, whole):
+    module = importlib.import_module("quantenv.quantize.calibrate")
+    x = make(*tensor, shape=(size,)) * 2.0**exponent
+    x = (x / x.abs().max() * 3).round() if whole else x  # then many candidates err alike
+    found = activation_grids(x)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module._Ordered, "candidates", lambda _self, _levels, scales, _points: torch.arange(len(scales)))
+        assert activation_grids(x) == found
+
+
 def test_mse_ranges_beat_max_abs_by_far_at_few_bits_on_heavy_tails():
     x = torch.randn(1, 20_000, generator=torch.Generator().manual_seed(0))
     scale = x.abs().max() / 7
