@@ -79,7 +79,7 @@ bench-transfer: $(VENV)/.installed ## evaluations to a target, from scratch and 
 bench-pareto: $(VENV)/.installed-benchmark ## how much of the true front one run of `quantenv pareto` finds (minutes)
 	$(BIN)/python -m experiments.bench_pareto $(ARGS)
 
-bench-cifar10: $(VENV)/.installed ## ResNet-20 on CIFAR-10 after fine-tuning (an hour; needs QUANTENV_DATA)
+bench-cifar10: $(VENV)/.installed ## ResNet-20 on CIFAR-10 after fine-tuning (half an hour or more; needs QUANTENV_DATA)
 	$(BIN)/python -m experiments.bench_cifar10 --allocation experiments/results/resnet20_13x.json $(ARGS)
 
 bench-peers: $(PEERS)/.installed ## the race with Sony's MCT and with HAQ's way (an hour; needs QUANTENV_DATA)
@@ -111,7 +111,7 @@ bench-fidelity: $(VENV)/.installed ## do cheap rewards rank allocations as full 
 test test-fast: export PYTHONDONTWRITEBYTECODE :=
 test test-fast: export OMP_WAIT_POLICY := PASSIVE
 
-test: $(VENV)/.installed-dev ## run all tests, in two processes (8 to 20 minutes)
+test: $(VENV)/.installed-dev ## run all tests, in two processes (7 to 20 minutes)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-fast: $(VENV)/.installed-dev ## the tests that do not take long: all but those of tests/slow.txt (90 seconds)

@@ -5,7 +5,7 @@ reward on the search split, and trained by the full recipe with several seeds; S
 reward with the mean test accuracy after that, and what each costs. Other tasks need a recipe that suits them; on
 ResNet-20 fine-tuning takes most of an hour of a core even if it is short:
 
-    python -m experiments.bench_fidelity --task resnet20 --activation_bits 4 --train_images 10000 --allocations 16
+    python -m experiments.bench_fidelity --task resnet20 --activation_bits 4 --train_images 10000 --allocations 12
         --seeds 2 --rewards '["ptq", "ptq, batch-norm", "finetune-haq, 1 epoch"]' --qat.epochs 2 --qat.batch_size 128
         --qat.learning_rate 0.04 --qat.step_learning_rate 1.0 --qat.weight_quantizer mid-rise --qat.norms live
         --qat.compile network --qat.crop 4 --qat.flip true

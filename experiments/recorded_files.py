@@ -179,7 +179,7 @@ RECORDED: tuple[Recorded, ...] = (
             "--task=resnet20",
             "--activation_bits=4",
             "--train_images=10000",
-            "--allocations=16",
+            "--allocations=12",
             "--seeds=2",
             '--rewards=["ptq", "ptq, batch-norm", "finetune-haq, 1 epoch"]',
             "--qat.epochs=2",
@@ -226,7 +226,7 @@ RECORDED: tuple[Recorded, ...] = (
     _bench(
         "bench_cifar10",
         # Single precision: without instructions for bfloat16 a step in it takes 2.6 times as long.
-        arguments=(f"--allocation={ALLOCATION}", "--uniform=[4,2]", "--seeds=2", "--qat.epochs=5", "--qat.bf16=false"),
+        arguments=(f"--allocation={ALLOCATION}", "--uniform=[2]", "--seeds=2", "--qat.epochs=5", "--qat.bf16=false"),
         minutes=35,
         reads=(*NETWORK["resnet20"], ALLOCATION),
         data=IMAGES,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 LIST = Path(__file__).parent / "slow.txt"
 #: Seconds from which on a test function, all its cases together, is slow.
-SLOW = 0.8
+SLOW = 0.3
 
 
 def function_of(node: str) -> str:
