@@ -21,6 +21,7 @@ seed, 8,000 of the test images) the found allocation ended 0.58 points below the
 """
 
 import dataclasses
+import math
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -236,10 +237,16 @@ def to_markdown(measured: Mapping[str, Any]) -> str:
         rival = accuracies[measured["rival"]]
         best = max(statistics.fmean(each) for each in accuracies.values())
         gain = statistics.fmean(accuracies[FOUND]) - statistics.fmean(rival)
-        spread = max(_deviation(accuracies[FOUND]), _deviation(rival))
+        deviations = _deviation(accuracies[FOUND]), _deviation(rival)
+        spread = math.nan if any(map(math.isnan, deviations)) else max(deviations)
+        beyond = (
+            "one seed each cannot tell that from chance"
+            if math.isnan(spread)
+            else f"the standard deviation between seeds is {spread:.2f}: {_verdict(gain > spread)}"
+        )
         lines.append(
-            f"- {gain:+.2f} points against {measured['rival']}, the largest uniform one that is no larger; the "
-            f"standard deviation between seeds is {spread:.2f}: {_verdict(gain > spread)}. The best row of all is "
+            f"- {gain:+.2f} points against {measured['rival']}, the largest uniform one that is no larger; "
+            f"{beyond}. The best row of all is "
             f"{best - statistics.fmean(rival):.2f} points above it: that is all that more bits bring by this recipe."
         )
     lines += ["", f"Found: weight bits {found['weight_bits']}."]
