@@ -3,7 +3,7 @@
 `make bench-fidelity` runs it on the digits task. Different allocations at one size budget are evaluated by each cheap
 reward on the search split, and trained by the full recipe with several seeds; Spearman's rank correlation of each
 reward with the mean test accuracy after that, and what each costs. Other tasks need a recipe that suits them; on
-ResNet-20 fine-tuning takes most of an hour of a core even if it is short:
+ResNet-20 fine-tuning takes an hour of two cores even if it is short, so that no result of it is recorded:
 
     python -m experiments.bench_fidelity --task resnet20 --activation_bits 4 --train_images 10000 --allocations 12
         --seeds 2 --rewards '["ptq", "ptq, batch-norm", "finetune-haq, 1 epoch"]' --qat.epochs 2 --qat.batch_size 128
