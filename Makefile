@@ -114,7 +114,7 @@ test test-fast: export OMP_WAIT_POLICY := PASSIVE
 test: $(VENV)/.installed-dev ## run all tests, in two processes (7 to 20 minutes)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-fast: $(VENV)/.installed-dev ## the tests that do not take long: all but those of tests/slow.txt (90 seconds)
+test-fast: $(VENV)/.installed-dev ## the tests that do not take long: all but those of tests/slow.txt (2 minutes)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --fast $(ARGS)
 
 test-clients: $(CLIENTS)/.installed ## run the environments by RLlib, TorchRL, Tianshou, Minari, RL Zoo and others (minutes)
