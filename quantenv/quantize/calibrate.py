@@ -165,9 +165,8 @@ class _Ordered:
 
         Its additions in single precision are off by less than what is let through here.
         """
-        points = (torch.arange(levels + 1) - zero_points[:, None].double()) * scales[
-            :, None
-        ].double()  # (A, levels + 1)
+        # (A, levels + 1)
+        points = (torch.arange(levels + 1) - zero_points[:, None].double()) * scales[:, None].double()
         inner = torch.searchsorted(self._values, (points[:, 1:] + points[:, :-1]) / 2)
         edges = F.pad(F.pad(inner, (1, 0)), (0, 1), value=len(self._values))
         counts, sums = edges.diff(), self._sums[edges].diff()
