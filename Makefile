@@ -64,8 +64,8 @@ tensorboard: $(VENV)/.installed ## look at the runs' curves in a browser
 	$(BIN)/tensorboard --logdir $(or $(RUN),runs) --host localhost $(ARGS)
 
 bench: $(VENV)/.installed ## evaluation, enumeration, table environments and the store: all claims (half an hour)
-	$(BIN)/python -m experiments.bench $(ARGS)
-	$(BIN)/python -m experiments.bench_ilp
+	$(BIN)/python -m experiments.studies.bench $(ARGS)
+	$(BIN)/python -m experiments.studies.bench_ilp
 
 benchmark: $(VENV)/.installed-benchmark ## every agent on the table tasks, and the leaderboard (9 minutes)
 	$(BIN)/quantenv benchmark $(ARGS)
@@ -74,37 +74,37 @@ bench-regret: $(VENV)/.installed-benchmark ## exact regret of the learners after
 	$(BIN)/quantenv benchmark --config experiments/configs/regret.yaml $(ARGS)
 
 bench-transfer: $(VENV)/.installed ## evaluations to a target, from scratch and from an agent of another task (minutes)
-	$(BIN)/python -m experiments.bench_transfer $(ARGS)
+	$(BIN)/python -m experiments.studies.bench_transfer $(ARGS)
 
 bench-pareto: $(VENV)/.installed-benchmark ## how much of the true front one run of `quantenv pareto` finds (minutes)
-	$(BIN)/python -m experiments.bench_pareto $(ARGS)
+	$(BIN)/python -m experiments.studies.bench_pareto $(ARGS)
 
 bench-cifar10: $(VENV)/.installed ## ResNet-20 on CIFAR-10 after fine-tuning (half an hour or more; needs QUANTENV_DATA)
-	$(BIN)/python -m experiments.bench_cifar10 --allocation experiments/results/resnet20_13x.json $(ARGS)
+	$(BIN)/python -m experiments.studies.bench_cifar10 --allocation experiments/studies/results/resnet20_13x.json $(ARGS)
 
 bench-peers: $(PEERS)/.installed ## the race with Sony's MCT and with HAQ's way (an hour; needs QUANTENV_DATA)
-	$(PEERS)/bin/python -m experiments.bench_peers $(ARGS)
+	$(PEERS)/bin/python -m experiments.studies.bench_peers $(ARGS)
 
 report: $(VENV)/.installed-benchmark ## draw runs and benchmarks as one HTML page: RUN=<folder>
 	$(BIN)/quantenv report $(or $(RUN),runs/benchmark/default) $(ARGS)
 
 results: $(VENV)/.installed-benchmark ## make every recorded file that is stale, in order: ARGS=--check only says which
-	$(BIN)/python -m experiments.results $(ARGS)
+	$(BIN)/python -m experiments.studies.record $(ARGS)
 
 bench-sensitivity: $(VENV)/.installed ## how well sums of sensitivities rank allocations (minutes)
-	$(BIN)/python -m experiments.bench_sensitivity $(ARGS)
+	$(BIN)/python -m experiments.studies.bench_sensitivity $(ARGS)
 
 bench-sensitivity-images: $(VENV)/.installed ## how many images sensitivities need, and what they cost (minutes)
-	$(BIN)/python -m experiments.bench_sensitivity_images $(ARGS)
+	$(BIN)/python -m experiments.studies.bench_sensitivity_images $(ARGS)
 
 bench-integer: $(VENV)/.installed ## simulated quantization against the integer network, layer by layer (minutes)
-	$(BIN)/python -m experiments.bench_integer $(ARGS)
+	$(BIN)/python -m experiments.studies.bench_integer $(ARGS)
 
 bench-channel-groups: $(VENV)/.installed ## what bits for each channel group are worth (minutes)
-	$(BIN)/python -m experiments.bench_channel_groups $(ARGS)
+	$(BIN)/python -m experiments.studies.bench_channel_groups $(ARGS)
 
 bench-fidelity: $(VENV)/.installed ## do cheap rewards rank allocations as full training does? (minutes)
-	$(BIN)/python -m experiments.bench_fidelity $(ARGS)
+	$(BIN)/python -m experiments.studies.bench_fidelity $(ARGS)
 
 # Every process that the tests start would compile our modules again; and threads that wait for each other in a loop
 # take the cores from the other process.

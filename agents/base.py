@@ -15,8 +15,8 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import VectorEnv
 
-from quantenv.errors import QuantenvError, unknown_name
-from quantenv.typed import MOST_SEED, check_fields, checked, short
+from quantenv.core.errors import QuantenvError, unknown_name
+from quantenv.core.typed import MOST_SEED, check_fields, checked, short
 
 Config = TypeVar("Config")
 
@@ -28,29 +28,29 @@ ENTRY_POINTS = "quantenv.agents"
 
 #: The agents of this package. A name here wins over an entry point of the same name.
 BUILT_IN = {
-    "a2c": "agents.a2c:A2CAgent",
-    "annealing": "agents.baselines.annealing:AnnealingAgent",
-    "cma-es": "agents.baselines.optuna_agents:CMAESAgent",
-    "ddpg": "agents.ddpg:DDPGAgent",
-    "differentiable": "agents.differentiable:DifferentiableAgent",
-    "gp": "agents.baselines.gp:GPAgent",
-    "greedy-down": "agents.baselines.greedy:GreedyDownAgent",
-    "greedy-up": "agents.baselines.greedy:GreedyUpAgent",
-    "ilp": "agents.baselines.ilp_agents:ILPAgent",
-    "ilp-top": "agents.baselines.ilp_agents:ILPTopAgent",
-    "nsga2": "agents.baselines.optuna_agents:NSGA2Agent",
-    "ppo": "agents.ppo:PPOAgent",
-    "ppo-warm": "agents.warm_start:PPOWarmAgent",
-    "random": "agents.random:RandomAgent",
-    "recurrent-ppo": "agents.recurrent_ppo:RecurrentPPOAgent",
-    "reinforce": "agents.reinforce:ReinforceAgent",
-    "reinforce-warm": "agents.warm_start:ReinforceWarmAgent",
-    "sac": "agents.sac:SACAgent",
-    "surrogate": "agents.baselines.surrogate:SurrogateAgent",
-    "td3": "agents.td3:TD3Agent",
-    "tpe": "agents.baselines.optuna_agents:TPEAgent",
-    "trpo": "agents.trpo:TRPOAgent",
-    "uniform": "agents.baselines.uniform:UniformAgent",
+    "a2c": "agents.rl.a2c:A2CAgent",
+    "annealing": "agents.search.annealing:AnnealingAgent",
+    "cma-es": "agents.search.optuna_agents:CMAESAgent",
+    "ddpg": "agents.rl.ddpg:DDPGAgent",
+    "differentiable": "agents.search.differentiable:DifferentiableAgent",
+    "gp": "agents.search.gp:GPAgent",
+    "greedy-down": "agents.search.greedy:GreedyDownAgent",
+    "greedy-up": "agents.search.greedy:GreedyUpAgent",
+    "ilp": "agents.search.ilp_agents:ILPAgent",
+    "ilp-top": "agents.search.ilp_agents:ILPTopAgent",
+    "nsga2": "agents.search.optuna_agents:NSGA2Agent",
+    "ppo": "agents.rl.ppo:PPOAgent",
+    "ppo-warm": "agents.rl.warm_start:PPOWarmAgent",
+    "random": "agents.search.random:RandomAgent",
+    "recurrent-ppo": "agents.rl.recurrent_ppo:RecurrentPPOAgent",
+    "reinforce": "agents.rl.reinforce:ReinforceAgent",
+    "reinforce-warm": "agents.rl.warm_start:ReinforceWarmAgent",
+    "sac": "agents.rl.sac:SACAgent",
+    "surrogate": "agents.search.surrogate:SurrogateAgent",
+    "td3": "agents.rl.td3:TD3Agent",
+    "tpe": "agents.search.optuna_agents:TPEAgent",
+    "trpo": "agents.rl.trpo:TRPOAgent",
+    "uniform": "agents.search.uniform:UniformAgent",
 }
 
 

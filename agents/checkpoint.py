@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantenv.errors import QuantenvError
-from quantenv.tensor_file import read_tensors, write_tensors
+from quantenv.core.errors import QuantenvError
+from quantenv.core.tensor_file import read_tensors, write_tensors
 
 if TYPE_CHECKING:  # agents that learn no weights need no torch to be made
     import torch

@@ -4,8 +4,8 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 
-from quantenv.quantize.prepared import PreparedNetwork
-from quantenv.quantize.preparing import bringing, make_prepared
+from quantenv.evaluation.preparing import bringing, make_prepared
+from quantenv.quantization.prepared import PreparedNetwork
 from quantenv.tasks import Split, Task, get_task
 from quantenv.tasks.digits import DigitsNet, digits_splits
 from quantenv.tasks.shipped import shipped_network

@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from quantenv.quantize import QuantizedNetwork
-from quantenv.quantize.integer import IntegerNetwork
+from quantenv.backends.integer import IntegerNetwork
+from quantenv.backends.quantized import QuantizedNetwork
 
 #: Quantized networks: simulated in float, and in integer arithmetic.
 BACKENDS = [QuantizedNetwork, IntegerNetwork]

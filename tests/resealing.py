@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from quantenv.records import COMMENT, KEY, sealed, with_comment, write_record
+from quantenv.core.records import COMMENT, KEY, sealed, with_comment, write_record
 
 
 def change_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:

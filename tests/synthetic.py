@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from quantenv.activations import Activations, Product, StoredTensor, chain
-from quantenv.allocation import Allocation
-from quantenv.evaluate.base import Evaluation
+from quantenv.core.activations import Activations, Product, StoredTensor, chain
+from quantenv.core.allocation import Allocation
+from quantenv.core.layers import LayerSpec
+from quantenv.evaluation.base import Evaluation
 from quantenv.hardware import Device, compile_costs
-from quantenv.layers import LayerSpec
 
 
 def synthetic_layers(count: int = 6, seed: int = 0) -> tuple[LayerSpec, ...]:

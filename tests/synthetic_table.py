@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from quantenv.activations import chain
-from quantenv.allocation import Allocation
-from quantenv.evaluate.base import Evaluation
-from quantenv.evaluate.table import EvaluationTable
+from quantenv.core.activations import chain
+from quantenv.core.allocation import Allocation
+from quantenv.evaluation.base import Evaluation
+from quantenv.evaluation.table.evaluation_table import EvaluationTable
 from tests.synthetic import AdditiveEvaluator, synthetic_layers
 
 BITS = (2, 4, 8)

@@ -15,25 +15,17 @@ import numpy as np
 import pytest
 import torch
 
-from quantenv.evaluate.tables import get_table
-from quantenv.files import content_hash
-from quantenv.plain.identity import network_content
-from quantenv.quantize.quantizers import (
-    Codebook,
-    Grid,
-    GroupedGrid,
-    LinearQuantizer,
-    LSQQuantizer,
-    activation_bounds,
-    quantize,
-    weight_bounds,
-)
+from quantenv.core.files import content_hash
+from quantenv.evaluation.table.shipped import get_table
+from quantenv.graph.identity import network_content
+from quantenv.quantization.formats import Codebook, Grid, GroupedGrid, activation_bounds, quantize, weight_bounds
 from quantenv.tasks import Task
 from quantenv.tasks.digits import SOURCE, DigitsNet, digits_splits
+from quantenv.training.qat.base import LinearQuantizer, LSQQuantizer
 from tests.agents.searches import search
+from tests.graph import test_identity
 from tests.networks import branched
 from tests.other_machines import FEW, MACHINES, Machine, answers, same_everywhere
-from tests.plain import test_identity
 
 TABLES = ("DigitsTable-v0", "ResNet20Table-v0", "DigitsTableSweep-v0", "MODigitsTable-v0")
 #: Agents whose choices come from random numbers, comparisons and sums in a fixed order alone.

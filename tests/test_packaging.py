@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import setuptools
 import torch
 import yaml
 from torch.utils.data import TensorDataset
 
-from experiments.cli import COMMANDS
+from experiments.cli.main import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -25,46 +26,24 @@ SOURCES = sorted(path for package in ("quantenv", "agents", "experiments") for p
 
 #: The house, from the roof down: a module imports from its own storey and from those below.
 STOREYS = (
-    ("experiments",),
+    ("experiments.studies",),
+    ("experiments.cli",),
+    ("experiments.reports",),
+    ("experiments.leaderboard",),
+    ("experiments.runs",),
+    ("experiments.options", "experiments.configs"),
+    ("agents.rl",),
+    ("agents.search",),
     ("agents",),
-    ("quantenv.env",),
+    ("quantenv.envs",),
     ("quantenv.sensitivity",),
-    ("quantenv.finetune",),
-    ("quantenv.evaluate", "quantenv.tables"),
-    ("quantenv.quantize", "quantenv.hardware"),
-    ("quantenv.tasks",),
-    ("quantenv.groups",),
-    (
-        "quantenv.layers",
-        "quantenv.activations",
-        "quantenv.allocation",
-        "quantenv.channel_groups",
-        "quantenv.attention",
-        "quantenv.multiplications",
-        "quantenv.plain",
-    ),
-    (
-        "quantenv.errors",
-        "quantenv.files",
-        "quantenv.signals",
-        "quantenv.parallel",
-        "quantenv.archives",
-        "quantenv.arguments",
-        "quantenv.arrays",
-        "quantenv.compute",
-        "quantenv.copies",
-        "quantenv.locks",
-        "quantenv.optimizers",
-        "quantenv.own_code",
-        "quantenv.plain_yaml",
-        "quantenv.processes",
-        "quantenv.reading",
-        "quantenv.records",
-        "quantenv.schema_errors",
-        "quantenv.tensor_file",
-        "quantenv.typed",
-        "quantenv.weights",
-    ),
+    ("quantenv.training",),
+    ("quantenv.evaluation",),
+    ("quantenv.tasks", "quantenv.hardware"),
+    ("quantenv.backends",),
+    ("quantenv.quantization",),
+    ("quantenv.graph",),
+    ("quantenv.core",),
 )
 
 
@@ -106,7 +85,7 @@ def module_of(path: Path) -> str:
 def test_imports_run_downwards(path):
     here = storey(module_of(path))
     if here is None:
-        assert module_of(path) == "quantenv"
+        assert module_of(path) in ("quantenv", "experiments")
         return
     for name, _ in imports(path):
         there = storey(name)
@@ -122,9 +101,17 @@ def test_importing_quantenv_loads_no_torch_and_no_sqlalchemy():
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
 
 
-def test_every_package_is_listed():
-    packages = {module_of(path) for path in SOURCES if path.name == "__init__.py"}
-    assert packages == set(PROJECT["tool"]["setuptools"]["packages"])
+def test_every_package_is_installed_but_the_studies():
+    found = setuptools.find_packages(ROOT, **PROJECT["tool"]["setuptools"]["packages"]["find"])
+    packages = {module_of(path.parent / "__init__.py") for path in SOURCES}
+    assert set(found) == {name for name in packages if not name.startswith("experiments.studies")}
+
+
+def test_nothing_that_is_installed_needs_the_studies():
+    installed = [path for path in SOURCES if not module_of(path).startswith("experiments.studies")]
+    assert not [
+        (path, name) for path in installed for name, _ in imports(path) if name.startswith("experiments.studies")
+    ]
 
 
 def test_every_yaml_file_is_package_data():

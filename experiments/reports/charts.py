@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from experiments.benchmarks.results import NOTHING
-from experiments.report import HEADINGS
+from experiments.leaderboard.results import NOTHING
 from experiments.reports.drawing import GREY, Chart, Look, Series
 from experiments.reports.groups import UNIFORM, Group, shown_at_first
 from experiments.reports.known import CaseKnown, Known
 from experiments.reports.searches import Benchmark, Case, Point, Search, Setting, merge_fronts
-from quantenv.errors import QuantenvError
-from quantenv.files import content_hash
+from experiments.runs.final_table import HEADINGS
+from quantenv.core.errors import QuantenvError
+from quantenv.core.files import content_hash
 from quantenv.hardware.quantities import BASE_UNITS, PRINTED_UNITS
 
 Looks = Mapping[str, Look]

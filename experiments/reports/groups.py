@@ -7,17 +7,17 @@ from functools import cached_property
 import numpy as np
 
 from agents.base import BUILT_IN
-from experiments.benchmarks.results import NOTHING
+from experiments.leaderboard.results import NOTHING
+from experiments.leaderboard.statistics import interquartile_mean
 from experiments.reports.drawing import COLOURS, Look, look_of
 from experiments.reports.searches import Case, Search, Setting, Sources
-from experiments.statistics import interquartile_mean
 
 #: What agents are, by the module that they come from; other agents of this package's `agents` are learners.
 LEARNER, WARM, BASELINE, OTHER = "RL", "RL started from the proxy", "baseline", "third party"
 _FAMILIES = {
-    "agents.warm_start": WARM,
-    "agents.random": BASELINE,
-    "agents.differentiable": BASELINE,
+    "agents.rl.warm_start": WARM,
+    "agents.search.random": BASELINE,
+    "agents.search.differentiable": BASELINE,
 }
 #: The agent that tries uniform allocations: no search, but what searches are compared with.
 UNIFORM = "uniform"
@@ -45,7 +45,7 @@ class Group:
         if target is None:
             return OTHER
         module = target.partition(":")[0]
-        return _FAMILIES.get(module, BASELINE if module.startswith("agents.baselines.") else LEARNER)
+        return _FAMILIES.get(module, BASELINE if module.startswith("agents.search.") else LEARNER)
 
     @property
     def evaluations(self) -> int:

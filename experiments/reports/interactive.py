@@ -5,7 +5,7 @@ import importlib
 from typing import Any
 
 from experiments.reports.drawing import GREY, Chart, Figure, HeatMap, Series, log_ticks
-from quantenv.errors import QuantenvError
+from quantenv.core.errors import QuantenvError
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 GRID = "#e6e6e6"

@@ -5,24 +5,24 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from agents.baselines.choices import Choices
-from agents.baselines.ilp import solve
-from agents.baselines.problem import Problem
-from agents.baselines.proxy import group_harms, measured_sensitivity
-from experiments.comparison import best_uniform, costs_of, uniform_allocations
+from agents.search.choices import Choices
+from agents.search.ilp import solve
+from agents.search.problem import Problem
+from agents.search.proxy import group_harms, measured_sensitivity
 from experiments.reports.searches import Bits, Case, Point, Setting, undominated
-from experiments.search import make_env
-from quantenv.allocation import MAX_BITS, Allocation
-from quantenv.env.environment import QuantizationEnv
-from quantenv.env.regret import Regret
-from quantenv.errors import QuantenvError
-from quantenv.evaluate import Evaluator, make_evaluator
-from quantenv.evaluate.table import EvaluationTable
-from quantenv.evaluate.table_evaluator import TableEvaluator
-from quantenv.evaluate.table_optimum import costs_of_rows, over_rows
-from quantenv.evaluate.tables import is_table, resolve_task
+from experiments.runs.comparison import best_uniform, costs_of, uniform_allocations
+from experiments.runs.parts import make_env
+from quantenv.core.allocation import MAX_BITS, Allocation
+from quantenv.core.errors import QuantenvError
+from quantenv.core.layers import LayerSpec
+from quantenv.envs.environment import QuantizationEnv
+from quantenv.envs.regret import Regret
+from quantenv.evaluation import Evaluator, make_evaluator
+from quantenv.evaluation.table.evaluation_table import EvaluationTable
+from quantenv.evaluation.table.evaluator import TableEvaluator
+from quantenv.evaluation.table.optimum import costs_of_rows, over_rows
+from quantenv.evaluation.table.shipped import is_table, resolve_task
 from quantenv.hardware.budget import TOLERANCE
-from quantenv.layers import LayerSpec
 from quantenv.sensitivity import Sensitivity
 from quantenv.sensitivity.kinds import KINDS
 from quantenv.tasks import Task

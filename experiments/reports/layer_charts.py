@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.stats import spearmanr
 
-from experiments.report import HEADINGS
 from experiments.reports.charts import key_of
 from experiments.reports.drawing import Chart, HeatMap, Look, Series, beside_each_other
 from experiments.reports.groups import UNIFORM, Group, shown_at_first
 from experiments.reports.known import CaseKnown, Known, probe_bits, sensitivity_text
 from experiments.reports.patterns import KINDS, Pattern, mean_bits
 from experiments.reports.searches import Case
+from experiments.runs.final_table import HEADINGS
 
 Looks = Mapping[str, Look]
 RHO = "\N{GREEK SMALL LETTER RHO}"

@@ -149,7 +149,7 @@ def from_markdown(markdown: str, level: int) -> Iterator[str]:
     """Turns the Markdown of a leaderboard into HTML: headings, tables, lists and paragraphs, everything escaped.
 
     Args:
-        markdown: What `experiments.benchmarks.markdown.to_markdown` writes.
+        markdown: What `experiments.leaderboard.markdown.to_markdown` writes.
         level: Level of its second headings; the first one is left out.
     """
     rows: list[list[str]] = []

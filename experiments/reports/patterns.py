@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from experiments.leaderboard.statistics import Estimate, bootstrap
 from experiments.reports.groups import Group
 from experiments.reports.known import CaseKnown
 from experiments.reports.searches import Point
-from experiments.statistics import Estimate, bootstrap
-from quantenv.layers import LayerSpec
+from quantenv.core.layers import LayerSpec
 
 #: Kinds in the order of the report. Every layer is of one kind.
 KINDS = ("first", "depthwise", "pointwise", "middle", "last")

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 
 from experiments.reports.drawing import DASHES, SYMBOLS, Chart, Figure, HeatMap, Series, log_ticks
-from quantenv.files import write_atomically
+from quantenv.core.files import write_atomically
 
 DPI = 110
 #: Characters of a name in a picture; the page has all of them.

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from experiments.report import Report, cells, headings
 from experiments.reports.drawing import COLOURS, Chart, Look, Series
 from experiments.reports.page import Section, bullets, escape, paragraph, table
 from experiments.reports.searches import Run
-from quantenv.files import content_hash
+from experiments.runs.final_table import Report, cells, headings
+from quantenv.core.files import content_hash
 
 #: Curves of a fine-tuning that are drawn: title and factor by key.
 CURVES = {"qat/search_accuracy": ("search accuracy (%)", 100.0), "qat/train_loss": ("training loss", 1.0)}

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.options import TrainOptions
-from experiments.report import Report
+from experiments.options.runs import TrainOptions
+from experiments.runs.final_table import Report
 
 #: Weight and activation bits of every layer.
 Bits = tuple[tuple[int, int], ...]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.benchmarks.markdown import to_markdown
-from experiments.report import HEADINGS
+from experiments.leaderboard.markdown import to_markdown
+from experiments.leaderboard.statistics import Estimate
 from experiments.reports.charts import anytime, pareto
 from experiments.reports.drawing import Look
 from experiments.reports.groups import LEARNER, WARM, Group, looks_of
@@ -23,8 +23,8 @@ from experiments.reports.verdicts import (
     mixed_against_uniform,
     without_search,
 )
-from experiments.statistics import Estimate
-from quantenv.errors import QuantenvError
+from experiments.runs.final_table import HEADINGS
+from quantenv.core.errors import QuantenvError
 from quantenv.hardware import format_quantity
 
 #: Points of the agents' common front that are listed.

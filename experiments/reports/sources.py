@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from experiments.benchmarks.folder import BenchmarkFolder
-from experiments.benchmarks.jobs import parse_bits
-from experiments.benchmarks.results import NOTHING, load_results
-from experiments.benchmarks.schemas import Description
-from experiments.benchmarks.suite import BenchmarkOptions
-from experiments.options import TrainOptions
-from experiments.provenance import Environment
+from experiments.leaderboard.folder import BenchmarkFolder
+from experiments.leaderboard.jobs import parse_bits
+from experiments.leaderboard.results import NOTHING, load_results
+from experiments.leaderboard.schemas import Description
+from experiments.leaderboard.suite import BenchmarkOptions
+from experiments.options.runs import TrainOptions
 from experiments.reports.searches import Benchmark, Bits, Case, Point, Run, Search, Setting, Sources, undominated
-from experiments.run_folder import RunFolder
-from quantenv.errors import QuantenvError
-from quantenv.reading import YAML_LIMIT, read_bytes
+from experiments.runs.provenance import Environment
+from experiments.runs.run_folder import RunFolder
+from quantenv.core.errors import QuantenvError
+from quantenv.core.reading import YAML_LIMIT, read_bytes
 
 #: Files of a run that a page links to.
 RUN_FILES = (

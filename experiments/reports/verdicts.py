@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from experiments.leaderboard.statistics import LEAST_RUNS, Estimate, bootstrap, difference, interquartile_mean
 from experiments.reports.groups import BASELINE, LEARNER, UNIFORM, WARM, Group
 from experiments.reports.known import CaseKnown, Known
-from experiments.statistics import LEAST_RUNS, Estimate, bootstrap, difference, interquartile_mean
 from quantenv.hardware.budget import TOLERANCE
 
 #: Half-width of a 95% interval in standard errors.

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from quantenv.arguments import listed, one_of, plain, real_number
-from quantenv.errors import InfeasibleBudgetError, QuantenvError, shown
+from quantenv.core.arguments import listed, one_of, plain, real_number
+from quantenv.core.errors import InfeasibleBudgetError, QuantenvError, shown
 from quantenv.hardware.quantities import BASE_UNITS, METRICS, format_quantity, parse_quantity
 from quantenv.hardware.rows import CostRows, stacked
 

@@ -6,16 +6,16 @@ from functools import cached_property
 
 import numpy as np
 
-from quantenv.activations import Activations
-from quantenv.allocation import MAX_BITS
-from quantenv.channel_groups import parts_of, whole
-from quantenv.errors import QuantenvError, unknown_name
+from quantenv.core.activations import Activations
+from quantenv.core.allocation import MAX_BITS
+from quantenv.core.channel_groups import parts_of, whole
+from quantenv.core.errors import QuantenvError, unknown_name
+from quantenv.core.layers import LayerSpec
 from quantenv.hardware.devices import Device
 from quantenv.hardware.memory import PeakMemory, peak_memory
 from quantenv.hardware.quantities import METRICS
 from quantenv.hardware.rows import CostRows, Term, checked_bits, stacked
 from quantenv.hardware.workload import ACTIVATION_BITS, WEIGHT_BITS, Workload
-from quantenv.layers import LayerSpec
 
 __all__ = ["METRICS", "CostTable", "NetworkCosts", "codebook_bytes", "compile_costs", "overhead_bytes"]
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quantenv.allocation import MAX_BITS
+from quantenv.core.allocation import MAX_BITS
 from quantenv.hardware.workload import ACTIVATION_BITS, WEIGHT_BITS, Workload
 
 

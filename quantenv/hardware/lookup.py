@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from quantenv.allocation import MAX_BITS
-from quantenv.arrays import parse_npy
-from quantenv.errors import QuantenvError
+from quantenv.core.allocation import MAX_BITS
+from quantenv.core.arrays import parse_npy
+from quantenv.core.errors import QuantenvError
+from quantenv.core.reading import read_bytes
 from quantenv.hardware.workload import Workload
-from quantenv.reading import read_bytes
 
 
 @dataclass(frozen=True)

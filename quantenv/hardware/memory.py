@@ -7,11 +7,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from quantenv.activations import Activations
-from quantenv.allocation import MAX_BITS, MIN_BITS
-from quantenv.channel_groups import parts_of, whole
+from quantenv.core.activations import Activations
+from quantenv.core.allocation import MAX_BITS, MIN_BITS
+from quantenv.core.channel_groups import parts_of, whole
+from quantenv.core.layers import LayerSpec
 from quantenv.hardware.rows import CostRows, Term, checked_bits
-from quantenv.layers import LayerSpec
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,8 +3,8 @@
 import math
 import re
 
-from quantenv.arguments import one_of
-from quantenv.errors import QuantenvError, shown, unknown_name
+from quantenv.core.arguments import one_of
+from quantenv.core.errors import QuantenvError, shown, unknown_name
 
 #: Every metric, in the order in which tables and reports list them.
 METRICS = ("size", "bops", "latency", "energy", "memory")

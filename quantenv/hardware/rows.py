@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quantenv.allocation import MAX_BITS, MIN_BITS
-from quantenv.errors import QuantenvError
+from quantenv.core.allocation import MAX_BITS, MIN_BITS
+from quantenv.core.errors import QuantenvError
 
 
 @dataclass(frozen=True, eq=False)

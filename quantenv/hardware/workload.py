@@ -6,9 +6,9 @@ from functools import cached_property
 
 import numpy as np
 
-from quantenv.activations import Activations, StoredTensor
-from quantenv.allocation import MAX_BITS, MIN_BITS
-from quantenv.layers import LayerSpec
+from quantenv.core.activations import Activations, StoredTensor
+from quantenv.core.allocation import MAX_BITS, MIN_BITS
+from quantenv.core.layers import LayerSpec
 
 #: Bit-widths of weights and activations, shaped to broadcast against [layer, weight bits - 1, activation bits - 1].
 WEIGHT_BITS = np.arange(MIN_BITS, MAX_BITS + 1, dtype=np.float64).reshape(1, -1, 1)

@@ -7,7 +7,7 @@ from quantenv.sensitivity.kinds import DEFAULT, Sensitivity, Settings
 from quantenv.sensitivity.measuring import kinds, measure
 
 if TYPE_CHECKING:
-    from quantenv.quantize.channel_groups import channel_sensitivity, group_channels
+    from quantenv.evaluation.channel_groups import channel_sensitivity, group_channels
     from quantenv.sensitivity.divergence import layer_sensitivity
 
 __all__ = [
@@ -23,8 +23,8 @@ __all__ = [
 
 #: What needs torch, by the module that it is in.
 _WITH_TORCH = {
-    "channel_sensitivity": "quantenv.quantize.channel_groups",
-    "group_channels": "quantenv.quantize.channel_groups",
+    "channel_sensitivity": "quantenv.evaluation.channel_groups",
+    "group_channels": "quantenv.evaluation.channel_groups",
     "layer_sensitivity": "quantenv.sensitivity.divergence",
 }
 

@@ -3,8 +3,10 @@
 import numpy as np
 import torch
 
-from quantenv.files import content_hash
-from quantenv.quantize import Calibration, calibrate_task, quantize
+from quantenv.core.files import content_hash
+from quantenv.evaluation.preparing import calibrate_task
+from quantenv.quantization.calibration import Calibration
+from quantenv.quantization.formats import quantize
 from quantenv.sensitivity.float_layers import FloatLayers
 from quantenv.sensitivity.hutchinson import TraceEstimate, estimate_trace, probe_trace
 from quantenv.sensitivity.kinds import PARTS, Settings

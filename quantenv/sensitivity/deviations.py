@@ -7,10 +7,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from quantenv.allocation import MAX_BITS, Allocation
-from quantenv.channel_groups import parts_of, whole
-from quantenv.evaluate.ptq import PTQEvaluator
-from quantenv.layers import LayerSpec
+from quantenv.core.allocation import MAX_BITS, Allocation
+from quantenv.core.channel_groups import parts_of, whole
+from quantenv.core.layers import LayerSpec
+from quantenv.evaluation.post_training import PTQEvaluator
 from quantenv.sensitivity.kinds import PARTS
 
 #: Kinds that one pass over the outputs gives, in the order of its numbers.

@@ -5,9 +5,9 @@ import functools
 import numpy as np
 import torch.nn.functional as F
 
-from quantenv.allocation import MAX_BITS, Allocation
-from quantenv.evaluate.ptq import PTQEvaluator
-from quantenv.quantize import calibrate_task
+from quantenv.core.allocation import MAX_BITS, Allocation
+from quantenv.evaluation.post_training import PTQEvaluator
+from quantenv.evaluation.preparing import calibrate_task
 from quantenv.sensitivity.deviations import Deviation, all_logits, in_blocks
 from quantenv.sensitivity.kinds import PARTS, Settings
 from quantenv.sensitivity.network import identity_of

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from quantenv.quantize import Calibration
+from quantenv.quantization.calibration import Calibration
 
 
 class FloatLayers:

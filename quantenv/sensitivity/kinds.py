@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from quantenv.errors import QuantenvError
-from quantenv.typed import check_fields
+from quantenv.core.errors import QuantenvError
+from quantenv.core.typed import check_fields
 
 #: Kinds by name, each with what it measures.
 KINDS = {
@@ -18,7 +18,7 @@ KINDS = {
     "fisher-output": "increase of the squared error of the layer's outputs weighted by their Fisher information",
     "hessian": "increase of the average Hessian trace times the squared perturbation (HAWQ-V2)",
 }
-#: The kind whose sums rank allocations best; `experiments/bench_sensitivity.py` measures it.
+#: The kind whose sums rank allocations best; `experiments/studies/bench_sensitivity.py` measures it.
 DEFAULT = "kl"
 #: Kinds that the rows of an evaluation table tell, the best first.
 TABLE_KINDS = ("loss", "accuracy")
@@ -76,7 +76,7 @@ class Settings:
     images: int | None = 256
     """Samples of the search split, the first ones, that accuracy, loss, kl and sqnr are measured on, fewer if it has
     fewer; None is all. More hardly change how layers and allocations rank: see
-    `experiments/bench_sensitivity_images.py`."""
+    `experiments/studies/bench_sensitivity_images.py`."""
     gradient_images: int = 256
     """Samples of the search split, the first ones, that fisher, fisher-output and hessian are measured on; fewer if it
     has fewer."""

@@ -12,9 +12,9 @@ from typing import Any
 
 import filelock
 
-from quantenv.errors import QuantenvError
-from quantenv.files import CACHE_VARIABLE, cache_dir, content_hash, write_text
-from quantenv.reading import Schema, read_json
+from quantenv.core.errors import QuantenvError
+from quantenv.core.files import CACHE_VARIABLE, cache_dir, content_hash, write_text
+from quantenv.core.reading import Schema, read_json
 
 logger = logging.getLogger(__name__)
 

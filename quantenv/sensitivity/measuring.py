@@ -4,12 +4,12 @@ from typing import TYPE_CHECKING, Union
 
 import numpy as np
 
-from quantenv.errors import QuantenvError, unknown_name
+from quantenv.core.errors import QuantenvError, unknown_name
 from quantenv.sensitivity.kinds import DEFAULT, KINDS, TABLE_KINDS, Progress, Sensitivity, Settings
 from quantenv.sensitivity.table_rows import Tabulated, measure_table
 
 if TYPE_CHECKING:
-    from quantenv.evaluate.ptq import PTQEvaluator
+    from quantenv.evaluation.post_training import PTQEvaluator
     from quantenv.tasks import Task
 
 Subject = Union["Task", "PTQEvaluator", Tabulated]
@@ -42,9 +42,9 @@ def measure(
     a measurement that was interrupted goes on where it ended, and one of other bits reads those that are there.
 
     Args:
-        subject: A task; the post-training evaluator to measure it through (`quantenv.evaluate.ptq.PTQEvaluator`), by
-            default a new one; or a table of a task (`quantenv.evaluate.table.EvaluationTable`), whose rows are looked
-            up.
+        subject: A task; the post-training evaluator to measure it through
+            (`quantenv.evaluation.post_training.PTQEvaluator`), by default a new one; or a table of a task
+            (`quantenv.evaluation.table.evaluation_table.EvaluationTable`), whose rows are looked up.
         kind: One of `kinds` of the subject; None means the first of them, the default.
         settings: How a network is measured; tables are not.
         progress: Told how far it is.
@@ -67,7 +67,7 @@ def measure(
     if not hasattr(subject, "splits") and not hasattr(subject, "logits"):
         raise QuantenvError(
             f"Cannot measure the sensitivity of {subject!r}: expected a Task, a PTQEvaluator or an evaluation table; "
-            "`quantenv.evaluate.tables.resolve_task` finds tasks and tables by name."
+            "`quantenv.evaluation.table.shipped.resolve_task` finds tasks and tables by name."
         )
     from quantenv.sensitivity.network import measure_network  # torch, which tables do without
 

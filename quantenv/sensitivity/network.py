@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from quantenv.allocation import MAX_BITS
-from quantenv.channel_groups import parts_of, whole
-from quantenv.evaluate.ptq import PTQEvaluator, choose_backend, fixed_by
-from quantenv.files import content_hash
-from quantenv.quantize import calibrate_task, parse_scheme
+from quantenv.core.allocation import MAX_BITS
+from quantenv.core.channel_groups import parts_of, whole
+from quantenv.core.files import content_hash
+from quantenv.evaluation.post_training import PTQEvaluator, choose_backend, fixed_by
+from quantenv.evaluation.preparing import calibrate_task
+from quantenv.quantization.schemes import parse_scheme
 from quantenv.sensitivity.curvature import GRADIENT_COST, PRODUCT_COST, Curvature
 from quantenv.sensitivity.deviations import OUTPUT_KINDS, Deviation, Outputs, deviations, in_blocks
 from quantenv.sensitivity.kinds import DEFAULT, PARTS, Progress, Sensitivity, Settings, harm

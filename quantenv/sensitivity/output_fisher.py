@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from quantenv.quantize import calibrate_task, quantize
+from quantenv.evaluation.preparing import calibrate_task
+from quantenv.quantization.formats import quantize
 from quantenv.sensitivity.deviations import Deviation
 from quantenv.sensitivity.kinds import PARTS
 from quantenv.tasks import Task

@@ -5,8 +5,8 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from quantenv.errors import QuantenvError
-from quantenv.files import content_hash
+from quantenv.core.errors import QuantenvError
+from quantenv.core.files import content_hash
 from quantenv.sensitivity.kinds import TABLE_KINDS, Sensitivity
 
 SPLIT = "search"
@@ -16,7 +16,7 @@ VERSION = 1
 
 @runtime_checkable
 class Tabulated(Protocol):
-    """What is needed of a `quantenv.evaluate.table.EvaluationTable`, which lies above this package."""
+    """What is needed of an evaluation table."""
 
     @property
     def name(self) -> str:

@@ -5,15 +5,15 @@ import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from quantenv.errors import QuantenvError, unknown_name
-from quantenv.locks import PREPARING
-from quantenv.own_code import is_function_name
+from quantenv.core.errors import QuantenvError, unknown_name
+from quantenv.core.locks import PREPARING
+from quantenv.core.own_code import is_function_name
 from quantenv.tasks.own import description, make_own_task, third_party
 from quantenv.tasks.source import TaskSource
 
 if TYPE_CHECKING:
     from quantenv.tasks.base import SPLITS, Split, Task
-    from quantenv.tasks.datasets import task_from_datasets
+    from quantenv.tasks.data.datasets import task_from_datasets
 
 __all__ = [
     "SPLITS",
@@ -32,7 +32,7 @@ _WITH_TORCH = {
     "SPLITS": "quantenv.tasks.base",
     "Split": "quantenv.tasks.base",
     "Task": "quantenv.tasks.base",
-    "task_from_datasets": "quantenv.tasks.datasets",
+    "task_from_datasets": "quantenv.tasks.data.datasets",
 }
 
 
@@ -146,7 +146,7 @@ def check_source(name: str, source: TaskSource) -> None:
     if source.prepared is not None:
         raise QuantenvError(
             f"Task {name!r} is made here without what was prepared of it: leave --prepared out. In Python, "
-            "quantenv.quantize.preparing.bringing hands it over."
+            "quantenv.evaluation.preparing.bringing hands it over."
         )
     for option in source.given:
         if name not in _TASKS or option not in _TASKS[name].takes:

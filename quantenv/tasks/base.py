@@ -10,19 +10,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from quantenv.channel_groups import Channels, split_layers, whole
-from quantenv.copies import copy_of
-from quantenv.errors import QuantenvError, unknown_name
-from quantenv.files import content_hash
-from quantenv.layers import LayerSpec, describe_plain, float_weights_note
-from quantenv.plain import plain_network
-from quantenv.plain.identity import network_content, tensor_digest
+from quantenv.core.channel_groups import Channels, split_layers, whole
+from quantenv.core.copies import copy_of
+from quantenv.core.errors import QuantenvError, unknown_name
+from quantenv.core.files import content_hash
+from quantenv.core.layers import LayerSpec
+from quantenv.graph.identity import network_content, tensor_digest
+from quantenv.graph.layers import describe_plain, float_weights_note
+from quantenv.graph.plain_network import plain_network
+from quantenv.tasks.data.samples import check_classes, class_indices, plain_tensor
 from quantenv.tasks.outputs import count_classes
-from quantenv.tasks.samples import check_classes, class_indices, plain_tensor
 
 SPLITS = ("train", "calibration", "search", "test")
 #: Chosen by the search split among the post-training steps that cost at most 1.3 evaluations of ``linear``, see
-#: experiments/results/bench_correction.md.
+#: experiments/studies/results/bench_correction.md.
 DEFAULT_SCHEME = "linear+bias+batch-norm"
 
 
@@ -73,12 +74,12 @@ class Task:
     name: str
     """Name used in logs, allocation files and run folders."""
     network: nn.Module
-    """Float network with pretrained weights. The task keeps a copy of its plain form (see `quantenv.plain`) in eval
+    """Float network with pretrained weights. The task keeps a copy of its plain form (see `quantenv.graph`) in eval
     mode: what becomes of the network afterwards changes no number."""
     splits: Mapping[str, Split]
     """``train`` (fine-tuning), ``calibration`` (ranges), ``search`` (the reward), ``test`` (reported once)."""
     scheme: str = DEFAULT_SCHEME
-    """How it is quantized, see `quantenv.quantize.schemes`."""
+    """How it is quantized, see `quantenv.quantization.schemes`."""
     source: str = ""
     """Where the data come from, for the provenance of what is made from them."""
     tied: tuple[tuple[str, ...], ...] = ()
@@ -88,7 +89,8 @@ class Task:
     are whole. `quantenv.sensitivity.group_channels` measures them."""
     prepared: Any = None
     """What was prepared of it elsewhere, such as on another machine, to be used here: a
-    `quantenv.quantize.prepared.PreparedNetwork`. None for what ships with the package, is kept, or is prepared now."""
+    `quantenv.quantization.prepared.PreparedNetwork`. None for what ships with the package, is kept, or is prepared
+    now."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -172,7 +174,7 @@ class Task:
 
     @cached_property
     def identity(self) -> str:
-        """Content hash of what the network computes (see `quantenv.plain.identity`), splits, scheme and groups.
+        """Content hash of what the network computes (see `quantenv.graph.identity`), splits, scheme and groups.
 
         The same in every process, on every machine and for any number of threads.
         """

@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from quantenv.core.tensor_file import read_tensors
 from quantenv.tasks.base import Split, Task
 from quantenv.tasks.shipped import REMEDY, shipped_network
-from quantenv.tensor_file import read_tensors
 
 #: Samples of the splits; the calibration split is the first part of train. 1,797 images in all.
 TRAIN, CALIBRATION, SEARCH = 897, 256, 450
 SPLIT_SEED = 0
-#: The images, uint8 (N, 8, 8) from 0 to 16, and labels, uint8 (N,); `experiments.ship_images` wrote them.
+#: The images, uint8 (N, 8, 8) from 0 to 16, and labels, uint8 (N,); `experiments.studies.ship_images` wrote them.
 IMAGES, IMAGES_FORMAT = Path(__file__).parent / "data" / "digits.safetensors", "quantenv-images-1"
 SOURCE = "scikit-learn's bundled digits: the test part of UCI's Optical Recognition of Handwritten Digits, 8x8 grey."
 
@@ -77,7 +77,7 @@ def digits_splits() -> dict[str, Split]:
 
 
 def make_digits() -> Task:
-    """Makes the digits task; `experiments.ship_weights` trained its float network, which ships with the package.
+    """Makes the digits task; its float network ships with the package (`experiments.studies.ship_weights` trained it).
 
     Raises:
         QuantenvError: If the file of weights or of images is damaged.

@@ -12,13 +12,13 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset
 
-from quantenv.errors import QuantenvError
+from quantenv.core.errors import QuantenvError
 from quantenv.tasks.base import Task
-from quantenv.tasks.datasets import task_from_datasets
-from quantenv.tasks.image_files import ImageReader
-from quantenv.tasks.models import TORCHVISION, make_network
+from quantenv.tasks.data.datasets import task_from_datasets
+from quantenv.tasks.data.image_files import ImageReader
+from quantenv.tasks.networks.models import TORCHVISION, make_network
+from quantenv.tasks.networks.vision import torchvision
 from quantenv.tasks.source import TaskSource
-from quantenv.tasks.vision import torchvision
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,8 @@ def preprocessing(model: str, image_size: int | None = None) -> Preprocessing:
     """Returns how images are prepared for a network: for torchvision's, as its best published weights say.
 
     Args:
-        model: As for `quantenv.tasks.models.make_network`; other networks get torchvision's usual for ImageNet.
+        model: As for `quantenv.tasks.networks.models.make_network`; other networks get torchvision's usual for
+            ImageNet.
         image_size: Height and width, pixels, that replace resize and crop.
     """
     module, _, name = model.partition(":")

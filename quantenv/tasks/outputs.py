@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from quantenv.errors import UnsupportedLayerError
+from quantenv.core.errors import UnsupportedLayerError
 
 #: Difference of one sample's logits between two batches, as a share of the largest, that is not rounding.
 TOLERANCE = 1e-3

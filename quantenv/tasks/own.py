@@ -4,8 +4,8 @@ import dataclasses
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING
 
-from quantenv.errors import QuantenvError
-from quantenv.own_code import own_function, reason_of
+from quantenv.core.errors import QuantenvError
+from quantenv.core.own_code import own_function, reason_of
 
 if TYPE_CHECKING:
     from quantenv.tasks.base import Task

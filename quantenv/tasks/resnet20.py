@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from quantenv.errors import QuantenvError
+from quantenv.core.errors import QuantenvError
 from quantenv.tasks.base import Split, Task
 from quantenv.tasks.shipped import shipped_network
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from quantenv.errors import QuantenvError
-from quantenv.tensor_file import WEIGHTS_FORMAT, read_tensors
+from quantenv.core.errors import QuantenvError
+from quantenv.core.tensor_file import WEIGHTS_FORMAT, read_tensors
 
 WEIGHTS = Path(__file__).parent / "weights"
 REMEDY = "It is part of quantenv: install quantenv again."

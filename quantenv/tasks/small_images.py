@@ -14,16 +14,16 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from quantenv.errors import QuantenvError, unknown_name
-from quantenv.files import cache_dir
+from quantenv.core.errors import QuantenvError, unknown_name
+from quantenv.core.files import cache_dir
 from quantenv.tasks.base import Task
-from quantenv.tasks.cifar_networks import NETWORKS
-from quantenv.tasks.datasets import task_from_datasets
-from quantenv.tasks.models import DEFAULT
+from quantenv.tasks.data.datasets import task_from_datasets
+from quantenv.tasks.networks.cifar import NETWORKS
+from quantenv.tasks.networks.models import DEFAULT
+from quantenv.tasks.networks.state_dicts import load_weights
+from quantenv.tasks.networks.vision import torchvision
 from quantenv.tasks.resnet20 import DATA_VARIABLE
 from quantenv.tasks.source import TaskSource
-from quantenv.tasks.state_dicts import load_weights
-from quantenv.tasks.vision import torchvision
 
 DEFAULT_NETWORK = "resnet20"
 #: What reading a data set that is missing or damaged raises in torchvision.
@@ -68,7 +68,7 @@ def make_small_images(name: str, source: TaskSource) -> Task:
     Args:
         name: A name of `DATA_SETS`.
         source: `data`, the folder that holds the data set; `model`, a name of
-            `quantenv.tasks.cifar_networks.NETWORKS`; `weights`, a file, by default that of `quantenv pretrain`.
+            `quantenv.tasks.networks.cifar.NETWORKS`; `weights`, a file, by default that of `quantenv pretrain`.
 
     Raises:
         QuantenvError: If the network is unknown, it was not trained yet, or the data cannot be had.

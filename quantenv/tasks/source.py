@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from quantenv.errors import QuantenvError
-from quantenv.typed import check_fields, require_within
+from quantenv.core.errors import QuantenvError
+from quantenv.core.typed import check_fields, require_within
 
 #: The weights that torchvision publishes for a network, its best.
 DEFAULT = "DEFAULT"

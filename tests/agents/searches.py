@@ -9,7 +9,7 @@ from gymnasium.vector import VectorEnv, VectorWrapper
 
 from agents import make_agent
 from agents.base import Agent, vectorize
-from quantenv.env.environment import QuantizationEnv
+from quantenv.envs.environment import QuantizationEnv
 from tests.synthetic import AdditiveEvaluator, synthetic_layers
 
 #: The main learners, and all of them.

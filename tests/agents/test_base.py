@@ -10,7 +10,7 @@ import pytest
 
 import agents
 from agents import base
-from quantenv.errors import QuantenvError
+from quantenv.core.errors import QuantenvError
 from tests.agents.searches import make_env
 
 BUILT_IN = sorted(base.BUILT_IN)
@@ -57,20 +57,20 @@ def test_unknown_agent_names_the_nearest():
 
 
 def test_entry_points_add_agents(monkeypatch):
-    _register(monkeypatch, mine="agents.random:RandomAgent")
+    _register(monkeypatch, mine="agents.search.random:RandomAgent")
     assert agents.agent_names() == sorted([*BUILT_IN, "mine"])
     assert agents.describe()["mine"].startswith("Uniform choice")
     assert type(agents.make_agent("mine", make_env())).__name__ == "RandomAgent"
 
 
 def test_broken_entry_point_fails_only_when_asked_for(monkeypatch):
-    _register(monkeypatch, broken="no_such_module_here:Agent", hollow="agents.random:NoSuchClass")
+    _register(monkeypatch, broken="no_such_module_here:Agent", hollow="agents.search.random:NoSuchClass")
     assert {"broken", "hollow"} < set(agents.agent_names())
     descriptions = agents.describe()
     assert descriptions["broken"].startswith("(")
     assert "no class NoSuchClass" in descriptions["hollow"]
     agents.make_agent("random", make_env())
-    for name, target in (("broken", "no_such_module_here:Agent"), ("hollow", "agents.random:NoSuchClass")):
+    for name, target in (("broken", "no_such_module_here:Agent"), ("hollow", "agents.search.random:NoSuchClass")):
         with pytest.raises(QuantenvError, match=f"{name!r} is registered as {target!r} but cannot be imported"):
             agents.agent_class(name)
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from agents.checkpoint import FORMAT, load_modules, save_modules
-from quantenv.errors import QuantenvError
-from quantenv.tensor_file import write_tensors
+from quantenv.core.errors import QuantenvError
+from quantenv.core.tensor_file import write_tensors
 from tests.agents.searches import LEARNERS, agent, make_env, play_greedily
 
 AGENTS = (*LEARNERS, "random")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from agents.base import BUILT_IN
-from quantenv.errors import QuantenvError
+from quantenv.core.errors import QuantenvError
 from tests.agents.searches import LEARNERS, SMALL, agent, make_env, play_greedily, search
 
 #: All but those that search no synthetic task: they need a network.

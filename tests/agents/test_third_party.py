@@ -9,8 +9,8 @@ import pytest
 
 import agents
 from agents.base import Agent
-from experiments.cli import main
-from quantenv.errors import QuantenvError
+from experiments.cli.main import main
+from quantenv.core.errors import QuantenvError
 from tests.agents.searches import make_env
 from tests.experiments.conftest import run_train
 from tests.synthetic_table import synthetic_table

@@ -7,8 +7,8 @@ from gymnasium import spaces, wrappers
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import vector
 
-from quantenv.env.vector import VectorTableEnv
-from quantenv.env.wrappers import ContinuousBits
+from quantenv.envs.vector import VectorTableEnv
+from quantenv.envs.wrappers import ContinuousBits
 from tests.clients.plain import ACTIONS, DECISIONS, FEATURES, ID, replay
 
 ACTIONS_TAKEN = np.random.default_rng(0).integers(ACTIONS, size=(40, 3))

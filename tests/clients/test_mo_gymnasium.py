@@ -9,8 +9,8 @@ from mo_gymnasium.wrappers import LinearReward, MOClipReward, MONormalizeReward,
 from mo_gymnasium.wrappers.vector import MORecordEpisodeStatistics as VectorStatistics
 from mo_gymnasium.wrappers.vector import MOSyncVectorEnv
 
-from quantenv.env.environment import QuantizationEnv
-from tests.env.synthetic_env import play
+from quantenv.envs.environment import QuantizationEnv
+from tests.envs.synthetic_env import play
 
 ID = "quantenv/MODigitsTable-v0"
 

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from rliable import library, metrics
 
-from experiments.cli import main
-from experiments.statistics import probability_of_improvement
+from experiments.cli.main import main
+from experiments.leaderboard.statistics import probability_of_improvement
 
 SEEDS, EVALUATIONS = 8, 12
 BUDGETS = [0.35, 0.5]

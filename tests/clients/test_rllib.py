@@ -4,7 +4,7 @@ import pytest
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 
-from quantenv.env.vector import VectorTableEnv
+from quantenv.envs.vector import VectorTableEnv
 from tests.clients.plain import DECISIONS, ID, replay
 
 COPIES, STEPS = 8, 1024

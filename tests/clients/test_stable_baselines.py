@@ -11,7 +11,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
-from quantenv.env.wrappers import ContinuousBits
+from quantenv.envs.wrappers import ContinuousBits
 from tests.clients.plain import DECISIONS, ID, replay
 
 

@@ -10,7 +10,7 @@ from torchrl.envs import GymEnv, GymWrapper, TransformedEnv, default_info_dict_r
 from torchrl.envs.transforms import ActionMask
 from torchrl.envs.utils import RandomPolicy, check_env_specs
 
-from quantenv.env.environment import QuantizationEnv
+from quantenv.envs.environment import QuantizationEnv
 from tests.clients.plain import ACTIONS, DECISIONS, ID, replay
 
 SPEC = [Binary(ACTIONS, dtype=torch.bool), Unbounded((), dtype=torch.int64), Unbounded((), dtype=torch.int64)]

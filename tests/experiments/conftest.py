@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import tensorboard
-from experiments.cli import main
+from experiments.cli.main import main
+from experiments.runs import tensorboard
 from tests.digits import FEW_DIGITS
 
 #: A run that takes about two seconds.

@@ -1,6 +1,6 @@
 """Results of small commands, for tests in a folder of their own; importing it loads no torch."""
 
-from experiments.recorded import Recorded
+from experiments.studies.recorded import Recorded
 
 FILES = {
     "quantenv/__init__.py": "",

@@ -2,10 +2,10 @@
 
 import json
 
-from experiments import bench_channel_groups
-from experiments.bench_channel_groups import RANDOM, SORTED, cut_task
-from experiments.cli import main
-from quantenv.allocation import Allocation
+from experiments.cli.main import main
+from experiments.studies import bench_channel_groups
+from experiments.studies.bench_channel_groups import RANDOM, SORTED, cut_task
+from quantenv.core.allocation import Allocation
 from quantenv.tasks import get_task
 from tests.digits import FEW_DIGITS
 from tests.experiments.conftest import run_train

@@ -8,9 +8,9 @@ import pytest
 import torch
 import yaml
 
-from experiments.cli import main
+from experiments.cli.main import main
+from tests.experiments.cli.test_train import cut, results
 from tests.experiments.conftest import run_train
-from tests.experiments.test_train import cut, results
 from tests.networks import branched
 from tests.tasks.images import write_parts
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 import agents
-from experiments.cli import COMMANDS
-from quantenv.errors import QuantenvError
-from quantenv.finetune import FinetuneConfig
+from experiments.cli.main import COMMANDS
+from quantenv.core.errors import QuantenvError
 from quantenv.sensitivity import Settings
 from quantenv.tasks import TaskSource
-from quantenv.tasks.pretrain_config import PretrainConfig
+from quantenv.training import FinetuneConfig
+from quantenv.training.pretrain_config import PretrainConfig
 
 
 def _named(name):

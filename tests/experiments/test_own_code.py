@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
-from experiments.benchmarks.suite import BenchmarkOptions
-from experiments.cli import main
-from experiments.command_line import parse_options
-from quantenv.errors import QuantenvError
-from quantenv.own_code import name_on_command_line, only_named_functions, own_function
-from quantenv.tasks.models import make_network
+from experiments.cli.main import main
+from experiments.leaderboard.suite import BenchmarkOptions
+from experiments.options.parsing import parse_options
+from quantenv.core.errors import QuantenvError
+from quantenv.core.own_code import name_on_command_line, only_named_functions, own_function
+from quantenv.tasks.networks.models import make_network
 
 SOURCE = """
 from pathlib import Path
@@ -75,7 +75,7 @@ def test_another_module_of_the_same_name_is_another(marker, tmp_path, monkeypatc
 
 
 def test_processes_of_a_command_are_as_careful(marker):
-    program = "from quantenv.tasks.models import make_network; make_network('networks_of_mine:make')"
+    program = "from quantenv.tasks.networks.models import make_network; make_network('networks_of_mine:make')"
     with only_named_functions():
         ended = subprocess.run(
             [sys.executable, "-c", program], capture_output=True, text=True, cwd=marker.parent / "code"

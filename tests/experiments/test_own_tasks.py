@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.cli import main
-from quantenv.errors import QuantenvError
+from experiments.cli.main import main
+from quantenv.core.errors import QuantenvError
 from quantenv.tasks import get_task, task_descriptions, task_names
 from tests.experiments.conftest import run_train
 

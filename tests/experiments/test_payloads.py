@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from experiments.cli import COMMANDS, main
-from experiments.options import FinetuneOptions, TrainOptions, ValidateOptions
-from quantenv.records import COMMENT, with_comment
+from experiments.cli.main import COMMANDS, main
+from experiments.options.runs import FinetuneOptions, TrainOptions, ValidateOptions
+from quantenv.core.records import COMMENT, with_comment
 from tests.experiments.conftest import SHORT
 
 #: Options with values of which a payload could be one, by command; `{marker}` is the file that a payload would make.
@@ -231,7 +231,7 @@ def test_other_files_that_options_name(spelling, payload):
 
 
 def test_options_of_a_run_still_read_as_they_were(finished, tmp_path):
-    from experiments.run_folder import RunFolder
+    from experiments.runs.run_folder import RunFolder
 
     options = RunFolder.open(finished).options()
     assert options.agent_options["hidden"] == 16

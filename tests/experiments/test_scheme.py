@@ -1,8 +1,8 @@
 import json
 
-from experiments.cli import main
-from quantenv.allocation import Allocation
-from quantenv.evaluate.tables import get_table
+from experiments.cli.main import main
+from quantenv.core.allocation import Allocation
+from quantenv.evaluation.table.shipped import get_table
 from tests.digits import ANY_SCHEME
 from tests.experiments.conftest import run_train
 

@@ -4,11 +4,11 @@ import shutil
 
 import pytest
 
-from experiments.cli import main
-from experiments.run_folder import RunFolder
-from quantenv.allocation import Allocation
-from quantenv.env.environment import QuantizationEnv
-from quantenv.evaluate.table_optimum import optimum
+from experiments.cli.main import main
+from experiments.runs.run_folder import RunFolder
+from quantenv.core.allocation import Allocation
+from quantenv.envs.environment import QuantizationEnv
+from quantenv.evaluation.table.optimum import optimum
 from tests.experiments.conftest import run_train
 from tests.synthetic_table import synthetic_table
 

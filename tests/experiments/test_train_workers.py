@@ -1,10 +1,10 @@
 import pytest
 
-from experiments.cli import main
-from experiments.options import TrainOptions
-from quantenv.errors import QuantenvError
+from experiments.cli.main import main
+from experiments.options.runs import TrainOptions
+from quantenv.core.errors import QuantenvError
+from tests.experiments.cli.test_train import cut, results
 from tests.experiments.conftest import SHORT, run_train
-from tests.experiments.test_train import cut, results
 
 
 def test_a_run_with_workers_is_the_run_without_resumed_or_not(finished, tmp_path):

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from quantenv.errors import QuantenvError
+from quantenv.core.errors import QuantenvError
 
 #: Samples by the name of a part of the project that several readers share.
 Parts = Callable[[str], Path]
@@ -68,7 +68,7 @@ def _table_file(folder: Path) -> Path:
 
 def _run(folder: Path) -> Path:
     """The folder of a finished run, with fine-tuning."""
-    from experiments.cli import main
+    from experiments.cli.main import main
 
     short = (
         f"--evaluations={EVALUATIONS}",
@@ -83,9 +83,9 @@ def _run(folder: Path) -> Path:
 
 
 def _benchmark(folder: Path) -> Path:
-    from experiments.benchmarks import command
-    from experiments.benchmarks.workers import attempt
-    from experiments.cli import main
+    from experiments.cli import benchmark as command
+    from experiments.cli.main import main
+    from experiments.leaderboard.workers import attempt
 
     table = _table_file(folder)
 
@@ -111,7 +111,7 @@ def _layers() -> Any:
 
 
 def _make_allocation(folder: Path, parts: Parts) -> Path:
-    from quantenv.allocation import Allocation
+    from quantenv.core.allocation import Allocation
 
     path = folder / "best.json"
     Allocation.make(_layers(), [2, 4, 8, 6], 8, "synthetic", "linear").save(path)
@@ -119,7 +119,7 @@ def _make_allocation(folder: Path, parts: Parts) -> Path:
 
 
 def _read_allocation(path: Path) -> Any:
-    from quantenv.allocation import Allocation
+    from quantenv.core.allocation import Allocation
 
     return Allocation.load(path).check_fits(_layers())
 
@@ -144,7 +144,7 @@ def _make_lookup(folder: Path, parts: Parts) -> Path:
 
 
 def _read_lookup(path: Path) -> Any:
-    from quantenv.activations import chain
+    from quantenv.core.activations import chain
     from quantenv.hardware.lookup import LookupTable
     from quantenv.hardware.workload import Workload
 
@@ -157,7 +157,7 @@ def _make_problem(folder: Path, parts: Parts) -> Path:
 
 
 def _read_problem(path: Path) -> Any:
-    from experiments.problem_file import read_problem_file
+    from experiments.cli.problem_file import read_problem_file
 
     problem = read_problem_file(path)
     problem.knapsack(list(problem.costs), [1e9] * len(problem.costs))
@@ -172,19 +172,19 @@ def _make_table(folder: Path, parts: Parts) -> Path:
 
 
 def _read_table(path: Path) -> Any:
-    from quantenv.evaluate.table import EvaluationTable
+    from quantenv.evaluation.table.evaluation_table import EvaluationTable
 
     return EvaluationTable.load(path).hash
 
 
 def _records() -> Any:
-    from tests.evaluate.records import many
+    from tests.evaluation.records import many
 
     return many(40)
 
 
 def _make_store(folder: Path, parts: Parts) -> Path:
-    from quantenv.evaluate.store import EvaluationStore
+    from quantenv.evaluation.store.store import EvaluationStore
 
     path = folder / "store.sqlite"
     store = EvaluationStore(str(path))
@@ -195,7 +195,7 @@ def _make_store(folder: Path, parts: Parts) -> Path:
 
 def _read_store(path: Path) -> Any:
     """Looks everything up; what a damaged store has lost is evaluated again, so only other values are changes."""
-    from quantenv.evaluate.store import EvaluationStore
+    from quantenv.evaluation.store.store import EvaluationStore
 
     store = EvaluationStore(str(path))
     try:
@@ -214,7 +214,7 @@ def _read_store(path: Path) -> Any:
 
 def _read_merged(path: Path) -> Any:
     """Reads a store or an export as `quantenv store merge` does; rows may be missing, as in any other store."""
-    from experiments.store import _records_of
+    from experiments.cli.store import _records_of
 
     def value(record: Any) -> str:
         return repr(dataclasses.replace(record, created=0.0))  # when the sample was made
@@ -227,7 +227,7 @@ def _read_merged(path: Path) -> Any:
 
 
 def _make_export(folder: Path, parts: Parts) -> Path:
-    from experiments.cli import main
+    from experiments.cli.main import main
 
     store = _make_store(folder, parts)
     assert main(["store", "export", str(folder / "export.jsonl"), f"--store={store}"]) == 0
@@ -282,14 +282,14 @@ def _make_their_safetensors(folder: Path, parts: Parts) -> Path:
 
 
 def _make_our_weights(folder: Path, parts: Parts) -> Path:
-    from quantenv.tensor_file import WEIGHTS_FORMAT, write_tensors
+    from quantenv.core.tensor_file import WEIGHTS_FORMAT, write_tensors
 
     write_tensors(folder / "weights.safetensors", WEIGHTS_FORMAT, {}, _network().state_dict())
     return folder / "weights.safetensors"
 
 
 def _read_weights(path: Path) -> Any:
-    from quantenv.tasks.state_dicts import load_weights
+    from quantenv.tasks.networks.state_dicts import load_weights
 
     network = _network(1)
     load_weights(network, path)
@@ -297,7 +297,7 @@ def _read_weights(path: Path) -> Any:
 
 
 def _read_tensors(path: Path) -> Any:
-    from quantenv.weights import open_tensors
+    from quantenv.core.weight_files import open_tensors
 
     return open_tensors(path, "weights")
 
@@ -355,17 +355,17 @@ def _read_annealing(path: Path) -> Any:
 @cache
 def _finetuning() -> Any:
     """A fine-tuning that can begin at once: task, allocation, recipe, calibration."""
-    from quantenv.allocation import Allocation
-    from quantenv.finetune import FinetuneConfig
-    from quantenv.quantize import calibrate_task
+    from quantenv.core.allocation import Allocation
+    from quantenv.evaluation.preparing import calibrate_task
     from quantenv.tasks import get_task
+    from quantenv.training import FinetuneConfig
 
     task = get_task("digits")
     return task, Allocation.make(task.layers, 4), FinetuneConfig(epochs=1, ema=0.9), calibrate_task(task)
 
 
 def _make_finetuning(folder: Path, parts: Parts) -> Path:
-    from quantenv.finetune import finetune
+    from quantenv.training import finetune
 
     task, allocation, recipe, _ = _finetuning()
     path = folder / "checkpoint.safetensors"
@@ -384,9 +384,9 @@ def _make_finetuning(folder: Path, parts: Parts) -> Path:
 
 @cache
 def _session() -> Any:
-    from quantenv.finetune.session import Session
-    from quantenv.parallel import Share
-    from quantenv.quantize import trainable_network
+    from quantenv.training.parallel import Share
+    from quantenv.training.qat.network import trainable_network
+    from quantenv.training.session import Session
 
     task, allocation, recipe, calibration = _finetuning()
     kinds = recipe.weight_quantizer, recipe.activation_quantizer
@@ -395,7 +395,7 @@ def _session() -> Any:
 
 
 def _read_finetuning(path: Path) -> Any:
-    from quantenv.finetune.checkpoint import Checkpoint
+    from quantenv.training.checkpoint import Checkpoint
 
     task, allocation, recipe, _ = _finetuning()
     session = _session()
@@ -406,7 +406,7 @@ def _read_finetuning(path: Path) -> Any:
 
 def _pretraining() -> Any:
     from quantenv.tasks import Split
-    from quantenv.tasks.pretraining import PretrainConfig, Pretraining
+    from quantenv.training.pretrain import PretrainConfig, Pretraining
 
     images = torch.randn(12, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     recipe = PretrainConfig(epochs=3, batch_size=4, crop_padding=0)
@@ -437,13 +437,13 @@ def _of_run(file: str) -> Callable[[Path, Parts], Path]:
 
 
 def _read_options(path: Path) -> Any:
-    from experiments.run_folder import RunFolder
+    from experiments.runs.run_folder import RunFolder
 
     return RunFolder.open(path.parent).options()
 
 
 def _read_episodes(path: Path) -> Any:
-    from experiments.run_folder import RunFolder
+    from experiments.runs.run_folder import RunFolder
 
     return RunFolder.open(path.parent).read_episodes()
 
@@ -465,28 +465,28 @@ def _read_report(path: Path) -> Any:
 
 
 def _read_final_table(path: Path) -> Any:
-    from experiments.report import to_markdown
-    from experiments.run_folder import RunFolder
+    from experiments.runs.final_table import to_markdown
+    from experiments.runs.run_folder import RunFolder
 
     return to_markdown(RunFolder.open(path.parent).read_report())
 
 
 def _read_environment(path: Path) -> Any:
-    from experiments.provenance import changes, environment
-    from experiments.run_folder import RunFolder
+    from experiments.runs.provenance import changes, environment
+    from experiments.runs.run_folder import RunFolder
 
     recorded = RunFolder(path.parent).read_environment()
     return recorded, list(changes(recorded, environment("", 1)))
 
 
 def _read_top_k(path: Path) -> Any:
-    from experiments.run_folder import RunFolder
+    from experiments.runs.run_folder import RunFolder
 
     return RunFolder(path.parent).read_top_k()
 
 
 def _read_best(path: Path) -> Any:
-    from quantenv.allocation import Allocation
+    from quantenv.core.allocation import Allocation
     from quantenv.tasks import get_task
 
     return Allocation.load(path).check_fits(get_task("digits").layers)
@@ -494,7 +494,7 @@ def _read_best(path: Path) -> Any:
 
 def _read_resumed(path: Path) -> Any:
     """Reads all that `quantenv train --resume` reads of a finished run, by which it prints the table again."""
-    from experiments.cli import main
+    from experiments.cli.main import main
 
     code = main(["train", "--resume", str(path.parent)])
     if code == 2:
@@ -514,40 +514,40 @@ def _of_benchmark(pattern: str) -> Callable[[Path, Parts], Path]:
 
 
 def _read_suite(path: Path) -> Any:
-    from experiments.benchmarks.folder import BenchmarkFolder
+    from experiments.leaderboard.folder import BenchmarkFolder
 
     return BenchmarkFolder(path.parent).options()
 
 
 def _read_results(path: Path) -> Any:
-    from experiments.benchmarks.folder import BenchmarkFolder
-    from experiments.benchmarks.results import load_results
+    from experiments.leaderboard.folder import BenchmarkFolder
+    from experiments.leaderboard.results import load_results
 
     results = load_results(BenchmarkFolder.open(path.parent))
     return {key: (runs.found, runs.agent_seconds, runs.environment_seconds) for key, runs in results.runs.items()}
 
 
 def _read_leaderboard(path: Path) -> Any:
-    from experiments.benchmarks.folder import BenchmarkFolder
+    from experiments.leaderboard.folder import BenchmarkFolder
 
     return BenchmarkFolder(path.parent).read_leaderboard()
 
 
 def _read_benchmark_environment(path: Path) -> Any:
-    from experiments.benchmarks.folder import BenchmarkFolder
+    from experiments.leaderboard.folder import BenchmarkFolder
 
     return BenchmarkFolder(path.parent).read_environment()
 
 
 def _read_evaluations(path: Path) -> Any:
-    from experiments.benchmarks.folder import BenchmarkFolder
+    from experiments.leaderboard.folder import BenchmarkFolder
 
     return BenchmarkFolder(path.parent).read_evaluations().to_pydict()
 
 
 def _read_part(path: Path) -> Any:
     """Reads a part as a benchmark does that goes on: what it was made under, its rows and its description."""
-    from experiments.benchmarks.parquet import read_description, read_table
+    from experiments.leaderboard.parquet import read_description, read_table
 
     file = path.with_name(path.name.removesuffix(".sha256"))
     return read_table(file).to_pydict(), read_description(file)
@@ -563,8 +563,8 @@ def _make_config(folder: Path, parts: Parts) -> Path:
 
 
 def _read_config(path: Path) -> Any:
-    from experiments.command_line import parse_options
-    from experiments.options import TrainOptions
+    from experiments.options.parsing import parse_options
+    from experiments.options.runs import TrainOptions
 
     return parse_options(TrainOptions, "train", ["--config", str(path)])
 
@@ -576,8 +576,8 @@ def _make_spaces(folder: Path, parts: Parts) -> Path:
 
 
 def _read_spaces(path: Path) -> Any:
-    from experiments.search_options import TuneOptions
-    from experiments.tune import find_space
+    from experiments.cli.search_options import TuneOptions
+    from experiments.cli.tune import find_space
 
     return find_space(TuneOptions(agent="a2c", task="digits_table", space=str(path)))
 
@@ -589,7 +589,7 @@ def _make_cases(folder: Path, parts: Parts) -> Path:
 
 
 def _read_cases(path: Path) -> Any:
-    from experiments.benchmark import read_cases
+    from experiments.studies.harness import read_cases
 
     return read_cases(path.stem, str(path.parent))
 
@@ -608,7 +608,7 @@ def _make_tuning(folder: Path, parts: Parts) -> Path:
 
 
 def _read_tuning(path: Path) -> Any:
-    from experiments.tune import open_study
+    from experiments.cli.tune import open_study
 
     study = open_study(path.parent)
     return study.user_attrs, [(trial.params, trial.values, trial.user_attrs) for trial in study.trials]
@@ -673,8 +673,8 @@ def _read_jpegs(path: Path) -> Any:
 
 
 def _make_journal(folder: Path, parts: Parts) -> Path:
-    from experiments.fidelity import Journal, Measured
-    from quantenv.evaluate import Evaluation
+    from experiments.studies.fidelity import Journal, Measured
+    from quantenv.evaluation import Evaluation
 
     journal = Journal(folder / "journal.json")
     journal.put("a key", Measured(Evaluation(7, 10, 0.5), 1.25))
@@ -682,14 +682,14 @@ def _make_journal(folder: Path, parts: Parts) -> Path:
 
 
 def _read_journal(path: Path) -> Any:
-    from experiments.fidelity import Journal, Measured
+    from experiments.studies.fidelity import Journal, Measured
 
     return Journal(path).get("a key", Measured)
 
 
 def _make_shipped(folder: Path, parts: Parts) -> Path:
+    from quantenv.core.tensor_file import WEIGHTS_FORMAT, write_tensors
     from quantenv.tasks.digits import DigitsNet
-    from quantenv.tensor_file import WEIGHTS_FORMAT, write_tensors
 
     write_tensors(folder / "digits.safetensors", WEIGHTS_FORMAT, {}, DigitsNet().state_dict())
     return folder / "digits.safetensors"
@@ -706,9 +706,10 @@ def _read_shipped(path: Path) -> Any:
 
 
 def _make_prepared(folder: Path, parts: Parts) -> Path:
-    from quantenv.quantize import calibrate, parse_scheme
-    from quantenv.quantize.calibration import prepare
-    from quantenv.quantize.prepared import About, Reference, write_prepared
+    from quantenv.quantization.calibrating import calibrate
+    from quantenv.quantization.calibration import prepare
+    from quantenv.quantization.prepared import About, Reference, write_prepared
+    from quantenv.quantization.schemes import parse_scheme
 
     inputs = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     prepared = prepare(calibrate(_network().eval(), inputs, parse_scheme("linear+bias+batch-norm")))
@@ -718,7 +719,7 @@ def _make_prepared(folder: Path, parts: Parts) -> Path:
 
 
 def _read_prepared(path: Path) -> Any:
-    from quantenv.quantize.prepared import read_prepared
+    from quantenv.quantization.prepared import read_prepared
 
     found = read_prepared(path)
     return found.layers, found.sites, found.tensors, str(found.about)

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
-from quantenv.arrays import parse_npy
-from quantenv.records import COMMENT, KEY, checksum
+from quantenv.core.arrays import parse_npy
+from quantenv.core.records import COMMENT, KEY, checksum
 from tests.fuzz.mutate import ODD, Raw, dump, mutate_bytes, mutate_plain
 
 #: Stands for the file's name in what lies beside it.
@@ -201,7 +201,7 @@ def _text_array(text: str) -> bytes:
 
 def _rehashed(text: str, entries: dict[str, bytes]) -> str:
     """Returns a table's description with the hash that `EvaluationTable` will find, where it can have one."""
-    from quantenv.files import content_hash
+    from quantenv.core.files import content_hash
 
     try:
         about = json.loads(text)
@@ -284,7 +284,7 @@ def _safetensors(content: bytes, draw: random.Random) -> Mutant:
     import safetensors.torch
     import torch
 
-    from quantenv.tensor_file import ENTRY, _checksum
+    from quantenv.core.tensor_file import ENTRY, _checksum
 
     length = int.from_bytes(content[:8], "little")
     header, data = json.loads(content[8 : 8 + length]), content[8 + length :]

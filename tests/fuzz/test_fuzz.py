@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from quantenv.errors import QuantenvError
+from quantenv.core.errors import QuantenvError
 from tests.fuzz.mutate import mutate_bytes, mutate_plain
 from tests.fuzz.readers import READERS
 from tests.fuzz.running import run, samples

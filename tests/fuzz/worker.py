@@ -27,8 +27,8 @@ import msgspec
 import numpy as np
 import torch
 
-from quantenv.errors import QuantenvError
-from quantenv.files import content_hash
+from quantenv.core.errors import QuantenvError
+from quantenv.core.files import content_hash
 from tests.fuzz.readers import READERS, Damaged, Reader
 from tests.fuzz.structures import NAME, mutate
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantenv.errors import InfeasibleBudgetError, QuantenvError
+from quantenv.core.errors import InfeasibleBudgetError, QuantenvError
 from quantenv.hardware import Budget, CostTable, check_feasible, load_device, parse_budgets
 from quantenv.hardware.budget import feasible_interval
 from tests.synthetic import chain_costs, synthetic_layers

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantenv.errors import QuantenvError
+from quantenv.core.errors import QuantenvError
+from quantenv.core.layers import LayerSpec
 from quantenv.hardware import METRICS, CostTable, device_names, load_device, overhead_bytes
 from quantenv.hardware.devices import Device
-from quantenv.layers import LayerSpec
 from tests.synthetic import chain_costs, synthetic_layers
 
 #: A 3x3 convolution from 4 to 8 channels on 10x10 and a linear layer from 8 to 10: costs by hand below.

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import yaml
 
-from quantenv.errors import QuantenvError
+from quantenv.core.errors import QuantenvError
 from quantenv.hardware import device_names, load_device
 
 GOOD = yaml.safe_load(importlib.resources.files("quantenv.hardware.devices").joinpath("generic.yaml").read_text())

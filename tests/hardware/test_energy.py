@@ -3,10 +3,10 @@ import math
 import numpy as np
 import pytest
 
-from quantenv.activations import Activations, Product, chain
+from quantenv.core.activations import Activations, Product, chain
+from quantenv.core.layers import LayerSpec
 from quantenv.hardware import compile_costs, load_device
 from quantenv.hardware.energy import AnalyticEnergy
-from quantenv.layers import LayerSpec
 from tests.synthetic import chain_costs
 
 #: A 3x3 convolution from 4 to 8 channels on 10x10.

@@ -4,10 +4,10 @@ import math
 import numpy as np
 import pytest
 
-from quantenv.activations import Activations, Product, StoredTensor, chain
+from quantenv.core.activations import Activations, Product, StoredTensor, chain
+from quantenv.core.layers import LayerSpec
 from quantenv.hardware.latency import LinearLatency, RooflineLatency
 from quantenv.hardware.workload import Workload
-from quantenv.layers import LayerSpec
 
 #: A 3x3 convolution from 4 to 8 channels on 10x10.
 CONV = LayerSpec("conv", "conv", 4, 8, (3, 3), (1, 1), 1, (4, 10, 10), (8, 10, 10), 288, 8, 28_800)

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantenv.activations import chain
-from quantenv.errors import QuantenvError
+from quantenv.core.activations import chain
+from quantenv.core.errors import QuantenvError
 from quantenv.hardware import load_device
 from quantenv.hardware.lookup import LookupTable
 from quantenv.hardware.workload import Workload

@@ -6,13 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantenv.allocation import Allocation
+from quantenv.core.allocation import Allocation
+from quantenv.graph.activations import find_activations
+from quantenv.graph.layers import describe
 from quantenv.hardware import compile_costs, load_device
 from quantenv.hardware.memory import peak_memory
-from quantenv.layers import describe
-from quantenv.quantize import calibrate
-from quantenv.quantize.activations import find_activations
-from tests.quantize.test_activations import Residual
+from quantenv.quantization.calibrating import calibrate
+from tests.graph.test_activations import Residual
 from tests.synthetic import random_activations, synthetic_layers
 
 torch.manual_seed(0)

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantenv.errors import QuantenvError
+from quantenv.core.errors import QuantenvError
 from quantenv.hardware.quantities import METRICS, PRINTED_UNITS, format_quantity, parse_quantity, units_of
 
 SI = {"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "m": 1e-3, "u": 1e-6, "n": 1e-9, "p": 1e-12, "": 1.0}

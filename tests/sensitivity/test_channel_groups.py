@@ -5,9 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from quantenv.channel_groups import parts_of
-from quantenv.evaluate.ptq import PTQEvaluator
-from quantenv.quantize import calibrate_task
+from quantenv.core.channel_groups import parts_of
+from quantenv.evaluation.post_training import PTQEvaluator
+from quantenv.evaluation.preparing import calibrate_task
 from quantenv.sensitivity import Settings, group_channels, layer_sensitivity, measure
 from quantenv.sensitivity.curvature import Curvature
 

@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch.func import functional_call, grad, hessian, vmap
 
-from quantenv.quantize import calibrate_task, quantize
+from quantenv.evaluation.preparing import calibrate_task
+from quantenv.quantization.formats import quantize
 from quantenv.sensitivity.curvature import Curvature
 from quantenv.sensitivity.float_layers import FloatLayers
 from quantenv.sensitivity.kinds import Settings

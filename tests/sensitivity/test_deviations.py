@@ -6,9 +6,10 @@ import pytest
 import torch
 from scipy.special import log_softmax, rel_entr, softmax
 
-from quantenv.allocation import Allocation
-from quantenv.evaluate.ptq import PTQEvaluator
-from quantenv.quantize import QuantizedNetwork, calibrate_task
+from quantenv.backends.quantized import QuantizedNetwork
+from quantenv.core.allocation import Allocation
+from quantenv.evaluation.post_training import PTQEvaluator
+from quantenv.evaluation.preparing import calibrate_task
 from quantenv.sensitivity.deviations import (
     OUTPUT_KINDS,
     TOGETHER,

@@ -3,9 +3,10 @@ import pytest
 import torch
 from scipy.special import rel_entr, softmax
 
-from quantenv.allocation import Allocation
-from quantenv.evaluate.ptq import PTQEvaluator
-from quantenv.quantize import QuantizedNetwork, calibrate_task
+from quantenv.backends.quantized import QuantizedNetwork
+from quantenv.core.allocation import Allocation
+from quantenv.evaluation.post_training import PTQEvaluator
+from quantenv.evaluation.preparing import calibrate_task
 from quantenv.sensitivity import layer_sensitivity
 from quantenv.tasks import get_task
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import quantenv.sensitivity
-from quantenv.errors import QuantenvError
-from quantenv.evaluate.ptq import PTQEvaluator
-from quantenv.quantize.schemes import STEPS
+from quantenv.core.errors import QuantenvError
+from quantenv.evaluation.post_training import PTQEvaluator
+from quantenv.quantization.schemes import STEPS
 from quantenv.sensitivity import DEFAULT, Settings, kinds, measure
 from quantenv.sensitivity import network as measuring_network
 from quantenv.sensitivity.curvature import Curvature

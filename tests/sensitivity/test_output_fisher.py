@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from quantenv.quantize import calibrate_task, quantize
-from quantenv.quantize.channel_groups import group_channels
+from quantenv.evaluation.channel_groups import group_channels
+from quantenv.evaluation.preparing import calibrate_task
+from quantenv.quantization.formats import quantize
 from quantenv.sensitivity import Settings, measure
 from quantenv.sensitivity.deviations import Deviation
 from quantenv.sensitivity.output_fisher import OutputFisher

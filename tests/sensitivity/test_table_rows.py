@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 
-from quantenv.errors import QuantenvError
+from quantenv.core.errors import QuantenvError
 from quantenv.sensitivity import kinds, measure
 from tests.synthetic import AdditiveEvaluator, synthetic_layers
 from tests.synthetic_table import BITS, synthetic_table
@@ -69,7 +69,7 @@ def test_mistakes_are_said():
 def test_tables_need_no_torch():
     program = """
 import sys
-from quantenv.evaluate.tables import get_table
+from quantenv.evaluation.table.shipped import get_table
 from quantenv.sensitivity import kinds, measure
 table = get_table("digits_table")
 assert [measure(table, kind).kind for kind in kinds(table)] == ["loss", "accuracy"]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from quantenv.errors import QuantenvError, UnsupportedLayerError
+from quantenv.core.errors import QuantenvError, UnsupportedLayerError
 from quantenv.tasks import Split, Task
 from tests.networks import branched
 

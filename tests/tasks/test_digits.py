@@ -3,13 +3,13 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from experiments import ship_images
-from quantenv.allocation import Allocation
-from quantenv.errors import QuantenvError
-from quantenv.evaluate import make_evaluator
+from experiments.studies import ship_images
+from quantenv.core.allocation import Allocation
+from quantenv.core.errors import QuantenvError
+from quantenv.evaluation import make_evaluator
 from quantenv.tasks import digits, get_task, task_descriptions, task_names
 from quantenv.tasks.digits import DigitsNet, digits_splits
-from quantenv.tasks.training import TrainingRecipe, train_float
+from quantenv.training.fit import TrainingRecipe, train_float
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
-from quantenv.errors import QuantenvError
+from quantenv.core.errors import QuantenvError
 from quantenv.tasks import TaskSource, get_task
 from quantenv.tasks.imagefolder import MEAN, STD, Preprocessing, preprocessing
+from quantenv.tasks.networks.vision import torchvision
 from quantenv.tasks.source import absolute
-from quantenv.tasks.vision import torchvision
 from tests.networks import branched
 from tests.tasks.images import CLASSES, write_images, write_parts
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from quantenv.errors import QuantenvError
-from quantenv.evaluate.tables import get_table
+from quantenv.core.errors import QuantenvError
+from quantenv.evaluation.table.shipped import get_table
 from quantenv.tasks.resnet20 import GROUPS, IMAGES, MEAN, STD, ResNet20, make_resnet20
 
 

@@ -6,13 +6,13 @@ import sys
 import pytest
 import torch
 
-from experiments.ship_weights import main
-from quantenv.errors import QuantenvError
+from experiments.studies.ship_weights import main
+from quantenv.core.errors import QuantenvError
+from quantenv.core.tensor_file import WEIGHTS_FORMAT, read_tensors
 from quantenv.tasks import get_task, shipped
 from quantenv.tasks.digits import DigitsNet
 from quantenv.tasks.resnet20 import ResNet20
 from quantenv.tasks.shipped import shipped_network, weights_file
-from quantenv.tensor_file import WEIGHTS_FORMAT, read_tensors
 
 NETWORKS = {"digits": DigitsNet, "resnet20": ResNet20}
 #: Of the files that every result on these tasks was recorded with.
@@ -27,7 +27,10 @@ def test_the_files_are_those_that_results_were_recorded_with(task):
     path = weights_file(task)
     assert hashlib.sha256(path.read_bytes()).hexdigest() == SHA256[task]
     about, _ = read_tensors(path, WEIGHTS_FORMAT, "weights", "")
-    assert about["command"].endswith(f"python -m experiments.ship_weights {task}") or "--weights" in about["command"]
+    assert (
+        about["command"].endswith(f"python -m experiments.studies.ship_weights {task}")
+        or "--weights" in about["command"]
+    )
     assert about["torch"]
 
 

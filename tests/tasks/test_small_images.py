@@ -4,9 +4,9 @@ import urllib.error
 import pytest
 import torch
 
-from quantenv.errors import QuantenvError
+from quantenv.core.errors import QuantenvError
 from quantenv.tasks import TaskSource, get_task
-from quantenv.tasks.cifar_networks import NETWORKS
+from quantenv.tasks.networks.cifar import NETWORKS
 from quantenv.tasks.small_images import DATA_SETS, make_small_images, pretrained_file
 from tests.tasks.data_sets import gzipped, write_cifar, write_mnist
 

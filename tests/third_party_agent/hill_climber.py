@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from agents.base import require_in_range
-from agents.baselines.base import AskTellAgent
+from agents.search.ask_tell import AskTellAgent
 
 
 @dataclass(frozen=True)

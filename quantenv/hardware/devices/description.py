@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from quantenv.allocation import MAX_BITS, MIN_BITS
-from quantenv.errors import QuantenvError
+from quantenv.core.allocation import MAX_BITS, MIN_BITS
+from quantenv.core.errors import QuantenvError
 from quantenv.hardware.energy import AnalyticEnergy
 from quantenv.hardware.latency import LinearLatency, RooflineLatency
 from quantenv.hardware.lookup import LookupTable

@@ -12,13 +12,13 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import msgspec
 
-from quantenv.allocation import MAX_BITS, Bits
-from quantenv.errors import QuantenvError, unknown_name
+from quantenv.core.allocation import MAX_BITS, Bits
+from quantenv.core.errors import QuantenvError, unknown_name
+from quantenv.core.reading import YAML_LIMIT, Schema, fit, parse_yaml, read_bytes
 from quantenv.hardware.devices.description import Device, check_bits
 from quantenv.hardware.energy import AnalyticEnergy
 from quantenv.hardware.latency import LinearLatency, RooflineLatency
 from quantenv.hardware.lookup import LookupTable
-from quantenv.reading import YAML_LIMIT, Schema, fit, parse_yaml, read_bytes
 
 SUFFIXES = (".yaml", ".yml")
 

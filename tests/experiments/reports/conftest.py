@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments.benchmarks import command
-from experiments.cli import main
-from tests.experiments.benchmarks.conftest import TABLE, run_benchmark, serial
+from experiments.cli import benchmark as command
+from experiments.cli.main import main
 from tests.experiments.conftest import run_train
+from tests.experiments.leaderboard.conftest import TABLE, run_benchmark, serial
 
 
 class Page(HTMLParser):

@@ -9,7 +9,7 @@ from PIL import Image
 from scipy.stats import spearmanr
 
 from quantenv.hardware import compile_costs, load_device
-from tests.experiments.benchmarks.conftest import TABLE
+from tests.experiments.leaderboard.conftest import TABLE
 
 SIZES = compile_costs(TABLE.layers, TABLE.activations, load_device("generic"))["size"]
 SAMPLES = TABLE.reference["search"].samples

@@ -5,7 +5,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from experiments.provenance import PACKAGES
+from experiments.runs.provenance import PACKAGES
 from tests.experiments.reports.conftest import make_report
 
 

@@ -1,0 +1,1 @@
+"""The console script `quantenv`: one file for each command."""

@@ -1,0 +1,1 @@
+"""Benchmarks of agents: suites, jobs, results and the leaderboard."""

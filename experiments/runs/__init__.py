@@ -1,0 +1,1 @@
+"""A search and its run folder: episodes, what is kept of them, and the final comparison."""

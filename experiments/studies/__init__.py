@@ -1,0 +1,1 @@
+"""Benchmarks of quantenv itself, and the recorded results: one file for each question. Not installed."""

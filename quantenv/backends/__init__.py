@@ -1,0 +1,1 @@
+"""What computes a quantized network: float, exact integers, and integer kernels."""

@@ -1,0 +1,1 @@
+"""Evaluations by several workers, with the same numbers to the bit."""

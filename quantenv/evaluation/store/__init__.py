@@ -1,0 +1,1 @@
+"""The evaluations that were made, kept by content."""

@@ -1,0 +1,1 @@
+"""Tables of every allocation, and what is looked up in them."""

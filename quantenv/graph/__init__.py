@@ -1,0 +1,1 @@
+"""Networks as people write them, traced into the graph that is described and quantized."""

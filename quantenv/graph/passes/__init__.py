@@ -1,0 +1,1 @@
+"""Rewritings of the traced network that change no outputs."""

@@ -1,1 +1,0 @@
-"""Package data: the shipped evaluation tables, one npz each; `quantenv.evaluate.tables` names and reads them."""

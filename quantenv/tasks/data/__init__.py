@@ -1,0 +1,1 @@
+"""Data splits: tensors, the user's datasets, and image files."""

@@ -1,0 +1,1 @@
+"""What quantization-aware training trains: quantizers with gradients, and the network of one allocation."""
