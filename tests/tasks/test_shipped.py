@@ -27,10 +27,7 @@ def test_the_files_are_those_that_results_were_recorded_with(task):
     path = weights_file(task)
     assert hashlib.sha256(path.read_bytes()).hexdigest() == SHA256[task]
     about, _ = read_tensors(path, WEIGHTS_FORMAT, "weights", "")
-    assert (
-        about["command"].endswith(f"python -m experiments.studies.ship_weights {task}")
-        or "--weights" in about["command"]
-    )
+    assert about["command"].endswith(f"ship_weights {task}") or "--weights" in about["command"]
     assert about["torch"]
 
 
