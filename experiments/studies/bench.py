@@ -48,7 +48,7 @@ def _part(title: str, module: str) -> Part:
     """Returns the part that a module with the functions of `Part` is; it is imported when it is first used."""
 
     def call(name: str) -> Callable[[Any], Any]:
-        return lambda given: getattr(importlib.import_module(f"experiments.{module}"), name)(given)
+        return lambda given: getattr(importlib.import_module(f"experiments.studies.{module}"), name)(given)
 
     return Part(title, call("measure"), call("claims"), call("to_markdown"))
 

@@ -78,7 +78,7 @@ def main(arguments: Sequence[str]) -> int:
     networks = [network_problem(seed, options.layers) for seed in range(options.problems)]
     unstructured = [unstructured_problem(seed, options.layers) for seed in range(options.problems)]
     content = {
-        "command": f"python -m experiments.{NAME} {' '.join(arguments)}".strip(),
+        "command": f"python -m experiments.studies.{NAME} {' '.join(arguments)}".strip(),
         "options": asdict(options),
         "environment": environment("", 1),
         "seconds": {

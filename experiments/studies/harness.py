@@ -82,7 +82,7 @@ def circumstances(module: str, arguments: Sequence[str], options: Any, identity:
         identity: Identity of the evaluator that was used, empty if there were several.
     """
     return {
-        "command": f"python -m experiments.{module} {' '.join(arguments)}".strip(),
+        "command": f"python -m experiments.studies.{module} {' '.join(arguments)}".strip(),
         "options": asdict(options),
         "environment": {
             **environment(identity, getattr(options, "threads", 1)),

@@ -35,8 +35,8 @@ def _bench(
     return Recorded(
         name=f"{bench} {part}".strip(),
         files=tuple(f"{RESULTS}/{bench}.{kind}" for kind in kinds),
-        arguments=("-m", f"experiments.{bench}", *arguments),
-        modules=modules or (f"experiments.{bench}",),
+        arguments=("-m", f"experiments.studies.{bench}", *arguments),
+        modules=modules or (f"experiments.studies.{bench}",),
         **more,
     )
 
@@ -211,7 +211,7 @@ RECORDED: tuple[Recorded, ...] = (
         _bench(
             "bench",
             part,
-            modules=(f"experiments.{module}",),
+            modules=(f"experiments.studies.{module}",),
             arguments=(f"--only={part}",),
             minutes=minutes,
             **{

@@ -192,7 +192,7 @@ def test_killed_in_between_it_goes_on_with_the_first_that_is_not_fresh(root, num
     program = """
 import sys
 from pathlib import Path
-from experiments import results
+from experiments.studies import record as results
 from tests.experiments.small_results import MADE
 ours, root = results.main, Path(sys.argv.pop())
 results.main = lambda arguments: ours(arguments, root, MADE)

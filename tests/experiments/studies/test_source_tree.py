@@ -89,8 +89,8 @@ def change(tree, name, before, after):
         ("quantenv/numbers.py", "HALF = 0.5", "HALF = 0.25", "quantenv"),
         ("quantenv/numbers.py", "HALF = 0.5", "HALF = 0.5\nMORE = 1", "quantenv"),
         ("quantenv/deep/settings.yaml", "a: 1", "a: 2", "quantenv.deep"),
-        ("experiments/studies/bench.py", "{np.pi:.3f}", "{np.pi:.4f}", "experiments"),
-        ("experiments/studies/bench.py", "{os.sep!r}", "{os.sep!s}", "experiments"),
+        ("experiments/studies/bench.py", "{np.pi:.3f}", "{np.pi:.4f}", "experiments.studies"),
+        ("experiments/studies/bench.py", "{os.sep!r}", "{os.sep!s}", "experiments.studies"),
         ("quantenv/late.py", "", "import json", "quantenv"),
     ],
 )
