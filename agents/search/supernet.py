@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
 from quantenv.core.layers import LayerSpec
+from quantenv.graph.ops import geometry_of
 from quantenv.graph.sites import Site
 from quantenv.quantization.calibration import Calibration
 from quantenv.quantization.corrections import EPSILON
@@ -49,18 +49,15 @@ class MixedLayer(nn.Module):
             moments: Mean and variance by channel, (O,), that its outputs are to have; None leaves them as they are.
         """
         super().__init__()
-        assert isinstance(layer, nn.Conv2d | nn.Linear)
         self.weights = weights
         self.inputs = nn.ModuleList(inputs)
         self.biases, self.units, self.moments = biases, units.double(), moments
-        self.convolution = (
-            (layer.stride, layer.padding, layer.dilation, layer.groups) if isinstance(layer, nn.Conv2d) else None
-        )
+        self.geometry = geometry_of(layer)
         self.weight_share = torch.full((len(weights),), 1 / len(weights))
         self.input_share = torch.full((len(inputs),), 1 / len(inputs))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Runs the layer on (B, C, H, W) or (B, ..., F)."""
+        """Runs the layer on (B, C, ...) or (B, ..., F)."""
         rounded = [quantizer(x) for quantizer in self.inputs]
         if len(rounded) == 1:
             x = rounded[0]
@@ -70,16 +67,12 @@ class MixedLayer(nn.Module):
         bias = None
         if self.biases is not None and self.moments is None:  # which take its place
             bias = self.weight_share @ self.biases + self._rounding(self.biases[:, None], self.units)
-        if self.convolution is None:
-            outputs = F.linear(x, weight, bias)
-        else:
-            stride, padding, dilation, groups = self.convolution
-            outputs = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+        outputs = self.geometry.run(x, weight, bias)
         return outputs if self.moments is None else self._restored(outputs, *self.moments)
 
     def _restored(self, outputs: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
         """Gives each channel of a batch's outputs the wanted mean and variance."""
-        channel = 1 if self.convolution is not None else outputs.dim() - 1
+        channel = self.geometry.channels % outputs.dim()
         others = [dim for dim in range(outputs.dim()) if dim != channel]
         seen, centre = torch.var_mean(outputs, others, correction=0, keepdim=True)
         mean, variance = mean.view(centre.shape), variance.view(centre.shape)

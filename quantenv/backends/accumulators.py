@@ -5,7 +5,6 @@ import math
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 
 from quantenv.quantization.formats import Codebook, Grid
 from quantenv.quantization.requantization import EXACT, largest_number
@@ -29,7 +28,7 @@ class Accumulators(Protocol):
         """Computes exact accumulators, in float32 where it holds them all, else in float64.
 
         Args:
-            held: The input's whole numbers in the storage of what computes them, (B, C, H, W) or (B, ..., F).
+            held: The input's whole numbers in the storage of what computes them, (B, C, ...) or (B, ..., F).
         """
 
 
@@ -67,24 +66,22 @@ class FloatAccumulators:
             return self._sums(held, self._weight, self._bias)
         total = torch.zeros(())
         for channels, precision in self._cut():
-            inputs = held[..., channels] if self._layer.convolution is None else held[:, channels]
+            inputs = held[:, channels] if self._layer.geometry.op.dims else held[..., channels]
             weight = self._weight[:, channels] if channels != slice(None) else self._weight
             total = total + self._sums(inputs.to(precision), weight.to(precision), None).double()
         if self._bias is None:
             return total
-        return total.add_(self._bias.view((-1, 1, 1) if self._layer.convolution is not None else (-1,)))
+        return total.add_(self._bias.view(self._layer.geometry.shape))
 
     def _cut(self) -> list[tuple[slice, torch.dtype]]:
         """Returns parts of the input channels, and the precision that holds the sums of each."""
         everything = slice(None)
         if self.largest < EXACT and not self._codebook:
             return [(everything, torch.float32)]
-        convolution = self._layer.convolution
-        added = (
-            self._weight.double().abs().flatten(2).sum(2) if convolution is not None else self._weight.double().abs()
-        )
+        geometry = self._layer.geometry
+        added = self._weight.double().abs().flatten(2).sum(2) if geometry.op.dims else self._weight.double().abs()
         most = (added.amax(0) * self._most).tolist()  # by input channel, in any output channel
-        if self._codebook or (convolution is not None and convolution[-1] > 1) or max(most) >= EXACT:
+        if self._codebook or geometry.groups > 1 or max(most) >= EXACT:
             return [(everything, torch.float64)]
         starts, total = [0], 0.0
         for channel, size in enumerate(most):
@@ -94,10 +91,7 @@ class FloatAccumulators:
         return [(slice(*edges), torch.float32) for edges in itertools.pairwise([*starts, len(most)])]
 
     def _sums(self, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        if self._layer.convolution is None:
-            return F.linear(inputs, weight, bias)
-        stride, padding, dilation, groups = self._layer.convolution
-        return F.conv2d(inputs, weight, bias, stride, padding, dilation, groups)
+        return self._layer.geometry.run(inputs, weight, bias)
 
 
 def whole_weights(layer: SwitchedLayer, weight_bits: WeightBits) -> torch.Tensor:

@@ -13,7 +13,7 @@ Moments = tuple[torch.Tensor, torch.Tensor]
 
 
 class IntegerLayer(Switched):
-    """A Conv2d or Linear on whole numbers, with the stored tensor behind it if nothing else reads its output."""
+    """A layer on whole numbers, with the stored tensor behind it if nothing else reads its output."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class IntegerLayer(Switched):
     def settle(self, restored: ChannelMap | None = None) -> None:
         """Chooses the bias and the multiplier; see `SwitchedLayer.scales`."""
         scales = self.layer.scales(self.weight_bits, self.activation_bits, restored)
-        shape = (-1, 1, 1) if self.layer.convolution is not None else (-1,)
+        shape = self.layer.geometry.shape
         self._accumulators.add_bias(torch.from_numpy(scales.bias))
         self._unit = torch.from_numpy(scales.unit).view(shape)
         if self.target is not None:
@@ -85,8 +85,7 @@ class IntegerLayer(Switched):
         whole = not isinstance(rounding, Codebook)
         numbers, exponent = narrowed(self._accumulators(self._read(held)), self._accumulators.largest, whole)
         unit = rounding.scale.double().flatten() * self._input.scale.double() * 2.0**exponent
-        rows = numbers.movedim(1, -1) if self.layer.convolution is not None else numbers
-        return rows.flatten(0, -2), unit
+        return self.layer.geometry.rows(numbers).flatten(0, -2), unit
 
     def forward(self, held: torch.Tensor) -> torch.Tensor:
         """Maps whole numbers (B, C, H, W) or (B, ..., F) to whole numbers, or to values where no site follows."""

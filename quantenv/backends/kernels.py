@@ -17,8 +17,8 @@ from quantenv.quantization.switched import SwitchedLayer, WeightBits, keep
 
 #: Largest absolute weight of which 16 bits hold the sum of two products with codes: 2 * 64 * 255 < 2**15.
 UNSATURATED = 64
-#: A convolution's stride, padding, dilation and groups.
-Geometry = tuple[tuple[int, ...], str | tuple[int, ...], tuple[int, ...], int]
+#: A convolution's stride, padding, dilation and groups; None of a linear layer.
+Convolution = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int] | None
 
 
 @functools.cache
@@ -47,8 +47,8 @@ def _exact(size: int) -> bool:
     codes = torch.full((2, 64, 8, 8), 255, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
     linear = codes[:, :, 0, 0].contiguous(), weight[:, :, 0, 0].contiguous(), None
     convolution = codes, weight, ((1, 1), (0, 0), (1, 1), 1)
-    for inputs, weights, geometry in (linear, convolution):
-        sums = _sums(inputs, 0, _pack(weights, 0, geometry), None, geometry, 64)
+    for inputs, weights, settings in (linear, convolution):
+        sums = _sums(inputs, 0, _pack(weights, 0, settings), None, settings, 64)
         if not bool((sums == 255 * size * weights[0].numel()).all()):
             return False
     return True
@@ -60,11 +60,11 @@ def _unscaled(channels: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.ones(channels), torch.zeros(channels, dtype=torch.int32)
 
 
-def _pack(weight: torch.Tensor, zero: int, geometry: Geometry | None) -> torch.Tensor:
-    """Lays out int8 weights for codes whose zero is given; without a geometry they are a linear layer's."""
-    if geometry is None:
+def _pack(weight: torch.Tensor, zero: int, convolution: Convolution) -> torch.Tensor:
+    """Lays out int8 weights for codes whose zero is given; without a convolution they are a linear layer's."""
+    if convolution is None:
         return torch.ops.onednn.qlinear_prepack(weight, None)
-    return torch.ops.onednn.qconv_prepack(weight, torch.ones(len(weight)), 1.0, zero, *geometry)
+    return torch.ops.onednn.qconv_prepack(weight, torch.ones(len(weight)), 1.0, zero, *convolution)
 
 
 def _sums(
@@ -72,25 +72,35 @@ def _sums(
     zero: int,
     packed: torch.Tensor,
     bias: torch.Tensor | None,
-    geometry: Geometry | None,
+    convolution: Convolution,
     channels: int,
 ) -> torch.Tensor:
     """Computes accumulators in float32, which each of them must fit."""
     inputs = (codes, 1.0, zero, packed, *_unscaled(channels), bias)
-    if geometry is None:
+    if convolution is None:
         return torch.ops.onednn.qlinear_pointwise(*inputs, 1.0, 0, torch.float32, "none", [], "")
-    return torch.ops.onednn.qconv2d_pointwise(*inputs, *geometry, 1.0, 0, torch.float32, "none", [], "")
+    return torch.ops.onednn.qconv2d_pointwise(*inputs, *convolution, 1.0, 0, torch.float32, "none", [], "")
 
 
 class KernelAccumulators:
     """Accumulators of int8 kernels, which sum them in int32 and put them out in float32.
 
-    Where float32 may not hold one, all are computed by `FloatAccumulators`.
+    Where float32 may not hold one, all are computed by `FloatAccumulators`; so are those of layers that the kernels do
+    not know: convolutions over three dimensions, and transposed ones.
     """
 
     def __init__(self, layer: SwitchedLayer) -> None:
         """Makes them for a layer."""
         self._layer, self._in_float = layer, FloatAccumulators(layer)
+        geometry = layer.geometry
+        self._known = geometry.op.dims < 3 and not geometry.op.transposed
+        self._line = geometry.op.dims == 1  # it runs as an image of one row
+        self._convolution: Convolution = None
+        if geometry.op.dims:
+            stride, padding, dilation = geometry.stride, geometry.padding, geometry.dilation
+            if self._line:
+                stride, padding, dilation = (1, *stride), (0, *padding), (1, *dilation)
+            self._convolution = stride, padding, dilation, geometry.groups
         self._packed: dict[tuple[WeightBits, int], list[torch.Tensor]] = {}
 
     @property
@@ -103,14 +113,14 @@ class KernelAccumulators:
         self._in_float.select(weight_bits, grid)
         self._grid, self._bias = grid, cast(torch.Tensor | None, None)
         self._sizes = sizes(self._layer, weight_bits) * largest_number(grid)
-        self._narrow = self.largest < EXACT
+        self._narrow = self._known and self.largest < EXACT
         if self._narrow:
             self._parts = self._packed_parts(weight_bits)
 
     def add_bias(self, bias: torch.Tensor) -> None:
         """Chooses the bias."""
         self._in_float.add_bias(bias)
-        self._narrow = float((self._sizes + bias.abs()).max()) < EXACT
+        self._narrow = self._known and float((self._sizes + bias.abs()).max()) < EXACT
         self._bias = bias.float()
 
     def _packed_parts(self, weight_bits: WeightBits) -> list[torch.Tensor]:
@@ -118,10 +128,11 @@ class KernelAccumulators:
         key, layer = (weight_bits, self._grid.low), self._layer
         if key not in self._packed:
             weight = whole_weights(layer, weight_bits).to(torch.int8).contiguous()
+            weight = weight.unsqueeze(-2) if self._line else weight
             parts = [weight]
             if int(weight.int().abs().max()) > UNSATURATED and saturates():
                 parts = [half := weight >> 1, weight - half]  # of one sign each: no sum grows
-            packed = [_pack(part, -self._grid.low, layer.convolution) for part in parts]
+            packed = [_pack(part, -self._grid.low, self._convolution) for part in parts]
             keep(self._packed, key, packed, len(layer.grids) ** 2 + layer.mixtures)
         return self._packed[key]
 
@@ -129,9 +140,10 @@ class KernelAccumulators:
         """Computes the accumulators of codes."""
         if not self._narrow:
             return self._in_float(CodeStorage().numbers(held, self._grid))
-        zero, geometry, channels = -self._grid.low, self._layer.convolution, len(self._sizes)
+        zero, settings, channels = -self._grid.low, self._convolution, len(self._sizes)
+        held = held.unsqueeze(-2) if self._line else held
         first, *others = self._parts
-        total = _sums(held, zero, first, self._bias, geometry, channels)
+        total = _sums(held, zero, first, self._bias, settings, channels)
         for part in others:
-            total.add_(_sums(held, zero, part, None, geometry, channels))
-        return total
+            total.add_(_sums(held, zero, part, None, settings, channels))
+        return total.squeeze(-2) if self._line else total

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["conv", "depthwise", "linear"]
+Kind = Literal["conv", "depthwise", "transposed", "linear"]
 
 
 @dataclass(frozen=True)
@@ -17,15 +17,16 @@ class LayerSpec:
     name: str
     """Module path inside the network, as in ``named_modules()``: the layer's identity."""
     kind: Kind
-    """``conv``, ``depthwise`` (a convolution with as many groups as input channels, more than one) or ``linear``."""
+    """``conv``, ``depthwise`` (a convolution with as many groups as input channels, more than one), ``transposed`` (a
+    convolution that spreads each input place over a kernel) or ``linear``."""
     in_channels: int
     """Input channels, or input features of a linear layer."""
     out_channels: int
     """Output channels, or output features of a linear layer."""
-    kernel_size: tuple[int, int]
-    """Kernel height and width; (1, 1) for a linear layer."""
-    stride: tuple[int, int]
-    """Stride of a convolution; (0, 0) for a linear layer, as in HAQ's state vector."""
+    kernel_size: tuple[int, ...]
+    """Kernel size by spatial dimension, height and width of images; (1, 1) for a linear layer."""
+    stride: tuple[int, ...]
+    """Stride by spatial dimension; (0, 0) for a linear layer, as in HAQ's state vector."""
     groups: int
     """Convolution groups; 1 for a linear layer."""
     input_shape: tuple[int, ...]

@@ -10,6 +10,7 @@ from torch import nn
 
 from quantenv.core.errors import QuantenvError, unknown_name
 from quantenv.evaluation.preparing import calibrate_task
+from quantenv.graph.ops import Geometry, geometry_of
 from quantenv.quantization.calibration import check_grouping
 from quantenv.quantization.formats import quantize
 from quantenv.quantization.schemes import parse_scheme
@@ -89,19 +90,19 @@ def channel_sensitivity(task: Task) -> dict[str, np.ndarray]:
         def hook(module: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
             shift = torch.zeros_like(output, requires_grad=True)
             with torch.no_grad():
-                calls.append((name, shift, _product(module, arguments[0].detach(), change)))
+                calls.append((name, shift, geometry_of(module).run(arguments[0].detach(), change)))
             return output + shift
 
         return hook
 
-    handles, is_convolution = [], {}
+    handles, geometries = [], {}
     for layer in calibration.modules:
         module = calibration.graph.get_submodule(layer.name)
         weight = module.weight
         assert isinstance(weight, torch.Tensor)
         with torch.no_grad():
             change = quantize(weight, calibration.weight_grids[layer.name][PROBE_BITS]) - weight
-        is_convolution[layer.name] = isinstance(module, nn.Conv2d)
+        geometries[layer.name] = geometry_of(module)
         handles.append(module.register_forward_hook(watch(layer.name, change)))
     try:
         batches = (values[:SAMPLES].split(BATCH) for values in (split.inputs, split.labels))
@@ -111,7 +112,7 @@ def channel_sensitivity(task: Task) -> dict[str, np.ndarray]:
             gradients = torch.autograd.grad(loss, [shift for _, shift, _ in calls])
             of_batch: dict[str, torch.Tensor] = {}
             for (name, _, added), gradient in zip(calls, gradients, strict=True):
-                effect = _by_sample(gradient * added, len(labels), is_convolution[name])
+                effect = _by_sample(gradient * added, len(labels), geometries[name])
                 of_batch[name] = of_batch[name] + effect if name in of_batch else effect
             for name, effect in of_batch.items():
                 totals[name] += effect.square().sum(0)
@@ -142,14 +143,7 @@ def _counts(task: Task, groups: int | Mapping[str, int], least: int) -> dict[str
     return {name: count for name, count in counts.items() if count > 1}
 
 
-def _product(module: nn.Module, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Runs a layer with other weights and without a bias."""
-    if isinstance(module, nn.Conv2d):
-        return F.conv2d(x, weight, None, module.stride, module.padding, module.dilation, module.groups)
-    return F.linear(x, weight)
-
-
-def _by_sample(values: torch.Tensor, samples: int, convolution: bool) -> torch.Tensor:
-    """Sums a layer's outputs, (B, O, H, W) of a convolution or (B, ..., O), over positions: float64 (B, O)."""
-    last = values.movedim(1, -1) if convolution else values
+def _by_sample(values: torch.Tensor, samples: int, geometry: Geometry) -> torch.Tensor:
+    """Sums a layer's outputs over positions: float64 (B, O)."""
+    last = geometry.rows(values)
     return last.double().reshape(samples, -1, last.shape[-1]).sum(1)

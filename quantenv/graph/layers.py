@@ -1,15 +1,16 @@
 """The walk over a network: one `LayerSpec` for each quantizable layer, found by running the network once."""
 
-import math
 import threading
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
 from quantenv.core.errors import UnsupportedLayerError
-from quantenv.core.layers import LayerSpec
-from quantenv.graph.ops import Multiplications
+from quantenv.core.layers import Kind, LayerSpec
+from quantenv.graph.multiplications import Multiplications
+from quantenv.graph.ops import BATCH_NORMS, MODULES, geometry_of, macs, op_of
 from quantenv.graph.plain_network import plain_network
 
 #: Parameters that stay in float which are named, the largest ones.
@@ -28,12 +29,12 @@ def describe(network: nn.Module, example: torch.Tensor) -> tuple[LayerSpec, ...]
             what a layer does for one could not be told from what it does for the batch where batches come second.
 
     Returns:
-        One LayerSpec for each Conv2d and Linear that ran, in the order of first use.
+        One LayerSpec for each layer of `quantenv.graph.ops` that ran, in execution order.
 
     Raises:
         UnsupportedLayerError: If weights are multiplied by where quantenv cannot see them (the module is named), if the
-            network does not run on the example, if no quantizable layer ran, if the output is no tensor, or if a
-            parameter holds NaN or infinity.
+            network does not run on the example, if no quantizable layer ran or one ran several times, if the output is
+            no tensor, or if a parameter holds NaN or infinity.
     """
     return describe_plain(plain_network(network, example), example)
 
@@ -47,7 +48,7 @@ def describe_plain(network: nn.Module, example: torch.Tensor) -> tuple[LayerSpec
     watch = Multiplications(network)
     hooks = []
     for name, module in network.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if isinstance(module, MODULES):
 
             def record(
                 _module: nn.Module,
@@ -78,10 +79,26 @@ def describe_plain(network: nn.Module, example: torch.Tensor) -> tuple[LayerSpec
         )
     if not calls:
         raise UnsupportedLayerError(
-            f"{type(network).__name__} ran no Conv2d or Linear layer, so there is nothing to quantize."
+            f"{type(network).__name__} ran no layer that can be quantized, such as a Conv2d or Linear, so there is "
+            "nothing to quantize."
         )
     modules = dict(network.named_modules())
-    return tuple(_spec(name, modules[name], shapes) for name, shapes in calls.items())
+    for name, shapes in calls.items():
+        check_used_once(name, len(shapes))
+    return tuple(_spec(name, modules[name], *shapes[0]) for name, shapes in calls.items())
+
+
+def check_used_once(name: str, calls: int) -> None:
+    """Refuses a layer that runs several times: its input would have one range for all of them.
+
+    Raises:
+        UnsupportedLayerError: If it does.
+    """
+    if calls > 1:
+        raise UnsupportedLayerError(
+            f"Layer {name!r} runs {calls} times in one forward pass, but has one range for its input. "
+            "Give each use a layer of its own."
+        )
 
 
 def float_weights(network: nn.Module, layers: Collection[str]) -> dict[str, int]:
@@ -98,7 +115,7 @@ def float_weights(network: nn.Module, layers: Collection[str]) -> dict[str, int]
         f"{name}.{key}" if name else key: value.numel()
         for name, module in network.named_modules()
         for key, value in module.named_parameters(recurse=False)
-        if name not in layers and not isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
+        if name not in layers and not isinstance(module, BATCH_NORMS)
     }
 
 
@@ -138,29 +155,28 @@ def _per_sample(shape: torch.Size) -> tuple[int, ...]:
 
 
 def _check_modules(network: nn.Module) -> None:
-
     # Norms and PReLU stay in float and are not quantizable layers themselves.
-    norms = nn.BatchNorm1d | nn.BatchNorm2d | nn.LayerNorm | nn.GroupNorm | nn.InstanceNorm2d | nn.RMSNorm
-    known = nn.Conv2d | nn.Linear | norms | nn.PReLU
-    containers = nn.Sequential | nn.ModuleList | nn.ModuleDict | nn.ParameterList | nn.ParameterDict
+    norms = (*BATCH_NORMS, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.RMSNorm)
+    known = (*MODULES, *norms, nn.PReLU)
+    containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
     for name, module in network.named_modules():
         parameters = dict(module.named_parameters(recurse=False))
         where = f"Layer {name or '(the network itself)'!r}"
         # What torch calls its own is a leaf of the trace; of your own modules every step is seen.
         torchs = type(module).__module__.startswith("torch.nn.") and type(module) is not nn.Module
-        if torchs and parameters and not isinstance(module, known | containers):
+        if torchs and parameters and not isinstance(module, known + containers):
             kind = type(module).__name__
             raise UnsupportedLayerError(
                 f"{where} is {'an' if kind[0] in 'AEIO' else 'a'} {kind} with parameters of its own; quantenv handles "
-                f"Conv2d, Linear, attention and norms. Replace it, or express it with those layers."
+                f"Linear, convolutions, attention and norms. Replace it, or express it with those layers."
                 f"{_tied_note(network, name, parameters)}"
             )
-        if torchs and any(module.children()) and not isinstance(module, containers | known):
+        if torchs and any(module.children()) and not isinstance(module, containers + known):
             raise UnsupportedLayerError(
                 f"{where} is a {type(module).__name__}, which hides its layers from the trace. Express it with "
                 "nn.MultiheadAttention, nn.Linear and nn.LayerNorm in a module of your own."
             )
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.running_mean is None:
+        if isinstance(module, BATCH_NORMS) and module.running_mean is None:
             raise UnsupportedLayerError(
                 f"{where} is a {type(module).__name__} without running statistics (track_running_stats=False): what it "
                 "makes of a sample depends on the others in its batch. Train it with running statistics, or use "
@@ -174,41 +190,30 @@ def _check_modules(network: nn.Module) -> None:
                 )
 
 
-def _spec(name: str, module: nn.Module, shapes: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> LayerSpec:
-    from torch.nn.modules.utils import _pair
-
-    input_shape, output_shape = shapes[0]
-    if isinstance(module, nn.Conv2d):
-        depthwise = module.groups == module.in_channels and module.groups > 1
-        kernel_macs = math.prod(module.kernel_size) * module.in_channels // module.groups
-        return LayerSpec(
-            name=name,
-            kind="depthwise" if depthwise else "conv",
-            in_channels=module.in_channels,
-            out_channels=module.out_channels,
-            kernel_size=(module.kernel_size[0], module.kernel_size[1]),
-            stride=_pair(module.stride),
-            groups=module.groups,
-            input_shape=input_shape,
-            output_shape=output_shape,
-            params=module.weight.numel(),
-            bias_params=module.out_channels,
-            macs=sum(math.prod(output) * kernel_macs for _, output in shapes),
-        )
-    assert isinstance(module, nn.Linear)
+def _spec(name: str, module: nn.Module, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> LayerSpec:
+    op = op_of(module)
+    layer: Any = module
+    if op.dims:
+        depthwise = not op.transposed and layer.groups == layer.in_channels and layer.groups > 1
+        channels, kernel_size, groups = (layer.in_channels, layer.out_channels), layer.kernel_size, layer.groups
+        kind: Kind = "depthwise" if depthwise else "transposed" if op.transposed else "conv"
+        stride, bias_params = geometry_of(layer).stride, layer.out_channels
+    else:
+        channels, kernel_size, groups = (layer.in_features, layer.out_features), (1, 1), 1
+        kind, stride, bias_params = "linear", (0, 0), layer.out_features if layer.bias is not None else 0
     return LayerSpec(
         name=name,
-        kind="linear",
-        in_channels=module.in_features,
-        out_channels=module.out_features,
-        kernel_size=(1, 1),
-        stride=(0, 0),
-        groups=1,
+        kind=kind,
+        in_channels=channels[0],
+        out_channels=channels[1],
+        kernel_size=tuple(kernel_size),
+        stride=stride,
+        groups=groups,
         input_shape=input_shape,
         output_shape=output_shape,
-        params=module.weight.numel(),
-        bias_params=module.out_features if module.bias is not None else 0,
-        macs=sum(math.prod(output) * module.in_features for _, output in shapes),
+        params=layer.weight.numel(),
+        bias_params=bias_params,
+        macs=macs(module, input_shape, output_shape),
     )
 
 

@@ -14,7 +14,8 @@ from torch import fx, nn
 
 from quantenv.core.errors import UnsupportedLayerError
 from quantenv.graph.functional import is_size
-from quantenv.graph.ops import MULTIPLICATIONS
+from quantenv.graph.multiplications import MULTIPLICATIONS
+from quantenv.graph.ops import MODULES
 from quantenv.graph.products import LayerCall, NotConstantError, as_layer, operands
 
 _METHODS = {"matmul", "mm", "mv", "bmm", "addmm", "addmv", "addbmm", "baddbmm", "__matmul__", "__rmatmul__"}
@@ -36,7 +37,7 @@ def layers_of_weights(graph_module: fx.GraphModule, network: nn.Module) -> bool:
         weight itself.
 
     Raises:
-        UnsupportedLayerError: If parameters are multiplied by in a way that no Linear or Conv2d computes.
+        UnsupportedLayerError: If parameters are multiplied by in a way that no layer of `quantenv.graph.ops` computes.
     """
     constants = _Constants(graph_module)
     made: list[tuple[str, str]] = []
@@ -121,7 +122,7 @@ class _Constants:
 
     def _is_fixed(self, node: fx.Node) -> bool:
         if node.op == "call_module":
-            return not isinstance(self._modules[str(node.target)], nn.Conv2d | nn.Linear)
+            return not isinstance(self._modules[str(node.target)], MODULES)
         return node.target not in _DRAWING and node.op != "output"
 
     def _order(self, name: str) -> tuple[int, str]:
@@ -183,11 +184,11 @@ def _refusal(node: fx.Node, parameter: str, network: nn.Module) -> str:
     owner = parameter.rpartition(".")[0]
     layer = network.get_submodule(owner)
     kind, function = type(layer).__name__, str(getattr(node.target, "__name__", node.target))
-    if isinstance(layer, nn.Conv2d | nn.Linear):
+    if isinstance(layer, MODULES):
         return (
             f"The weight of layer {owner!r} ({kind}) is used a second time, in {function}, which no nn.Linear or "
-            "nn.Conv2d computes: tied weights are handled where each use is one of those. Express that use by one, or "
-            "leave it out."
+            "convolution computes: tied weights are handled where each use is one of those. Express that use by one, "
+            "or leave it out."
         )
     return (
         f"A weight of {owner or 'the network itself'!r} ({kind}) is multiplied by in {function}, outside of a layer, "

@@ -1,4 +1,4 @@
-"""Products of activations and constants, as functions and methods spell them, expressed by a Linear or Conv2d."""
+"""Products of activations and constants, as functions and methods spell them, expressed by a layer."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,13 +6,17 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.nn.modules.utils import _pair
+
+from quantenv.graph.ops import OPS, LayerOp
 
 #: Names of the arguments that count, in the order of their places.
 _LINEAR = ("input", "weight", "bias")
 _CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-#: The last of them, and their defaults.
-_SETTINGS = (("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1))
+_TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+#: Defaults of the settings among them.
+_SETTINGS = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, "output_padding": 0}
+#: Convolutions by the name of their function.
+_CONVOLUTIONS = {op.function.__name__: op for op in OPS.values() if op.dims}
 _PRODUCT = ("input", "other")
 _SUM = ("input", "mat1", "mat2")
 _ATTENTION = ("query", "key", "value")
@@ -29,7 +33,7 @@ Method = tuple[Any, ...]
 class LayerCall:
     """A layer, what it reads, and what moves the values before and after it."""
 
-    layer: nn.Conv2d | nn.Linear
+    layer: nn.Module
     source: fx.Node
     before: tuple[Method, ...] = ()
     after: tuple[Method, ...] = ()
@@ -58,14 +62,14 @@ def as_layer(node: fx.Node, value: Callable[[fx.Node], Any]) -> LayerCall | None
         value: Computes a constant node.
 
     Returns:
-        The layer, or None if no Linear or Conv2d computes the same.
+        The layer, or None if no Linear or convolution computes the same.
     """
     name = _name(node)
     try:
         if name == "linear":
             return _linear_call(node, value)
-        if name == "conv2d":
-            return _convolution_call(node, value)
+        if name in _CONVOLUTIONS:
+            return _convolution_call(node, value, _CONVOLUTIONS[name])
         if name == "addmm":
             return _sum_call(node, value)
         if name == "einsum":
@@ -112,13 +116,14 @@ def _linear_call(node: fx.Node, value: Callable[[fx.Node], Any]) -> LayerCall:
     return LayerCall(_linear(weight, bias), given["input"])
 
 
-def _convolution_call(node: fx.Node, value: Callable[[fx.Node], Any]) -> LayerCall:
-    given = _arguments(node, _CONVOLUTION)
+def _convolution_call(node: fx.Node, value: Callable[[fx.Node], Any], op: LayerOp) -> LayerCall:
+    names = _TRANSPOSED if op.transposed else _CONVOLUTION
+    given = _arguments(node, names)
     weight, bias = (_constant(given.get(key), value) for key in ("weight", "bias"))
-    stride, padding, dilation, groups = (_constant(given.get(key, default), value) for key, default in _SETTINGS)
-    padding = padding if isinstance(padding, str) else _pair(padding)
-    sizes = weight.shape[1] * groups, len(weight), (weight.shape[2], weight.shape[3])
-    layer = nn.Conv2d(*sizes, _pair(stride), padding, _pair(dilation), groups, bias=bias is not None)
+    settings = {key: _constant(given.get(key, _SETTINGS[key]), value) for key in names[3:]}
+    groups = settings["groups"]
+    channels = (len(weight), weight.shape[1] * groups) if op.transposed else (weight.shape[1] * groups, len(weight))
+    layer: Any = op.module(*channels, tuple(weight.shape[2:]), bias=bias is not None, **settings)
     layer.weight = nn.Parameter(weight.detach().clone())
     if bias is not None:
         layer.bias = nn.Parameter(bias.detach().clone())

@@ -17,7 +17,8 @@ from torch import fx, nn
 from torch.utils._pytree import tree_leaves
 
 from quantenv.graph.attention import WindowPartition, WindowReverse
-from quantenv.graph.ops import MULTIPLICATIONS
+from quantenv.graph.multiplications import MULTIPLICATIONS
+from quantenv.graph.ops import BATCH_NORMS, LAYERS
 
 _MOVING_MODULES = (
     nn.Flatten,
@@ -217,7 +218,7 @@ def _qualified_name(node: fx.Node) -> str:
 
 def is_layer(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     """Whether a node is a quantizable layer."""
-    return node.op == "call_module" and isinstance(modules[str(node.target)], nn.Conv2d | nn.Linear)
+    return node.op == "call_module" and isinstance(modules[str(node.target)], LAYERS)
 
 
 def _is_softmax(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
@@ -246,7 +247,7 @@ def fused_relu(node: fx.Node, modules: Mapping[str, nn.Module]) -> fx.Node | Non
     """Returns the ReLU that integer hardware fuses into a layer, batch norm or add, or None."""
     fusable = node.target in _ADDS or (node.op == "call_method" and node.target == "add")
     if node.op == "call_module":
-        fusable = isinstance(modules[str(node.target)], nn.Conv2d | nn.Linear | nn.BatchNorm1d | nn.BatchNorm2d)
+        fusable = isinstance(modules[str(node.target)], LAYERS + BATCH_NORMS)
     users = list(node.users)
     return users[0] if fusable and len(users) == 1 and is_relu(users[0], modules) else None
 

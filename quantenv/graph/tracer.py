@@ -13,6 +13,7 @@ from torch import fx, nn
 from torch.fx import _symbolic_trace
 
 from quantenv.graph.attention import WindowBias, WindowPartition, WindowReverse
+from quantenv.graph.ops import MODULES
 
 #: Of ``+=`` and the like.
 OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor")
@@ -98,7 +99,7 @@ class Tracer(fx.Tracer):
             return True
         if vars(m).keys() & {"forward", "_conv_forward"}:
             return False
-        if isinstance(m, nn.Conv2d | nn.Linear) and "weight" not in m._parameters:
+        if isinstance(m, MODULES) and "weight" not in m._parameters:
             return False
         return super().is_leaf_module(m, module_qualified_name)
 

@@ -2,16 +2,17 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
-from torch.nn.modules.utils import _pair
 from torch.nn.utils import fusion
 
-from quantenv.core.errors import UnsupportedLayerError
 from quantenv.graph.expressed import expressed
 from quantenv.graph.functional import functional_graph
+from quantenv.graph.layers import check_used_once
+from quantenv.graph.ops import BATCH_NORMS, LAYERS, MODULES, Canonical, geometry_of, op_of
 
 
 def trace(network: nn.Module) -> fx.GraphModule:
@@ -34,10 +35,12 @@ def trace(network: nn.Module) -> fx.GraphModule:
     _check_used_once(graph_module, modules)
     _set_aside(graph_module, modules)
     _pad_openly(graph_module, modules)
-    for node, layer, norm in _normalised(graph_module, nn.Conv2d):
-        assert isinstance(layer, nn.Conv2d)
+    for name, module in modules.items():
+        if isinstance(module, MODULES) and op_of(module).transposed:
+            graph_module.set_submodule(name, Canonical(module).eval())
+    for node, layer, norm in _normalised(graph_module, spatial=True):
         _replace(graph_module, node, fusion.fuse_conv_bn_eval(layer, norm))
-    layers = [module for module in graph_module.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    layers = [module for module in graph_module.modules() if isinstance(module, LAYERS)]
     for layer in layers:  # what rescales one layer must not rescale another
         for name, parameter in layer.named_parameters(recurse=False):
             setattr(layer, name, nn.Parameter(parameter.detach().clone(), parameter.requires_grad))
@@ -55,30 +58,28 @@ def fold_linear_norms(graph_module: fx.GraphModule, example: torch.Tensor) -> No
         graph_module: A graph of `trace`.
         example: Inputs, float32 (B, ...).
     """
-    pairs = _normalised(graph_module, nn.Linear)
+    pairs = _normalised(graph_module, spatial=False)
     shapes = shapes_of(graph_module, example) if pairs else {}
     for node, layer, norm in pairs:
         if len(shapes[node]) == 2:
-            assert isinstance(layer, nn.Linear)
-            assert isinstance(norm, nn.BatchNorm1d)
             _replace(graph_module, node, fusion.fuse_linear_bn_eval(layer, norm))
     graph_module.delete_all_unused_submodules()
     graph_module.recompile()
 
 
-def _normalised(
-    graph_module: fx.GraphModule, kind: type[nn.Module]
-) -> list[tuple[fx.Node, nn.Module, nn.BatchNorm1d | nn.BatchNorm2d]]:
-    """Finds the batch norms that alone read a layer of some kind: their nodes, the layers and the norms."""
+def _normalised(graph_module: fx.GraphModule, spatial: bool) -> list[tuple[fx.Node, Any, Any]]:
+    """Finds the batch norms that alone read a layer with spatial dimensions, or without: nodes, layers and norms."""
     modules = dict(graph_module.named_modules())
     found = []
     for node in graph_module.graph.nodes:
         norm = modules[node.target] if node.op == "call_module" else None
-        if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
+        if not isinstance(norm, BATCH_NORMS):
             continue
         source = node.args[0]
         layer = modules[source.target] if source.op == "call_module" else None
-        if len(source.users) == 1 and layer is not None and isinstance(layer, kind):
+        if len(source.users) != 1 or not isinstance(layer, LAYERS):
+            continue
+        if isinstance(norm, op_of(layer).norm) and bool(op_of(layer).dims) == spatial:
             found.append((node, layer, norm))
     return found
 
@@ -113,15 +114,17 @@ def shapes_of(graph_module: fx.GraphModule, example: torch.Tensor) -> dict[fx.No
     return found
 
 
-def _pad_openly(graph_module: fx.GraphModule, modules: Mapping[str, nn.Module]) -> None:
+def _pad_openly(graph_module: fx.GraphModule, modules: Mapping[str, Any]) -> None:
     """Has convolutions pad with zeros, by as much on both sides; what else they do to the border is done in front."""
     for node in graph_module.graph.nodes:
-        layer = modules[node.target] if node.op == "call_module" else None
-        if not isinstance(layer, nn.Conv2d):
+        if node.op != "call_module" or not isinstance(modules[node.target], MODULES):
             continue
-        layer.stride, layer.dilation = _pair(layer.stride), _pair(layer.dilation)
+        layer: Any = modules[node.target]
+        if not op_of(layer).dims:
+            continue
         if layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
-            layer.padding = _pair(layer.padding)
+            geometry = geometry_of(layer)
+            layer.stride, layer.padding, layer.dilation = geometry.stride, geometry.padding, geometry.dilation
             continue
         if layer.padding_mode != "zeros":
             width = list(layer._reversed_padding_repeated_twice)  # left, right, top, bottom
@@ -132,12 +135,12 @@ def _pad_openly(graph_module: fx.GraphModule, modules: Mapping[str, nn.Module]) 
                 for side in (step * (size - 1) // 2, (step * (size - 1) + 1) // 2)
             ]
         else:
-            width = [0, 0, 0, 0]
+            width = [0] * 2 * len(layer.kernel_size)
         if layer.padding_mode == "zeros" and width[0::2] == width[1::2]:
-            layer.padding = (width[2], width[0])
+            layer.padding = tuple(reversed(width[0::2]))
             continue
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        layer.padding, layer.padding_mode = (0, 0), "zeros"
+        layer.padding, layer.padding_mode = (0,) * len(layer.kernel_size), "zeros"
         with graph_module.graph.inserting_before(node):
             padded = graph_module.graph.call_function(F.pad, (node.args[0], width, mode))
         node.args = (padded, *node.args[1:])
@@ -147,7 +150,7 @@ def _set_aside(graph_module: fx.GraphModule, modules: Mapping[str, nn.Module]) -
     """Copies parameters of layers that something else reads, too: the layer's own will be folded and rounded."""
     for node in graph_module.graph.nodes:
         owner, _, parameter = str(node.target).rpartition(".")
-        if node.op == "get_attr" and isinstance(modules.get(owner), nn.Conv2d | nn.Linear):
+        if node.op == "get_attr" and isinstance(modules.get(owner), MODULES):
             value = getattr(modules[owner], parameter)
             node.target = f"{owner}.{parameter}".replace(".", "_") + "_read"
             graph_module.register_parameter(node.target, nn.Parameter(value.detach().clone()))
@@ -156,8 +159,5 @@ def _set_aside(graph_module: fx.GraphModule, modules: Mapping[str, nn.Module]) -
 def _check_used_once(graph_module: fx.GraphModule, modules: Mapping[str, nn.Module]) -> None:
     calls = Counter(str(node.target) for node in graph_module.graph.nodes if node.op == "call_module")
     for name, count in calls.items():
-        if count > 1 and isinstance(modules[name], nn.Conv2d | nn.Linear):
-            raise UnsupportedLayerError(
-                f"Layer {name!r} runs {count} times in one forward pass, but has one range for its input. "
-                "Give each use a layer of its own."
-            )
+        if isinstance(modules[name], MODULES):
+            check_used_once(name, count)

@@ -193,8 +193,14 @@ def _check_folded(graph: fx.GraphModule) -> None:
 
 def _folding_changed(network: nn.Module, graph: fx.GraphModule, name: str) -> bool:
     """Whether a layer's parameters are others than in the network: a batch norm was folded into it."""
-    before, after = (dict(module.get_submodule(name).named_parameters()) for module in (network, graph))
-    return before.keys() != after.keys() or any(not torch.equal(before[key], after[key]) for key in before)
+    before, after = (_parameters(module.get_submodule(name)) for module in (network, graph))
+    return len(before) != len(after) or any(not torch.equal(*pair) for pair in zip(before, after, strict=True))
+
+
+def _parameters(layer: nn.Module) -> list[torch.Tensor]:
+    """Returns a layer's weights, and its bias if it has one."""
+    bias = layer.bias
+    return [folded_weight(layer), *([bias] if isinstance(bias, torch.Tensor) else [])]
 
 
 def _folded_gain(network: nn.Module, graph: fx.GraphModule, name: str) -> torch.Tensor:

@@ -14,6 +14,7 @@ from quantenv.core.channel_groups import Channels, channels_of, parts_of, whole
 from quantenv.core.errors import QuantenvError
 from quantenv.core.layers import LayerSpec
 from quantenv.core.locks import PREPARING
+from quantenv.graph.ops import canonical_weight
 from quantenv.graph.sites import Site
 from quantenv.quantization.adaround import nearest_codes
 from quantenv.quantization.corrections import bias_correction, mean_inputs, output_moments
@@ -280,9 +281,8 @@ def stored_bits(wanted: list[int], shared: bool) -> int:
 
 
 def folded_weight(layer: nn.Module) -> torch.Tensor:
-    """Returns a layer's weights, channels-last if they are a convolution's."""
-    weight = layer.weight
-    assert isinstance(weight, torch.Tensor)
+    """Returns a layer's weights, (O, I / G, ...), channels-last if they are of images."""
+    weight = canonical_weight(layer)
     return weight.contiguous(memory_format=torch.channels_last) if weight.dim() == 4 else weight
 
 

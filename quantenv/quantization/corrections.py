@@ -6,8 +6,9 @@ Both compare with what the float network does on the calibration inputs.
 from collections.abc import Callable, Collection
 
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
+
+from quantenv.graph.ops import Geometry, geometry_of
 
 #: Calibration inputs run at once.
 BATCH = 128
@@ -88,20 +89,20 @@ def bias_correction(layer: nn.Module, rounded: torch.Tensor, mean_input: torch.T
     measured on the calibration inputs, and kept by position, so that zero padding is accounted for.
 
     Args:
-        layer: The folded float Conv2d or Linear.
+        layer: The folded float layer.
         rounded: Its rounded weights.
         mean_input: Its input averaged over samples, (1, ...).
 
     Returns:
         The correction, (O,).
     """
-    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    geometry, weight = geometry_of(layer), layer.weight
+    assert isinstance(weight, torch.Tensor)
     with torch.no_grad():
-        error = layer.weight - rounded
-        if isinstance(layer, nn.Linear):
-            return F.linear(mean_input, error).flatten(0, -2).mean(0)
-        shift = F.conv2d(mean_input, error, None, layer.stride, layer.padding, layer.dilation, layer.groups)
-        return shift.mean((0, 2, 3))
+        shift = geometry.run(mean_input, weight - rounded)
+        if not geometry.op.dims:
+            return shift.flatten(0, -2).mean(0)
+        return shift.mean((0, *range(2, shift.dim())))
 
 
 def reestimate(
@@ -147,8 +148,8 @@ class _Moments:
         self.count, self.sum, self.squares = 0, torch.zeros(()), torch.zeros(())
 
     def add(self, layer: nn.Module, output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Adds a batch (B, O, H, W), or (B, ..., O) of a linear layer; returns its own mean and variance."""
-        rows = (output.movedim(1, -1) if _is_convolution(layer) else output).flatten(0, -2).double()
+        """Adds a batch (B, O, ...), or (B, ..., O) of a linear layer; returns its own mean and variance."""
+        rows = _geometry(layer).rows(output).flatten(0, -2).double()
         total, squares = rows.sum(0), rows.square().sum(0)
         self.count, self.sum, self.squares = self.count + len(rows), self.sum + total, self.squares + squares
         return _mean_and_variance(len(rows), total, squares)
@@ -157,9 +158,10 @@ class _Moments:
         return _mean_and_variance(self.count, self.sum, self.squares)
 
 
-def _is_convolution(layer: nn.Module) -> bool:
-    assert isinstance(layer.weight, torch.Tensor)
-    return layer.weight.dim() == 4
+def _geometry(layer: nn.Module) -> Geometry:
+    """Returns the geometry of a layer of the float network, or of one that stands for it."""
+    own = getattr(layer, "geometry", None)
+    return own if isinstance(own, Geometry) else geometry_of(layer)
 
 
 def _mean_and_variance(count: int, total: torch.Tensor, squares: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -196,5 +198,5 @@ class _Estimator(fx.Interpreter):
         layer = self.module.get_submodule(name)
         own = self.seen[name].add(layer, value)
         gain, shift = _affine(self.moments[name], own)
-        shape = (-1, 1, 1) if _is_convolution(layer) else (-1,)
+        shape = _geometry(layer).shape
         return value * gain.view(shape) + shift.view(shape)

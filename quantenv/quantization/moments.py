@@ -1,12 +1,14 @@
 """Second moments of what a layer's weights are multiplied by: all that AdaRound needs to know of the inputs."""
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from quantenv.graph.ops import Geometry, geometry_of
 from quantenv.quantization.ranges import spread
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ class InputMoments:
             together: list[str] = []
             total = 0
             for name in names[names.index(layer) :]:
-                total += 4 * _groups(self._module(name)) * _size(self._module(name)) ** 2
+                total += 4 * geometry_of(self._module(name)).groups * _size(self._module(name)) ** 2
                 if together and total > KEPT_BYTES:
                     break
                 together.append(name)
@@ -101,33 +103,50 @@ def patches(layer: nn.Module, inputs: torch.Tensor, most: int) -> torch.Tensor:
     """Returns what the weights of an output channel are multiplied by, at places spread over inputs and positions.
 
     Args:
-        layer: A Conv2d or Linear.
-        inputs: What it reads, (B, C, H, W) or (B, ..., F).
+        layer: A layer.
+        inputs: What it reads, (B, C, ...), or (B, ..., F) of a linear layer.
         most: How many places at most.
 
     Returns:
         Shape (G, K, places), as weights (O, K) of G groups are laid out.
     """
-    if isinstance(layer, nn.Linear):
+    geometry, weight = geometry_of(layer), layer.weight
+    assert isinstance(weight, torch.Tensor)
+    if not geometry.op.dims:
         rows = inputs.reshape(-1, inputs.shape[-1])
         return rows[spread(torch.arange(len(rows)), most)].T[None]
-    assert isinstance(layer, nn.Conv2d)
-    inputs = F.pad(inputs, layer._reversed_padding_repeated_twice)  # torch's own: also of "same" and "valid"
-    high, wide = layer.kernel_size
-    down, right = layer.stride
-    far, long = layer.dilation
-    lines = (inputs.shape[2] - far * (high - 1) - 1) // down + 1
-    columns = (inputs.shape[3] - long * (wide - 1) - 1) // right + 1
-    chosen = spread(torch.arange(len(inputs) * lines * columns), most)
-    sample, place = chosen // (lines * columns), chosen % (lines * columns)
-    y = (place // columns * down)[:, None, None] + far * torch.arange(high)[:, None]
-    x = (place % columns * right)[:, None, None] + long * torch.arange(wide)
-    taken = inputs[sample[:, None, None], :, y, x]  # (places, kernel, kernel, C)
-    return taken.permute(3, 1, 2, 0).reshape(layer.groups, -1, len(chosen))
+    kernel, dims = weight.shape[2:], range(geometry.op.dims)
+    if geometry.op.transposed:
+        inputs, stride = _spread_out(inputs, geometry, kernel), (1,) * len(dims)
+    else:
+        inputs, stride = F.pad(inputs, [each for each in reversed(geometry.padding) for _ in range(2)]), geometry.stride
+    sizes = [
+        (inputs.shape[2 + dim] - geometry.dilation[dim] * (kernel[dim] - 1) - 1) // stride[dim] + 1 for dim in dims
+    ]
+    chosen = spread(torch.arange(len(inputs) * math.prod(sizes)), most)
+    sample, *places = torch.unravel_index(chosen, (len(inputs), *sizes))
+    taken = []
+    for dim in dims:
+        offsets = geometry.dilation[dim] * torch.arange(kernel[dim])
+        offsets = offsets.flip(0) if geometry.op.transposed else offsets
+        place = (places[dim] * stride[dim]).view(-1, *(1 for _ in dims))
+        taken.append(place + offsets.view(*(-1 if each == dim else 1 for each in dims)))
+    seen = inputs.movedim(1, -1)[(sample.view(-1, *(1 for _ in dims)), *taken)]  # (places, kernel ..., C)
+    return seen.movedim(0, -1).movedim(-2, 0).reshape(geometry.groups, -1, len(chosen))
 
 
-def _groups(layer: nn.Module) -> int:
-    return layer.groups if isinstance(layer, nn.Conv2d) else 1
+def _spread_out(inputs: torch.Tensor, geometry: Geometry, kernel: Sequence[int]) -> torch.Tensor:
+    """Returns the input, (B, C, ...), that a convolution of stride 1 with the flipped kernel reads to do the same."""
+    sizes = [(size - 1) * stride + 1 for size, stride in zip(inputs.shape[2:], geometry.stride, strict=True)]
+    wide = inputs.new_zeros(*inputs.shape[:2], *sizes)
+    wide[(slice(None), slice(None), *(slice(None, None, stride) for stride in geometry.stride))] = inputs
+    border: list[int] = []
+    for size, dilation, padding, more in zip(
+        kernel, geometry.dilation, geometry.padding, geometry.output_padding, strict=True
+    ):
+        before = dilation * (size - 1) - padding
+        border = [before, before + more, *border]
+    return F.pad(wide, border)
 
 
 def _size(layer: nn.Module) -> int:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
-from torch import fx, nn
+from torch import fx
 
+from quantenv.graph.ops import geometry_of
 from quantenv.quantization.adaround import (
     WARM_UP,
     adaround,
@@ -164,8 +164,7 @@ class _SoftLayer:
     """A layer whose weights lie between two whole numbers of their grid each, as far up as learned."""
 
     def __init__(self, calibration: "Calibration", name: str, bits: int, moments: torch.Tensor) -> None:
-        module = calibration.graph.get_submodule(name)
-        assert isinstance(module, nn.Conv2d | nn.Linear)
+        module: Any = calibration.graph.get_submodule(name)
         grid = calibration.linear_grids[name][bits]
         assert isinstance(grid, Grid)
         self.module, self.weight, self.scale = module, module.weight.detach(), grid.scale
@@ -193,9 +192,7 @@ class _SoftLayer:
         if self.mean is not None:
             shift = torch.matmul(by_groups(self.weight - weight, len(self.mean)), self.mean).flatten()
             bias = shift if bias is None else bias.detach() + shift
-        if isinstance(module, nn.Linear):
-            return F.linear(x, weight, bias)
-        return F.conv2d(x, weight, bias, module.stride, module.padding, module.dilation, module.groups)
+        return geometry_of(module).run(x, weight, bias)
 
 
 class _Runner(fx.Interpreter):

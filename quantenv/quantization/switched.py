@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from quantenv.graph.ops import geometry_of
 from quantenv.quantization.calibration import WeightBits, folded_weight, grouped_rounding, stored_bits
 from quantenv.quantization.formats import Codebook, Grid, Rounding, WeightRounding, quantize
 from quantenv.quantization.requantization import ChannelScales, channel_scales
@@ -81,7 +81,7 @@ class SwitchedSite(Switched):
 
 
 class SwitchedLayer(Switched):
-    """A Conv2d or Linear whose quantized weights are all at hand, chosen by bits."""
+    """A layer whose quantized weights are all at hand, chosen by bits."""
 
     def __init__(
         self,
@@ -107,14 +107,11 @@ class SwitchedLayer(Switched):
             channels: Output channels of its channel groups; none if it is whole.
         """
         super().__init__()
-        assert isinstance(layer, nn.Conv2d | nn.Linear)
         self.name = name
         self.float_weight = folded_weight(layer).detach()
         self._round_weights, self._make_bias = round_weights, make_bias
         self.bias: torch.Tensor | None = None
-        self.convolution = (
-            (layer.stride, layer.padding, layer.dilation, layer.groups) if isinstance(layer, nn.Conv2d) else None
-        )
+        self.geometry = geometry_of(layer)
         self.grids, self.indices, self.channels = grids, tuple(indices), tuple(channels)
         self._source = (source,)  # in a tuple, so that it does not become a submodule
         size = self.float_weight.numel() * self.float_weight.element_size()
@@ -191,10 +188,7 @@ class SwitchedLayer(Switched):
         return self.cache[weight_bits]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Runs the layer on (B, C, H, W) or (B, ..., F)."""
+        """Runs the layer on (B, C, ...) or (B, ..., F)."""
         if self.input_grid is not None:
             x = quantize(x, self.input_grid)
-        if self.convolution is None:
-            return F.linear(x, self.weight, self.bias)
-        stride, padding, dilation, groups = self.convolution
-        return F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
+        return self.geometry.run(x, self.weight, self.bias)

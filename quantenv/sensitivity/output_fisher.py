@@ -1,12 +1,14 @@
 """The harm of rounding by one gradient: squared errors of layer outputs, weighted by their Fisher information."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from quantenv.evaluation.preparing import calibrate_task
+from quantenv.graph.ops import geometry_of
 from quantenv.quantization.formats import quantize
 from quantenv.sensitivity.deviations import Deviation
 from quantenv.sensitivity.kinds import PARTS
@@ -82,20 +84,14 @@ class OutputFisher:
     def _moved(self, name: str, deviation: Deviation, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Returns y_q - y of one layer."""
         calibration = self._calibration
-        layer = calibration.graph.get_submodule(name)
-        assert isinstance(layer, nn.Conv2d | nn.Linear)
-        weight: torch.Tensor = layer.weight
-        bias: torch.Tensor | None = layer.bias
+        layer: Any = calibration.graph.get_submodule(name)
+        geometry, weight, bias = geometry_of(layer), layer.weight, layer.bias
         if deviation.part == PARTS[0]:
             weight = calibration.rounded(name, deviation.bits)
             bias = calibration.bias(name, deviation.bits)
         else:
             x = quantize(x, calibration.site_grids[calibration.site_of(name).node][deviation.bits])
-        if isinstance(layer, nn.Conv2d):
-            rounded = F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
-        else:
-            rounded = F.linear(x, weight, bias)
-        channels = 1 if isinstance(layer, nn.Conv2d) else -1
+        rounded, channels = geometry.run(x, weight, bias), geometry.channels
         if calibration.scheme.batch_norm and name in calibration.normalised:
             rounded = _matched(rounded, y, channels)
         moved = rounded - y

@@ -238,8 +238,8 @@ def test_int8_kernels_sum_what_float_sums(seed, weight_bits, activation_bits, bi
     generator = torch.Generator().manual_seed(seed)
     for layer in (each for each in QuantizedNetwork(calibration).module.modules() if isinstance(each, SwitchedLayer)):
         grid = layer.source.grids[activation_bits]
-        channels = layer.float_weight.shape[1] * (layer.convolution or [1])[-1]
-        shape = (4, channels) if layer.convolution is None else (4, channels, 6, 6)
+        channels = layer.float_weight.shape[1] * layer.geometry.groups
+        shape = (4, channels) if not layer.geometry.op.dims else (4, channels, 6, 6)
         drawn = torch.randint(0, grid.high - grid.low + 1, shape, generator=generator) + grid.low
         numbers = (torch.where(drawn >= 0, 1, -1) if grid.sign else drawn).float()
         held = CodeStorage().hold(numbers.clone(), grid)
@@ -281,11 +281,11 @@ def test_weights_and_codes_of_the_largest_sizes_do_not_saturate(weight, code):
         layer.numbers[8] = (numbers, numbers.double().abs().flatten(1).sum(1))
         accumulators = KernelAccumulators(layer)
         accumulators.select(8, grid)
-        channels = layer.float_weight.shape[1] * (layer.convolution or [1])[-1]
-        shape = (4, channels) if layer.convolution is None else (4, channels, 9, 9)
+        channels = layer.float_weight.shape[1] * layer.geometry.groups
+        shape = (4, channels) if not layer.geometry.op.dims else (4, channels, 9, 9)
         held = torch.full(shape, code + grid.low)
         sums = accumulators(CodeStorage().hold(held.float(), grid))
-        inside = sums if layer.convolution is None else sums[:, :, 3, 3]
+        inside = sums if not layer.geometry.op.dims else sums[:, :, 3, 3]
         assert (inside == weight * (code + grid.low) * layer.float_weight[0].numel()).all()
 
 

@@ -246,18 +246,18 @@ def test_accumulators_beyond_single_precision_are_rounded_to_a_power_of_two(posi
 def test_accumulators_are_exact():
     calibration = calibrate(branched(), INPUTS, SCHEME)
     for layer in (each for each in QuantizedNetwork(calibration).module.modules() if isinstance(each, SwitchedLayer)):
-        channels = layer.float_weight.shape[1] * (layer.convolution or [1])[-1]
+        channels = layer.float_weight.shape[1] * layer.geometry.groups
         drawn = torch.randint(0, 256, (4, channels, 9, 9))
-        drawn = drawn if layer.convolution is not None else drawn[..., 0, 0]
+        drawn = drawn if layer.geometry.op.dims else drawn[..., 0, 0]
         for weight_bits, activation_bits in itertools.product((1, 4, 8), (1, 3, 8)):
             codes = drawn % 2**activation_bits if activation_bits > 1 else drawn % 2 * 2
             numbers = (codes + layer.source.grids[activation_bits].low).float()
             weight = whole_weights(layer, weight_bits).double()  # sums of whole numbers below 2**53 are exact
-            if layer.convolution is None:
+            if not layer.geometry.op.dims:
                 expected = F.linear(numbers.double(), weight)
             else:
-                stride, padding, dilation, groups = layer.convolution
-                expected = F.conv2d(numbers.double(), weight, None, stride, padding, dilation, groups)
+                of = layer.geometry
+                expected = F.conv2d(numbers.double(), weight, None, of.stride, of.padding, of.dilation, of.groups)
             assert expected.abs().max() < EXACT
             in_float = FloatAccumulators(layer)
             in_float.select(weight_bits, layer.source.grids[activation_bits])

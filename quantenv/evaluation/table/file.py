@@ -44,8 +44,8 @@ class _Layer(Schema, frozen=True):
     kind: Kind
     in_channels: Size
     out_channels: Size
-    kernel_size: tuple[Size, Size]
-    stride: tuple[Size, Size]
+    kernel_size: tuple[Size, ...]
+    stride: tuple[Size, ...]
     groups: Size
     input_shape: Annotated[tuple[Size, ...], msgspec.Meta(max_length=8)]
     output_shape: Annotated[tuple[Size, ...], msgspec.Meta(max_length=8)]

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from quantenv.graph.ops import LAYERS, geometry_of, op_of
 from quantenv.graph.tracing import shapes_of
 
 #: Sweeps over all pairs at most; fewer if no scale moves by more than `TOLERANCE`.
@@ -57,7 +58,7 @@ class Pair:
 def equalise(graph: fx.GraphModule, example: torch.Tensor) -> list[Pair]:
     """Equalises the weight ranges of all pairs of layers that follow each other, in place.
 
-    A pair is two Conv2d or Linear layers with nothing but ReLUs, pools and flattening between them, whose values
+    A pair is two layers with nothing but ReLUs, pools and flattening between them, whose values
     nothing else reads. Where maps are flattened, all inputs that hold a channel have its factor. ReLU6 and other
     bounded or smooth functions are not homogeneous: layers around them are left as they are. Range is the largest
     absolute weight; the factors are those of eq. 11, and pairs are swept until they no longer move (section 4.1.2).
@@ -121,26 +122,23 @@ def absorb(
     return absorbed
 
 
-def _absorb_pair(first: nn.Module, second: nn.Module, constant: torch.Tensor, read: torch.Tensor) -> None:
+def _absorb_pair(first: Any, second: Any, constant: torch.Tensor, read: torch.Tensor) -> None:
     """Moves a constant of each channel, (C,), from one layer to the next, which reads it as (I,)."""
-    assert isinstance(first, nn.Conv2d | nn.Linear)
-    assert isinstance(second, nn.Conv2d | nn.Linear)
     weight = _by_channel(second)
     passed_on = (weight * read.view(len(weight), 1, -1, 1)).sum((2, 3)).flatten()  # W2 c
     for layer, change in ((first, -constant), (second, passed_on)):
         layer.bias = nn.Parameter(change if layer.bias is None else layer.bias.data + change)
 
 
-def _ranges(layer: nn.Module, channels: torch.Tensor | None) -> torch.Tensor:
+def _ranges(layer: Any, channels: torch.Tensor | None) -> torch.Tensor:
     """Returns a layer's largest absolute weights by output and input channel, (G, O / G, I / G): all that sweeps need.
 
     Args:
         layer: The layer.
         channels: Which channel each of its inputs holds; inputs that hold the same one are taken together.
     """
-    assert isinstance(layer, nn.Conv2d | nn.Linear)
     ranges = _by_channel(layer).abs().amax(3)
-    if channels is None or isinstance(layer, nn.Conv2d):
+    if channels is None or op_of(layer).dims:
         return ranges
     together = ranges.new_zeros(1, ranges.shape[1], int(channels.max()) + 1)
     return together.scatter_reduce(2, channels.expand_as(ranges), ranges, "amax")
@@ -156,10 +154,8 @@ def _equalised(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return factor
 
 
-def _rescale(first: nn.Module, second: nn.Module, factor: torch.Tensor, channels: torch.Tensor) -> None:
+def _rescale(first: Any, second: Any, factor: torch.Tensor, channels: torch.Tensor) -> None:
     """Divides what the first layer puts out by the factors, (C,), and has the second multiply by them."""
-    assert isinstance(first, nn.Conv2d | nn.Linear)
-    assert isinstance(second, nn.Conv2d | nn.Linear)
     first.weight.data.div_(factor.view((-1,) + (1,) * (first.weight.dim() - 1)))
     if first.bias is not None:
         first.bias.data.div_(factor)
@@ -167,10 +163,9 @@ def _rescale(first: nn.Module, second: nn.Module, factor: torch.Tensor, channels
     by_channel.mul_(factor[channels].view(len(by_channel), 1, -1, 1))
 
 
-def _by_channel(layer: nn.Conv2d | nn.Linear) -> torch.Tensor:
+def _by_channel(layer: Any) -> torch.Tensor:
     """Returns a view of a layer's weights, (G, O / G, I / G, K): groups, channels out and in, places in the kernel."""
-    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
-    weight = layer.weight.data
+    groups, weight = geometry_of(layer).groups, layer.weight.data
     return weight.view(groups, weight.shape[0] // groups, weight.shape[1], -1)
 
 
@@ -246,19 +241,19 @@ def _flattened_dimensions(node: fx.Node, modules: dict[str, nn.Module], rank: in
     return start % rank, end % rank
 
 
-def _layer(node: fx.Node, modules: dict[str, nn.Module]) -> nn.Conv2d | nn.Linear | None:
+def _layer(node: fx.Node, modules: dict[str, nn.Module]) -> nn.Module | None:
     module = modules[str(node.target)] if node.op == "call_module" else None
-    return module if isinstance(module, nn.Conv2d | nn.Linear) else None
+    return module if isinstance(module, LAYERS) else None
 
 
-def _channel_dimension(layer: nn.Conv2d | nn.Linear, shape: torch.Size) -> int:
+def _channel_dimension(layer: nn.Module, shape: torch.Size) -> int:
     """Returns the dimension that a layer's channels or features are in, of its input's or output's shape."""
-    return len(shape) - (3 if isinstance(layer, nn.Conv2d) else 1)
+    return len(shape) - 1 - op_of(layer).dims
 
 
-def _inputs(layer: nn.Conv2d | nn.Linear) -> int:
+def _inputs(layer: Any) -> int:
     """Returns how many channels or features a layer reads."""
-    return layer.in_channels if isinstance(layer, nn.Conv2d) else layer.in_features
+    return int(layer.weight.shape[1]) * geometry_of(layer).groups
 
 
 def _is(node: fx.Node, modules: dict[str, nn.Module], kinds: tuple[type[nn.Module], ...], functions: Set[Any]) -> bool:
@@ -288,4 +283,5 @@ def _shiftable(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
 
 
 def _padded(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Conv2d) and layer.padding not in ((0, 0), "valid")
+    geometry = geometry_of(layer)
+    return geometry.op.transposed or any(geometry.padding)

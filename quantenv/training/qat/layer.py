@@ -3,17 +3,18 @@
 import torch
 from torch import nn
 
+from quantenv.graph.ops import geometry_of
 from quantenv.quantization.corrections import rescaled
 from quantenv.quantization.requantization import LARGEST_BIAS
 from quantenv.training.qat.base import Quantizer
 from quantenv.training.qat.grouped import parts_of
 from quantenv.training.qat.norms import as_affine
 from quantenv.training.qat.quantizers import TINY
-from quantenv.training.qat.whole_numbers import exact_sums, numbers_of, on_grid, summed
+from quantenv.training.qat.whole_numbers import exact_sums, numbers_of, on_grid
 
 
 class TrainableLayer(nn.Module):
-    """A folded Conv2d or Linear whose weights, and input where it is stored finer than wanted, are quantized.
+    """A folded layer whose weights, and input where it is stored finer than wanted, are quantized.
 
     What is trained is a float bias; what is added is a whole multiple of the input's step times the weights', where
     integer hardware sums them up (see `on_grid`). With a live batch norm there is no bias until the norm is folded. The
@@ -46,19 +47,16 @@ class TrainableLayer(nn.Module):
             norm: Normalises the output until it is folded, or None.
         """
         super().__init__()
-        assert isinstance(layer, nn.Conv2d | nn.Linear)
         self.weight = nn.Parameter(quantizer.adopt(weight))
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
-        self.convolution = (
-            (layer.stride, layer.padding, layer.dilation, layer.groups) if isinstance(layer, nn.Conv2d) else None
-        )
+        self.geometry = geometry_of(layer)
         self.weight_quantizer = quantizer
         self.requantizer = requantizer
         self._source = (source,)  # in a tuple, so that it does not become a submodule
         self.norm = norm
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Runs the layer on (B, C, H, W) or (B, ..., F)."""
+        """Runs the layer on (B, C, ...) or (B, ..., F)."""
         if self.requantizer is not None:
             x = self.requantizer(x)
         weight = self.weight_quantizer(self.weight)
@@ -68,7 +66,7 @@ class TrainableLayer(nn.Module):
             bias = on_grid(bias, units[0].flatten() * units[1].flatten(), weight)
         learning = self.training or torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type)
         if units is None or learning:
-            output = summed(x, weight, bias, self.convolution)
+            output = self.geometry.run(x, weight, bias)
         else:
             output = self._evaluated(x, weight, bias, *units)
         return output if self.norm is None else self.norm(output)
@@ -81,8 +79,8 @@ class TrainableLayer(nn.Module):
         weight_unit: torch.Tensor,
         input_unit: torch.Tensor,
     ) -> torch.Tensor:
-        numbers = exact_sums(numbers_of(x, input_unit), numbers_of(weight, weight_unit), self.convolution)
-        shape = (-1, 1, 1) if self.convolution is not None else (-1,)
+        numbers = exact_sums(numbers_of(x, input_unit), numbers_of(weight, weight_unit), self.geometry)
+        shape = self.geometry.shape
         output = numbers.mul_((weight_unit.flatten() * input_unit.flatten()).view(shape))
         return output if bias is None else output.add_(bias.view(shape))
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from quantenv.core.errors import QuantenvError
+from quantenv.graph.ops import BATCH_NORMS
 from quantenv.quantization.formats import WeightRounding, scaled
 
 EPSILON = 1e-5
@@ -69,11 +70,7 @@ def check_statistics(network: nn.Module, inputs: torch.Tensor) -> None:
                 "batch is as small as that."
             )
 
-    norms = [
-        (name, module)
-        for name, module in network.named_modules()
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
-    ]
+    norms = [(name, module) for name, module in network.named_modules() if isinstance(module, BATCH_NORMS)]
     hooks = [
         module.register_forward_pre_hook(lambda _module, arguments, name=name: check(name, *arguments))
         for name, module in norms

@@ -6,12 +6,9 @@ the format holds them. So what a trained layer puts out when it is evaluated is 
 """
 
 import torch
-import torch.nn.functional as F
 
+from quantenv.graph.ops import Geometry
 from quantenv.quantization.requantization import EXACT, LARGEST_BIAS
-
-#: Stride, padding, dilation and groups.
-Convolution = tuple[tuple[int, ...], tuple[int, ...] | str, tuple[int, ...], int]
 
 
 def numbers_of(values: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
@@ -19,30 +16,20 @@ def numbers_of(values: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
     return (values / torch.where(unit > 0, unit, 1.0)).round_()
 
 
-def exact_sums(numbers: torch.Tensor, weight: torch.Tensor, convolution: Convolution | None) -> torch.Tensor:
+def exact_sums(numbers: torch.Tensor, weight: torch.Tensor, geometry: Geometry) -> torch.Tensor:
     """Sums a layer's products of whole numbers: in single precision where it holds every sum, else in double.
 
     Args:
-        numbers: The input's, (B, C, H, W) or (B, ..., F).
+        numbers: The input's, (B, C, ...) or (B, ..., F).
         weight: The weights', (O, ...).
-        convolution: How it convolves; None for a linear layer.
+        geometry: How it multiplies.
 
     Returns:
         The sums, float32; those beyond 2**24 are rounded, once.
     """
     largest = weight.abs().flatten(1).sum(1).amax() * numbers.abs().amax()
     precision = torch.float32 if float(largest) < EXACT else torch.float64
-    return summed(numbers.to(precision), weight.to(precision), None, convolution).float()
-
-
-def summed(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, convolution: Convolution | None
-) -> torch.Tensor:
-    """Runs a convolution on (B, C, H, W), or a linear layer on (B, ..., F) where it is None."""
-    if convolution is None:
-        return F.linear(x, weight, bias)
-    stride, padding, dilation, groups = convolution
-    return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    return geometry.run(numbers.to(precision), weight.to(precision)).float()
 
 
 def on_grid(bias: torch.Tensor, unit: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
