@@ -15,7 +15,7 @@ TRAIN_OPTIONS := $(if $(TASK),--task '$(TASK)') $(if $(AGENT),--agent '$(AGENT)'
 	$(if $(BUDGET),--budget '$(BUDGET)') $(if $(EVALUATIONS),--evaluations '$(EVALUATIONS)') $(if $(SEED),--seed '$(SEED)')
 
 .DEFAULT_GOAL := help
-.PHONY: help install train-agent finetune validate tensorboard bench benchmark bench-regret report bench-sensitivity bench-sensitivity-images bench-integer bench-channel-groups bench-fidelity bench-transfer bench-pareto bench-cifar10 bench-peers results test test-fast test-clients fuzz lint check clean
+.PHONY: help install train-agent finetune validate tensorboard bench benchmark bench-regret report bench-sensitivity bench-sensitivity-images bench-integer bench-channel-groups bench-fidelity bench-transfer bench-pareto bench-cifar10 bench-peers results test test-fast test-clients docs fuzz lint check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -37,6 +37,10 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.installed-benchmark: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -c constraints.txt -e '.[benchmark,search]'
+	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-docs: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -c constraints.txt -e '.[docs,search]'
 	@touch $(VENV)/.installed $@
 
 $(CLIENTS)/.installed: pyproject.toml constraints.txt | $(BIN)/python
@@ -120,6 +124,9 @@ test-fast: $(VENV)/.installed-dev ## the tests that do not take long: all but th
 test-clients: $(CLIENTS)/.installed ## run the environments by RLlib, TorchRL, Tianshou, Minari, RL Zoo and others (minutes)
 	QUANTENV_CLIENTS=all $(CLIENTS)/bin/python -m pytest tests/clients $(ARGS)
 
+docs: $(VENV)/.installed-docs ## build the documentation: docs/_build/index.html
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
+
 fuzz: $(VENV)/.installed-dev ## read 20,000 mutants of every kind of file (10 minutes): ARGS="--only weights --seed 1"
 	$(BIN)/python -m tests.fuzz $(ARGS)
 
@@ -131,4 +138,4 @@ lint: $(VENV)/.installed-dev ## style and types
 check: lint test ## what continuous integration runs
 
 clean: ## remove .venv and the tools' caches
-	rm -rf $(VENV) $(CLIENTS) $(PEERS) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) $(PEERS) docs/_build docs/generated build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

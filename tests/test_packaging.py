@@ -132,7 +132,7 @@ def test_every_import_is_a_declared_dependency():
     extras = PROJECT["project"]["optional-dependencies"]
     requirements = [
         *PROJECT["project"]["dependencies"],
-        *(line for name, lines in extras.items() if name not in ("clients", "dev") for line in lines),
+        *(line for name, lines in extras.items() if name not in ("clients", "dev", "docs") for line in lines),
     ]
     declared = {re.split(r"[\[<>=]", requirement)[0] for requirement in requirements}
     modules = {"pyyaml": "yaml", "scikit-learn": "sklearn", "pillow": "PIL"}
@@ -159,7 +159,7 @@ def test_license_is_mit():
 
 
 def test_readme_is_short():
-    assert len(README.splitlines()) <= 190
+    assert len(README.splitlines()) <= 100
 
 
 def blocks(language: str) -> list[str]:
@@ -210,7 +210,7 @@ def test_readme_s_own_network_is_searched(capsys):
         "held_out_data": TensorDataset(inputs[200:], labels[200:]),
     }
     _, example = blocks("python")
-    assert len(example.splitlines()) == 6
+    assert len(example.splitlines()) <= 6
     exec(example.replace("evaluations=500", "evaluations=20"), names)
     found = names["found"]
     assert len(found.episodes) == 20
@@ -263,7 +263,7 @@ def test_make_refuses_an_old_python(tmp_path):
 
 def test_pip_always_gets_the_constraints():
     lines = [line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith("\t$(PIP)")]
-    assert len(lines) == 3
+    assert len(lines) == 4
     assert all("-c constraints.txt" in line for line in lines)
 
 

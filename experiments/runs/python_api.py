@@ -67,7 +67,7 @@ def search(
         options: Further options of `quantenv train` by name, such as ``bits=[2, 4, 8]`` or ``device="generic"``.
 
     Returns:
-        What was found: ``.best``, ``.episodes``, ``.report``, ``.finetune()``, ``.compare()``.
+        What was found, with ``.best``, ``.episodes``, ``.report``, ``.finetune()`` and ``.compare()``.
 
     Raises:
         QuantenvError: For a mistake in the arguments.
