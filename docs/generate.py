@@ -79,8 +79,8 @@ def agent_page(name: str) -> str:
     return (
         f"# {name}\n\n{_plain(inspect.getdoc(agent) or '')}\n\n## What it is\n\n"
         f"{_plain(inspect.getdoc(module) or '')}\n\nSource: `{agent.__module__.replace('.', '/')}.py`.\n\n"
-        f"## Options\n\nOn the command line `--agent_options "{NAME: VALUE}"`. `quantenv train` and benchmarks start from "
-        f"`experiments/configs/agents/{name}.yaml` where there is one.\n\n{_fields(config)}\n"
+        f"## Options\n\nOn the command line `--agent_options '{{NAME: VALUE}}'`. `quantenv train` and benchmarks start "
+        f"from `experiments/configs/agents/{name}.yaml` where there is one.\n\n{_fields(config)}\n"
     )
 
 
