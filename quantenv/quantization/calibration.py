@@ -1,10 +1,8 @@
 """What is measured on a network once, before any allocation: folded weights, ranges, codebooks, statistics."""
 
-import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import fx, nn
@@ -284,10 +282,3 @@ def folded_weight(layer: nn.Module) -> torch.Tensor:
     """Returns a layer's weights, (O, I / G, ...), channels-last if they are of images."""
     weight = canonical_weight(layer)
     return weight.contiguous(memory_format=torch.channels_last) if weight.dim() == 4 else weight
-
-
-def __getattr__(name: str) -> Any:
-    """Finds `calibrate` where it stood before it moved to `quantenv.quantization.calibrating`, which stands on this."""
-    if name == "calibrate":
-        return importlib.import_module("quantenv.quantization.calibrating").calibrate
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
