@@ -10,7 +10,7 @@ from torch import nn
 from quantenv.core.errors import UnsupportedLayerError
 from quantenv.core.layers import Kind, LayerSpec
 from quantenv.graph.multiplications import Multiplications
-from quantenv.graph.ops import BATCH_NORMS, MODULES, geometry_of, macs, op_of
+from quantenv.graph.ops import BATCH_NORMS, MODULES, by_dimension, macs, op_of
 from quantenv.graph.plain_network import plain_network
 
 #: Parameters that stay in float which are named, the largest ones.
@@ -197,7 +197,7 @@ def _spec(name: str, module: nn.Module, input_shape: tuple[int, ...], output_sha
         depthwise = not op.transposed and layer.groups == layer.in_channels and layer.groups > 1
         channels, kernel_size, groups = (layer.in_channels, layer.out_channels), layer.kernel_size, layer.groups
         kind: Kind = "depthwise" if depthwise else "transposed" if op.transposed else "conv"
-        stride, bias_params = geometry_of(layer).stride, layer.out_channels
+        stride, bias_params = by_dimension(layer.stride, op.dims), layer.out_channels
     else:
         channels, kernel_size, groups = (layer.in_features, layer.out_features), (1, 1), 1
         kind, stride, bias_params = "linear", (0, 0), layer.out_features if layer.bias is not None else 0

@@ -142,14 +142,29 @@ def op_of(layer: nn.Module) -> LayerOp:
 
 
 def geometry_of(layer: Any) -> Geometry:
-    """Returns how a layer multiplies; its padding is zeros, by numbers."""
+    """Returns how a layer multiplies; its padding is zeros.
+
+    Raises:
+        TypeError: If it cannot be quantized.
+        ValueError: If it pads its sides unequally, as ``padding="same"`` may: tracing makes that a step of its own.
+    """
     op = op_of(layer)
     if isinstance(layer, Canonical):
         return layer.geometry
     if not op.dims:
         return Geometry(op)
-    stride, padding, dilation = (_each(value, op.dims) for value in (layer.stride, layer.padding, layer.dilation))
-    return Geometry(op, stride, padding, dilation, layer.groups, _each(layer.output_padding, op.dims))
+    stride, dilation = by_dimension(layer.stride, op.dims), by_dimension(layer.dilation, op.dims)
+    padding = layer.padding
+    if padding == "same":
+        both = [step * (size - 1) for size, step in zip(layer.kernel_size, dilation, strict=True)]
+        if any(width % 2 for width in both):
+            raise ValueError(f"padding='same' of a kernel {tuple(layer.kernel_size)} pads its sides unequally.")
+        padding = tuple(width // 2 for width in both)
+    elif padding == "valid":
+        padding = 0
+    return Geometry(
+        op, stride, by_dimension(padding, op.dims), dilation, layer.groups, by_dimension(layer.output_padding, op.dims)
+    )
 
 
 def canonical_weight(layer: Any) -> torch.Tensor:
@@ -181,7 +196,8 @@ def _name(kind: type[nn.Module]) -> str:
     return kind.__name__
 
 
-def _each(value: int | tuple[int, ...], dims: int) -> tuple[int, ...]:
+def by_dimension(value: int | tuple[int, ...], dims: int) -> tuple[int, ...]:
+    """Returns a setting, such as a stride, for each spatial dimension."""
     return (value,) * dims if isinstance(value, int) else tuple(value)
 
 

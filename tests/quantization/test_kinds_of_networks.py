@@ -463,6 +463,25 @@ WORK = {
         TOKENS,
     ),
     "dropout": (lambda: cnn(nn.Dropout2d(), nn.Conv2d(8, 8, 3), nn.Dropout()), IMAGES),
+    "a transposed convolution": (lambda: cnn(nn.ConvTranspose2d(8, 8, 2)), IMAGES),
+    "a one-dimensional convolution": (
+        lambda: net(lambda self, x: self.conv(x).mean(2), conv=nn.Conv1d(8, 4, 3)),
+        TOKENS,
+    ),
+    "a one-dimensional convolution by a function": (
+        lambda: net(
+            lambda self, x: self.head(F.conv1d(x, self.weight).mean(2)), weight=weight(16, 8, 3), head=nn.Linear(16, 4)
+        ),
+        TOKENS,
+    ),
+    "a convolution's weights, transposed again": (
+        lambda: net(
+            lambda self, x: self.head(F.conv_transpose2d(self.conv(x).relu(), self.conv.weight).flatten(1)),
+            conv=nn.Conv2d(1, 8, 3),
+            head=nn.Linear(64, 4),
+        ),
+        IMAGES,
+    ),
 }
 
 
@@ -484,13 +503,12 @@ REFUSED = {
         IMAGES,
         "parameter 'weight' of .* is complex",
     ),
-    "a layer whose forward was replaced": (without_its_weight, IMAGES, "ran no Conv2d or Linear layer"),
+    "a layer whose forward was replaced": (without_its_weight, IMAGES, "ran no layer that can be quantized"),
     "a layer used twice": (used_twice, IMAGES, r"Layer '2' runs 2 times"),
-    "a transposed convolution": (lambda: cnn(nn.ConvTranspose2d(8, 8, 2)), IMAGES, "'2' is a ConvTranspose2d"),
-    "a one-dimensional convolution": (
-        lambda: net(lambda self, x: self.conv(x).mean(2), conv=nn.Conv1d(8, 4, 3)),
+    "a bilinear layer": (
+        lambda: net(lambda self, x: self.pair(x, x).mean(1), pair=nn.Bilinear(8, 8, 4)),
         TOKENS,
-        "'conv' is a Conv1d",
+        "'pair' is a Bilinear",
     ),
     "a recurrent layer": (
         lambda: net(lambda self, x: self.cell(x)[0][:, -1], cell=nn.GRU(8, 4, batch_first=True)),
@@ -524,19 +542,20 @@ REFUSED = {
     ),
     "weights of no layer": (
         lambda: net(
-            lambda self, x: self.head(F.conv1d(x, self.weight).mean(2)), weight=weight(16, 8, 3), head=nn.Linear(16, 4)
+            lambda self, x: self.head(F.bilinear(x, x, self.weight).mean(1)),
+            weight=weight(16, 8, 8),
+            head=nn.Linear(16, 4),
         ),
         TOKENS,
-        r"A weight of 'the network itself' \(Net\) is multiplied by in conv1d",
+        r"A weight of 'the network itself' \(Net\) is multiplied by in bilinear",
     ),
     "a layer's weight in another operation": (
         lambda: net(
-            lambda self, x: self.head(F.conv_transpose2d(self.conv(x).relu(), self.conv.weight).flatten(1)),
-            conv=nn.Conv2d(1, 8, 3),
-            head=nn.Linear(64, 4),
+            lambda self, x: torch.tensordot(self.head(x), self.head.weight, dims=([2], [0])).mean(1),
+            head=nn.Linear(8, 4),
         ),
-        IMAGES,
-        r"The weight of layer 'conv' \(Conv2d\) is used a second time, in conv_transpose2d, .* tied weights are",
+        TOKENS,
+        r"The weight of layer 'head' \(Linear\) is used a second time, in tensordot, .* tied weights are",
     ),
     "an embedding with its head's weight": (
         lambda: tied_embedding(nn.Embedding(4, 8), nn.Linear(8, 4, bias=False)),

@@ -35,6 +35,8 @@ _MOST = 1 << 48
 
 Size = Annotated[int, msgspec.Meta(ge=0, le=_MOST)]
 Text = Annotated[str, msgspec.Meta(max_length=1000)]
+#: A value by spatial dimension.
+Spatial = Annotated[tuple[Size, ...], msgspec.Meta(min_length=1, max_length=3)]
 
 
 class _Layer(Schema, frozen=True):
@@ -44,8 +46,8 @@ class _Layer(Schema, frozen=True):
     kind: Kind
     in_channels: Size
     out_channels: Size
-    kernel_size: tuple[Size, ...]
-    stride: tuple[Size, ...]
+    kernel_size: Spatial
+    stride: Spatial
     groups: Size
     input_shape: Annotated[tuple[Size, ...], msgspec.Meta(max_length=8)]
     output_shape: Annotated[tuple[Size, ...], msgspec.Meta(max_length=8)]
