@@ -56,6 +56,10 @@ class BenchOptions:
     """Images of each split at 224 pixels."""
     episodes: int = 100
     """Episodes that our cost of one is measured by."""
+    searched_images: list[int] = field(default_factory=lambda: [2_000, 10_000])
+    """Images that ours searches on."""
+    tuned_episodes: list[int] = field(default_factory=lambda: [1, 2])
+    """Episodes of ours in which every evaluation is HAQ's, with an epoch of fine-tuning."""
     output: str = "experiments/studies/results"
     """Folder of the JSON file and the table."""
 
@@ -122,13 +126,13 @@ def _large(options: BenchOptions, runs: Mapping[str, Any]) -> Iterator[Job]:
 
 
 def _haq(options: BenchOptions, runs: Mapping[str, Any]) -> Iterator[Job]:
-    for images in (2_000, 10_000):
+    for images in options.searched_images:
         for episodes in (options.episodes // 10, options.episodes):
             yield Job("quantenv", "episodes", "resnet20", images=images, episodes=episodes)
     yield Job("haq", "episodes", "resnet20", images=10_000, epochs=1, episodes=1)
     yield Job("haq", "episodes", "resnet20", images=10_000, episodes=2)
     yield Job("haq", "episodes", "resnet20", images=2_000, episodes=2)
-    for episodes in (1, 2):
+    for episodes in options.tuned_episodes:
         yield Job("quantenv", "episodes", "resnet20", images=10_000, epochs=1, episodes=episodes)
 
 
