@@ -58,9 +58,9 @@ def test_describing_leaves_the_network_as_it_was():
 
 
 def test_an_unsupported_layer_is_named():
-    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Sequential(nn.ConvTranspose2d(4, 2, 3)))
-    with pytest.raises(UnsupportedLayerError, match=r"'1\.0' is a ConvTranspose2d"):
-        describe(network, torch.randn(1, 1, 8, 8))
+    network = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.GRUCell(4, 2)))
+    with pytest.raises(UnsupportedLayerError, match=r"'1\.0' is a GRUCell"):
+        describe(network, torch.randn(1, 4))
 
 
 def test_nan_weights_are_refused_and_located():
@@ -134,12 +134,12 @@ def test_weights_that_no_layer_multiplies_by_are_refused():
     class Along(nn.Module):
         def __init__(self):
             super().__init__()
-            self.weight = nn.Parameter(torch.randn(2, 2, 3))
+            self.weight = nn.Parameter(torch.randn(2, 4, 4))
 
         def forward(self, x):
-            return nn.functional.conv1d(x, self.weight)
+            return nn.functional.bilinear(x, x, self.weight)
 
-    with pytest.raises(UnsupportedLayerError, match=r"A weight of '1' \(Along\) is multiplied by in conv1d"):
+    with pytest.raises(UnsupportedLayerError, match=r"A weight of '1' \(Along\) is multiplied by in bilinear"):
         describe(nn.Sequential(nn.Linear(4, 4), Along()), torch.randn(1, 2, 4))
 
 
